@@ -1,0 +1,24 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Losses of CMID: mathematics without Lightning, TorchGeo or side effects."""
+
+from .collapse import entropy, pairwise_cosine, standard_deviation
+from .contrastive import info_nce, key_rank
+from .distillation import PrototypeLoss
+from .matching import nearest_cells, take_cells
+from .reconstruction import ReconstructionLoss, focal_frequency, focal_l1
+
+__all__ = (
+    'PrototypeLoss',
+    'ReconstructionLoss',
+    'entropy',
+    'focal_frequency',
+    'focal_l1',
+    'info_nce',
+    'key_rank',
+    'nearest_cells',
+    'pairwise_cosine',
+    'standard_deviation',
+    'take_cells',
+)
