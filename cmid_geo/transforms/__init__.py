@@ -1,0 +1,9 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""From chips to located, masked views."""
+
+from .masking import expand_mask, hide_cells, random_cell_mask
+from .views import TwoViews, View
+
+__all__ = ('TwoViews', 'View', 'expand_mask', 'hide_cells', 'random_cell_mask')
