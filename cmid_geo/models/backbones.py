@@ -1,0 +1,227 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Backbones of timm that accept a mask of hidden cells."""
+
+from abc import ABC, abstractmethod
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from timm.layers import PatchEmbed
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..transforms.masking import expand_mask
+
+#: Side of a cell in pixels.
+CELL = 32
+
+SUPPORTED = (
+    'supported are the families of ResNet (resnet18 to resnet152, resnext, wide_resnet), '
+    'Swin (swin_*, swinv2_*), ViT with patches of 8, 16 or 32 pixels (vit_*, deit_*) and ConvNeXt '
+    "(convnext_*, convnextv2_*); timm.list_models('resnet*') lists the names of one"
+)
+
+
+class MaskedBackbone(nn.Module, ABC):
+    """A timm network whose output is one vector a cell, and from which cells can be hidden.
+
+    At hidden places a learned *mask token* is added to the output of the stem. Without a
+    mask the features are those of timm's ``forward_features``.
+    """
+
+    #: Whether the network normalises over the batch.
+    convolutional: ClassVar[bool] = False
+
+    def __init__(self, name: str, network: Any, stem_width: int) -> None:
+        """Initialize a new MaskedBackbone instance.
+
+        Args:
+            name: timm's name of the network.
+            network: The network, without a classifier.
+            stem_width: Channels after the stem.
+        """
+        super().__init__()
+        self.name = name
+        self.network = network
+        self.num_features: int = network.num_features
+        self.mask_token = nn.Parameter(torch.zeros(stem_width))
+        self.register_load_state_dict_pre_hook(_accept_plain_state_dict)
+
+    def forward(
+        self,
+        image: Float[Tensor, 'batch bands height width'],
+        mask: Bool[Tensor, 'batch rows cols'] | None = None,
+    ) -> Float[Tensor, 'batch dim rows cols']:
+        """Compute the features of each cell.
+
+        Args:
+            image: Standardised views whose sides are multiples of 32 pixels.
+            mask: True where a cell is hidden; nowhere by default.
+
+        Returns:
+            One vector for each cell of 32x32 pixels.
+
+        Raises:
+            ValueError: If a side is no multiple of 32.
+        """
+        height, width = image.shape[2:]
+        if height % CELL or width % CELL:
+            raise ValueError(
+                f'images of {height}x{width} pixels: both sides must be multiples of {CELL}, '
+                'crop or pad them'
+            )
+        return self.encode(image, mask)
+
+    @abstractmethod
+    def encode(self, image: Tensor, mask: Tensor | None) -> Tensor:
+        """Run the network; see :meth:`forward`."""
+
+    def hide(self, stem: Tensor, mask: Tensor | None) -> Tensor:
+        """Add the mask token at the hidden places of a stem's output, channels first."""
+        if mask is None:
+            return stem
+        hidden = expand_mask(mask, *stem.shape[2:])[:, None].to(stem.dtype)
+        return stem + hidden * self.mask_token.to(stem.dtype)[:, None, None]
+
+
+class MaskedResNet(MaskedBackbone):
+    """ResNet: the token is added after the stem's pooling."""
+
+    convolutional = True
+
+    def encode(self, image: Tensor, mask: Tensor | None) -> Tensor:
+        """Run stem, mask and the four stages."""
+        net = self.network
+        stem = net.maxpool(net.act1(net.bn1(net.conv1(image))))
+        return net.layer4(net.layer3(net.layer2(net.layer1(self.hide(stem, mask)))))
+
+
+class MaskedConvNeXt(MaskedBackbone):
+    """ConvNeXt: the token is added after the stem."""
+
+    convolutional = True
+
+    def encode(self, image: Tensor, mask: Tensor | None) -> Tensor:
+        """Run stem, mask and stages."""
+        net = self.network
+        return net.norm_pre(net.stages(self.hide(net.stem(image), mask)))
+
+
+class MaskedSwin(MaskedBackbone):
+    """Swin, first and second version: the token is added after the patch embedding."""
+
+    def encode(self, image: Tensor, mask: Tensor | None) -> Tensor:
+        """Run patch embedding, mask and stages; timm's Swin keeps channels last."""
+        net = self.network
+        stem = self.hide(net.patch_embed(image).permute(0, 3, 1, 2), mask)
+        return net.norm(net.layers(stem.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+class MaskedViT(MaskedBackbone):
+    """ViT: the token is added after the patch embedding, patches are averaged over cells."""
+
+    def encode(self, image: Tensor, mask: Tensor | None) -> Tensor:
+        """Run patch embedding, mask and blocks; drop what are not patches; pool to cells."""
+        net = self.network
+        # With dynamic_img_size the patches keep their grid, channels last
+        stem = self.hide(net.patch_embed(image).permute(0, 3, 1, 2), mask)
+        rows, cols = stem.shape[2:]
+        tokens = net.norm_pre(net.patch_drop(net._pos_embed(stem.permute(0, 2, 3, 1))))
+        patches = net.norm(net.blocks(tokens))[:, net.num_prefix_tokens :]
+        grid = patches.unflatten(1, (rows, cols)).permute(0, 3, 1, 2)
+        return F.avg_pool2d(grid, rows * CELL // image.shape[2])
+
+
+def create_backbone(
+    name: str, in_channels: int = 3, pretrained: bool = False
+) -> MaskedBackbone:
+    """Create a backbone that accepts a mask.
+
+    Stochastic depth is 0, and any image whose sides are multiples of 32 is accepted,
+    whatever size the network's name says. A plain timm ``state_dict`` loads into the
+    result, or into its ``network``.
+
+    Args:
+        name: timm's name of a ResNet, Swin, ViT or ConvNeXt.
+        in_channels: Number of bands.
+        pretrained: Whether to start from timm's weights.
+
+    Returns:
+        The backbone; ``num_features`` is the length of its vectors.
+
+    Raises:
+        ValueError: If the name is unknown to timm or its family is not supported.
+    """
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=3)
+        hint = f' (did you mean {", ".join(near)}?)' if near else ''
+        raise ValueError(f'backbone {name!r} is not known to timm{hint}: {SUPPORTED}')
+
+    options: dict[str, Any] = {'in_chans': in_channels, 'num_classes': 0}
+    options |= {'pretrained': pretrained}
+    if name.startswith('swin'):
+        options |= {'strict_img_size': False, 'drop_path_rate': 0.0}
+    elif name.startswith(('vit', 'deit')):
+        options |= {'dynamic_img_size': True}
+    elif not name.startswith(
+        ('resn', 'wide_resn', 'convnext', 'ecaresn', 'seresn', 'skresn')
+    ):
+        raise ValueError(f'backbone {name!r} cannot hide cells: {SUPPORTED}')
+    try:
+        network = timm.create_model(name, **options)
+    except TypeError as error:
+        raise ValueError(
+            f'backbone {name!r} cannot hide cells ({error}): {SUPPORTED}'
+        ) from error
+    return _wrap(name, network)
+
+
+def _wrap(name: str, network: nn.Module) -> MaskedBackbone:
+    """Pick the kind of backbone by the network's class."""
+    if isinstance(network, ResNet):
+        return MaskedResNet(name, network, _width(network.layer1, network))
+    if isinstance(network, ConvNeXt):
+        stem = [layer for layer in network.stem if isinstance(layer, nn.Conv2d)]
+        return MaskedConvNeXt(name, network, stem[-1].out_channels)
+    if isinstance(network, SwinTransformer | SwinTransformerV2):
+        return MaskedSwin(name, network, network.embed_dim)
+    patches = getattr(network, 'patch_embed', None)
+    if isinstance(network, VisionTransformer) and isinstance(patches, PatchEmbed):
+        if patches.patch_size in ((8, 8), (16, 16), (32, 32)):
+            return MaskedViT(name, network, network.embed_dim)
+        raise ValueError(
+            f'backbone {name!r} has patches of {patches.patch_size} pixels: {SUPPORTED}'
+        )
+    raise ValueError(
+        f'backbone {name!r} ({type(network).__name__}) cannot hide cells: {SUPPORTED}'
+    )
+
+
+def _width(stage: Any, network: Any) -> int:
+    """Channels that a ResNet's first stage takes in: those of its stem."""
+    return next(
+        layer.in_channels for layer in stage.modules() if isinstance(layer, nn.Conv2d)
+    )
+
+
+def _accept_plain_state_dict(
+    module: MaskedBackbone, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """Let a plain timm ``state_dict`` load: put its tensors under ``network``."""
+    own = [key for key in state_dict if key.startswith(prefix)]
+    if not own or any(
+        key.startswith((f'{prefix}network.', f'{prefix}mask_token')) for key in own
+    ):
+        return
+    for key in own:
+        state_dict[f'{prefix}network.{key.removeprefix(prefix)}'] = state_dict.pop(key)
+    state_dict[f'{prefix}mask_token'] = module.mask_token.detach()

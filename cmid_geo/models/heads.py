@@ -1,0 +1,127 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Heads on a backbone's cells."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Projector(nn.Module):
+    """Cells to one unit vector a view, for the global loss."""
+
+    def __init__(
+        self, width: int, hidden_dim: int = 2048, output_dim: int = 256
+    ) -> None:
+        """Initialize a new Projector instance.
+
+        Args:
+            width: Length of a cell's vector.
+            hidden_dim: Units of the hidden layer.
+            output_dim: Length of the unit vectors.
+        """
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, output_dim)
+        )
+
+    def forward(
+        self, features: Float[Tensor, 'batch width rows cols']
+    ) -> Float[Tensor, 'batch dim']:
+        """Average the cells and project.
+
+        Args:
+            features: One vector a cell.
+
+        Returns:
+            Unit vectors in float32, whatever the autocast type.
+        """
+        return _unit(self.layers(features.mean(dim=(2, 3))))
+
+
+class PrototypeHead(nn.Module):
+    """Cells to their cosines with learned prototypes, for the local loss."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden_dim: int = 2048,
+        output_dim: int = 256,
+        num_prototypes: int = 2048,
+        batch_norm: bool = True,
+    ) -> None:
+        """Initialize a new PrototypeHead instance.
+
+        Args:
+            width: Length of a cell's vector.
+            hidden_dim: Units of the two hidden layers.
+            output_dim: Length of a prototype.
+            num_prototypes: Number of prototypes.
+            batch_norm: Whether to normalise the hidden layers over the cells of the batch,
+                as the paper does for convolutional networks.
+        """
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs in (width, hidden_dim):
+            layers.append(nn.Linear(inputs, hidden_dim))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(hidden_dim))
+            layers.append(nn.GELU())
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden_dim, output_dim))
+        # Weight normalisation with the gain fixed at 1 leaves directions alone
+        self.directions = nn.Parameter(
+            nn.init.trunc_normal_(
+                nn.Linear(output_dim, num_prototypes, bias=False).weight, std=0.02
+            )
+        )
+
+    def forward(
+        self, cells: Float[Tensor, 'cells width']
+    ) -> Float[Tensor, 'cells prototypes']:
+        """Compare cells with the prototypes.
+
+        Args:
+            cells: Vectors of matched cells.
+
+        Returns:
+            Cosines, in [-1, 1].
+        """
+        return F.linear(_unit(self.layers(cells)), _unit(self.directions))
+
+
+class PixelDecoder(nn.Module):
+    """Cells to pixels, for the reconstruction."""
+
+    def __init__(self, width: int, bands: int, cell: int = 32) -> None:
+        """Initialize a new PixelDecoder instance.
+
+        Args:
+            width: Length of a cell's vector.
+            bands: Number of bands to rebuild.
+            cell: Side of a cell in pixels.
+        """
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, cell**2 * bands, 1), nn.PixelShuffle(cell)
+        )
+
+    def forward(
+        self, features: Float[Tensor, 'batch width rows cols']
+    ) -> Float[Tensor, 'batch bands height width']:
+        """Rebuild the standardised pixels of each cell from its vector.
+
+        Args:
+            features: One vector a cell.
+
+        Returns:
+            Views.
+        """
+        return self.layers(features)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Scale the last dimension to length 1, in float32 or wider."""
+    if vectors.dtype.itemsize < 4:
+        vectors = vectors.float()
+    return F.normalize(vectors, dim=-1)
