@@ -1,0 +1,311 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Contrastive Mask Image Distillation (CMID)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchgeo.models import get_weight
+from torchvision.models import WeightsEnum
+
+from ..losses import (
+    PrototypeLoss,
+    ReconstructionLoss,
+    info_nce,
+    nearest_cells,
+    take_cells,
+)
+from ..models.backbones import create_backbone
+from ..models.encoder import Encoder, Encoding
+from ..models.heads import PixelDecoder, Projector, PrototypeHead
+from ..models.loading import load_weights
+from ..models.memory import KeyQueue, make_teacher
+from ..transforms.masking import hide_cells
+from ..transforms.views import TwoViews, View, check_size
+from .pretraining import Pretraining
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of comparing two views.
+
+    Attributes:
+        losses: Reconstruction, global and local loss.
+        keys: The teacher's unit vectors of the first and the second view.
+        embedding: The student's unit vectors of the first view.
+        scores: The teacher's cosines with the prototypes, of the matched cells both ways.
+        weight: Weight of each of those cells.
+    """
+
+    losses: Float[Tensor, '3']
+    keys: Float[Tensor, '2 batch dim']
+    embedding: Float[Tensor, 'batch dim']
+    scores: Float[Tensor, 'cells prototypes']
+    weight: Float[Tensor, ' cells']
+
+
+class CMID(Pretraining):
+    """CMID: contrast, masked reconstruction and local distillation at once.
+
+    One chip gives two located views. Both go masked through the student, and whole through
+    the teacher, a moving average of the student. The student rebuilds the hidden pixels,
+    its vector of a view picks out the teacher's vector of the other view among those of
+    older images, and its cells match the prototypes of the teacher's cells at the same
+    place on the ground in the other view.
+
+    Batches are dictionaries with ``image``, chips in [0, 1] of shape (batch, bands, height,
+    width), or (batch, dates, bands, height, width), and optionally ``valid``, True where a
+    pixel holds data.
+
+    If you use this task in your research, please cite the following paper:
+
+    * https://doi.org/10.1109/TGRS.2023.3268232
+    """
+
+    def __init__(
+        self,
+        model: str = 'resnet50',
+        weights: WeightsEnum | str | bool | None = None,
+        in_channels: int = 3,
+        size: int = 224,
+        queue_size: int = 65536,
+        mask_ratio: float = 0.6,
+        matches: int = 20,
+        hidden_dim: int = 2048,
+        output_dim: int = 256,
+        num_prototypes: int = 2048,
+        temperature: float = 0.2,
+        student_temp: float = 0.1,
+        teacher_temp_start: float = 0.04,
+        teacher_temp: float = 0.07,
+        teacher_temp_epochs: float = 50,
+        teacher_temp_steps: int | None = None,
+        momentum: float = 0.996,
+        momentum_end: float = 1.0,
+        center_momentum: float = 0.9,
+        alpha: float = 0.2,
+        gamma: float = 1.0,
+        spectral_weight: float = 1.0,
+        visible_weight: float = 0.001,
+        reconstruction_weight: float = 1.0,
+        global_weight: float = 1.0,
+        local_weight: float = 1.0,
+        lr: float = 1e-3,
+        lr_end: float = 1e-6,
+        lr_batch_size: int = 64,
+        weight_decay: float = 0.02,
+        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
+        warmup_epochs: float = 10,
+        warmup_steps: int | None = None,
+        bands: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        export_source: Literal['teacher', 'student'] = 'teacher',
+        augmentations: nn.Module | None = None,
+    ) -> None:
+        """Initialize a new CMID instance; the defaults are the paper's.
+
+        Args:
+            model: timm's name of a ResNet, Swin, ViT or ConvNeXt.
+            weights: Where to start from: a weights enum or its name, the path of a backbone
+                file, True for timm's ImageNet weights, or None for random ones.
+            in_channels: Number of bands.
+            size: Side of the views in pixels, a multiple of 32.
+            queue_size: Number of older keys to contrast with, at most twice the chips of
+                an epoch: a longer queue would hold a chip's own old keys.
+            mask_ratio: Share of the cells to hide from the student.
+            matches: Cells to match in each image and direction.
+            hidden_dim: Units of the heads' hidden layers.
+            output_dim: Length of embeddings and prototypes.
+            num_prototypes: Number of prototypes.
+            temperature: Of the global loss.
+            student_temp: Of the student's assignments.
+            teacher_temp_start: Of the teacher's assignments, at the first step.
+            teacher_temp: Of the teacher's assignments, after the rise.
+            teacher_temp_epochs: Epochs of the rise.
+            teacher_temp_steps: Steps of the rise, instead of epochs.
+            momentum: Share of the old teacher in the new one, at the first step.
+            momentum_end: The same at the end.
+            center_momentum: Share of the old centre of the assignments in the new one.
+            alpha: See :func:`~cmid_geo.losses.focal_l1`.
+            gamma: See :func:`~cmid_geo.losses.focal_l1`.
+            spectral_weight: See :class:`~cmid_geo.losses.ReconstructionLoss`.
+            visible_weight: See :class:`~cmid_geo.losses.ReconstructionLoss`.
+            reconstruction_weight: Weight of the first loss.
+            global_weight: Weight of the second loss.
+            local_weight: Weight of the third loss.
+            lr: Learning rate for a global batch of *lr_batch_size*; scaled in proportion.
+            lr_end: Learning rate at the end.
+            lr_batch_size: Images that *lr* is meant for.
+            weight_decay: On all parameters but biases and norms.
+            betas: Of the Adan optimizer.
+            warmup_epochs: Epochs over which the learning rate rises.
+            warmup_steps: Steps of that rise, instead of epochs.
+            bands: Names of the bands; taken from the datamodule where it has them.
+            mean: Mean of each band in [0, 1]; taken from the datamodule where it has them,
+                else the authors' for RGB.
+            std: Standard deviation of each band in [0, 1], likewise.
+            export_source: Whose backbone the fit ends with.
+            augmentations: Module called with chips and valid that gives two
+                :class:`~cmid_geo.transforms.View`; ``TwoViews(size)`` by default.
+
+        Raises:
+            ValueError: If *size* is no multiple of 32 or *model* is not supported.
+        """
+        check_size(size)
+        self.weights = weights
+        self.augmentations_given = augmentations
+        super().__init__()
+
+    def configure_models(self) -> None:
+        """Build student, teacher, decoder, queue and augmentations."""
+        given = self.hparams
+        backbone = create_backbone(
+            given['model'], given['in_channels'], self.weights is True
+        )
+        if self.weights and self.weights is not True:
+            named = isinstance(self.weights, str) and '_Weights.' in self.weights
+            load_weights(backbone, get_weight(self.weights) if named else self.weights)
+        width, hidden, output = (
+            backbone.num_features,
+            given['hidden_dim'],
+            given['output_dim'],
+        )
+        projector = Projector(width, hidden, output)
+        prototypes = PrototypeHead(
+            width, hidden, output, given['num_prototypes'], backbone.convolutional
+        )
+        self.student = Encoder(backbone, projector, prototypes)
+        self.teacher = make_teacher(self.student)
+        self.decoder = PixelDecoder(width, given['in_channels'])
+        self.queue = KeyQueue(given['queue_size'], output)
+
+        self.augmentations = self.augmentations_given or TwoViews(
+            given['size'], given['mask_ratio']
+        )
+        self.configure_values()
+
+    def configure_losses(self) -> None:
+        """Build the losses that have constants or memory."""
+        given = self.hparams
+        self.rebuild = ReconstructionLoss(
+            given['alpha'],
+            given['gamma'],
+            given['spectral_weight'],
+            given['visible_weight'],
+        )
+        self.assign = PrototypeLoss(
+            given['num_prototypes'], given['student_temp'], given['center_momentum']
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Compute the losses of a batch; :class:`Remember` moves the memory after it.
+
+        Args:
+            batch: ``image`` and optionally ``valid``, see the class.
+            batch_idx: Index of the batch in its epoch.
+
+        Returns:
+            The loss, and what the memory takes: the teacher's ``keys``, and the mean
+            ``scores`` of the matched ``cells``.
+        """
+        first, second = self.augmentations(batch['image'], batch.get('valid'))
+        compared = self.compare(first, second)
+        self.log_comparison(compared, 'train')
+        total = compared.weight.sum()
+        scores = (compared.scores * compared.weight[:, None]).sum(0) / total.clamp_min(
+            1e-6
+        )
+        return {
+            'loss': self.weigh(compared.losses),
+            'losses': compared.losses.detach(),
+            'keys': compared.keys,
+            'scores': scores[None],
+            'cells': total[None],
+        }
+
+    def compare(self, first: View, second: View) -> Comparison:
+        """Compare two views by all three losses, without side effects.
+
+        Args:
+            first: The plain view.
+            second: The strong view.
+
+        Returns:
+            The losses, each the mean over both directions, and what went into them.
+        """
+        seen_first, seen_second = self.see(first), self.see(second)
+        with torch.no_grad():
+            whole_first, whole_second = (
+                self.teacher(first.image),
+                self.teacher(second.image),
+            )
+        shown = (first.valid_cells.any(1) & second.valid_cells.any(1)).float()
+
+        pixels = self.reconstruct(first, seen_first) + self.reconstruct(
+            second, seen_second
+        )
+        globe = self.contrast(seen_first, whole_second, shown)
+        globe = globe + self.contrast(seen_second, whole_first, shown)
+        there = self.distil(first, seen_first, second, whole_second)
+        back = self.distil(second, seen_second, first, whole_first)
+        return Comparison(
+            losses=torch.stack([pixels, globe, there[0] + back[0]]) / 2,
+            keys=torch.stack([whole_first.embedding, whole_second.embedding]),
+            embedding=seen_first.embedding,
+            scores=torch.cat([there[1], back[1]]),
+            weight=torch.cat([there[2], back[2]]),
+        )
+
+    def see(self, view: View) -> Encoding:
+        """Encode what the student may see of a view."""
+        return self.student(hide_cells(view.image, view.mask, view.valid), view.mask)
+
+    def reconstruct(self, view: View, seen: Encoding) -> Tensor:
+        """Reconstruction loss: rebuild the view from what was seen of it."""
+        return self.rebuild(
+            self.decoder(seen.features), view.image, view.mask, view.valid
+        )
+
+    def contrast(self, seen: Encoding, whole: Encoding, weight: Tensor) -> Tensor:
+        """Global loss: pick out the teacher's vector of the other view."""
+        queue, temperature = self.queue, self.hparams['temperature']
+        return info_nce(
+            seen.embedding,
+            whole.embedding,
+            queue.keys,
+            temperature,
+            weight,
+            queue.filled,
+        )
+
+    def distil(
+        self, view: View, seen: Encoding, other: View, whole: Encoding
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Local loss: match the teacher's prototypes at the same place in the other view.
+
+        Args:
+            view: What the student saw.
+            seen: What it made of it.
+            other: What the teacher saw whole.
+            whole: What it made of it.
+
+        Returns:
+            The loss, and the teacher's scores and the weight of each matched cell.
+        """
+        known, others = view.valid_cells, other.valid_cells
+        cells, partners = nearest_cells(
+            view.positions, other.positions, self.hparams['matches'], known, others
+        )
+        weight = (known.gather(1, cells) & others.gather(1, partners)).float().flatten()
+        with torch.no_grad():
+            scores = self.teacher.prototypes(
+                take_cells(whole.cells, partners).flatten(0, 1)
+            )
+        guess = self.student.prototypes(take_cells(seen.cells, cells).flatten(0, 1))
+        return self.assign(guess, scores, self.teacher_temp(), weight), scores, weight

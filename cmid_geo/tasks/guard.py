@@ -1,0 +1,146 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Refusing what cannot be trained on, as early as it can be known."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+
+def check_data(datamodule: Any, parameters: Mapping[str, Any]) -> None:
+    """Refuse a datamodule whose chips do not fit the task.
+
+    Args:
+        datamodule: May have ``statistics`` and ``patch_size``.
+        parameters: The task's.
+
+    Raises:
+        ValueError: If bands or sizes do not fit.
+    """
+    statistics = getattr(datamodule, 'statistics', None)
+    if statistics is not None:
+        check_bands(len(statistics.low), parameters['in_channels'])
+    patch = getattr(datamodule, 'patch_size', None)
+    sides = (patch,) if isinstance(patch, int) else tuple(patch or ())
+    if sides and min(sides) < parameters['size']:
+        raise ValueError(
+            f'chips are {min(sides)} pixels but views need {parameters["size"]}: raise '
+            'SceneDataModule(patch_size=...) or lower CMID(size=...)'
+        )
+
+
+def check_bands(bands: int, expected: int) -> None:
+    """Refuse another number of bands than the network takes.
+
+    Args:
+        bands: Number of bands of the data.
+        expected: Number of bands of the network.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if bands != expected:
+        raise ValueError(
+            f'the data have {bands} bands but CMID(in_channels={expected}): pass in_channels={bands}, '
+            'or choose bands with SceneDataModule(bands=[...])'
+        )
+
+
+def check_batch(batch: Any, bands: int) -> None:
+    """Refuse chips that are not in [0, 1], or have other bands.
+
+    Args:
+        batch: With ``image`` and optionally ``valid``.
+        bands: Number of bands of the network.
+
+    Raises:
+        ValueError: If a value is off.
+    """
+    if not isinstance(batch, dict) or 'image' not in batch:
+        found = list(batch) if isinstance(batch, dict) else type(batch).__name__
+        raise ValueError(
+            f"the batch holds {found}: CMID reads 'image', and 'valid' where given"
+        )
+    image, valid = batch['image'], batch.get('valid')
+    check_bands(image.shape[-3], bands)
+    seen = image if valid is None else image.where(valid.unsqueeze(-3), 0.5)
+    low, high = (value.item() for value in torch.aminmax(seen.float()))
+    # A resampled or rounded value may stand out a little; NaN compares as False
+    if not (low >= -0.1 and high <= 1.1):
+        raise ValueError(
+            f'chips hold values from {low:.4g} to {high:.4g} but views are drawn in [0, 1]: use '
+            'SceneDataModule, or make a TorchGeo datamodule scale only (dm.mean, dm.std = 0, scale)'
+        )
+
+
+class StopOnNonFinite(Callback):
+    """Stops the run at a loss that is not finite, and names it.
+
+    On a GPU the losses are read one step late, so that the host need not wait; but always
+    before a checkpoint is written.
+    """
+
+    def __init__(self) -> None:
+        """Initialize a new StopOnNonFinite instance."""
+        self.pending: tuple[str, Tensor, torch.cuda.Event | None] | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the losses of the batch before, and start to fetch this one's."""
+        where = f'batch {batch_idx} of epoch {trainer.current_epoch}'
+        losses, event = outputs['losses'].detach(), None
+        self.check(trainer)
+        if losses.device.type == 'cuda':
+            losses, event = losses.to('cpu', non_blocking=True), torch.cuda.Event()
+            event.record()
+        self.pending = (where, losses, event)
+        if event is None:
+            self.check(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let no weights out that a bad loss has spoilt."""
+        self.check(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Look at the last batch too."""
+        self.check(trainer)
+
+    def check(self, trainer: Trainer) -> None:
+        """Raise if the losses at hand are not finite.
+
+        Args:
+            trainer: Knows the last checkpoint.
+
+        Raises:
+            FloatingPointError: Names losses and batch.
+        """
+        if self.pending is None:
+            return
+        where, losses, event = self.pending
+        self.pending = None
+        if event is not None:
+            event.synchronize()
+        names = ('reconstruction', 'global', 'local')
+        bad = [
+            f'{n} {v}'
+            for n, v, ok in zip(names, losses.tolist(), losses.isfinite())
+            if not ok
+        ]
+        if bad:
+            callback = trainer.checkpoint_callback
+            last = getattr(callback, 'last_model_path', '') or getattr(
+                callback, 'best_model_path', ''
+            )
+            kept = f'; the last checkpoint is {last}' if last else ''
+            raise FloatingPointError(
+                f'loss not finite in {where}: {", ".join(bad)}. Lower CMID(lr=...), lengthen the '
+                f"warm-up, train with precision='bf16-mixed' rather than 16-mixed, or look for NaN "
+                f'in the data{kept}'
+            )

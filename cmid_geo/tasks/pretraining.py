@@ -1,0 +1,260 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""What a pretraining run needs beside its method."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.optim import Adan, param_groups_weight_decay
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchgeo.tasks import BaseTask
+
+from ..evaluation import CollapseAlarm, Throughput
+from ..losses import (
+    PrototypeLoss,
+    entropy,
+    key_rank,
+    pairwise_cosine,
+    standard_deviation,
+)
+from ..models.encoder import Encoder
+from ..models.memory import KeyQueue, momentum_at, rate_at, temperature_at
+from ..transforms.views import TwoViews, default_standardisation
+from .guard import StopOnNonFinite, check_bands, check_batch, check_data
+from .handover import ExportBackbone
+from .horizon import Horizon
+from .remember import Remember
+
+if TYPE_CHECKING:
+    from .cmid import Comparison
+
+#: In the order of a comparison's losses.
+LOSSES = ('reconstruction', 'global', 'local')
+
+
+class Pretraining(BaseTask):
+    """Values, schedules, logs and callbacks of :class:`~cmid_geo.tasks.CMID`."""
+
+    ignore = ('weights', 'augmentations')
+    monitor = 'train_loss'
+
+    student: Encoder
+    teacher: Encoder
+    queue: KeyQueue
+    assign: PrototypeLoss
+    augmentations: nn.Module
+    #: Raw values that stand for 0 and 1, and statistics of the scaled values, of each band.
+    low: Tensor
+    high: Tensor
+    mean: Tensor
+    std: Tensor
+    #: Length of the run in steps; known once a Trainer has set up the data.
+    horizon: Horizon | None = None
+
+    # ------------------------------------------------------------------ values
+
+    def configure_values(self) -> None:
+        """Register what the values of chips mean, until the data tell."""
+        given = self.hparams
+        mean, std = default_standardisation(given['in_channels'])
+        values = {
+            'low': 0.0,
+            'high': 1.0,
+            'mean': given['mean'] or mean,
+            'std': given['std'] or std,
+        }
+        for name, value in values.items():
+            filled = torch.tensor(value, dtype=torch.float32)
+            self.register_buffer(name, filled.expand(given['in_channels']).clone())
+        self._share_standardisation()
+
+    def setup(self, stage: str) -> None:
+        """Take the values' meaning from the datamodule, before anything is restored."""
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        if stage != 'fit' or datamodule is None:
+            return
+        check_data(datamodule, self.hparams)
+        statistics = getattr(datamodule, 'statistics', None)
+        if statistics is not None:
+            self.hparams['bands'] = list(statistics.bands)
+            given = {name for name in ('mean', 'std') if self.hparams[name]}
+            for name in {'low', 'high', 'mean', 'std'} - given:
+                getattr(self, name).copy_(torch.tensor(getattr(statistics, name)))
+        elif hasattr(datamodule, 'mean') and hasattr(datamodule, 'std'):
+            # TorchGeo's datamodules deliver (raw - mean) / std
+            low, span = (
+                torch.as_tensor(datamodule.mean),
+                torch.as_tensor(datamodule.std),
+            )
+            self.low.copy_(low)
+            self.high.copy_(low + span)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy):
+            # The default would send the queue to all processes at each forward
+            strategy._ddp_kwargs.setdefault('broadcast_buffers', False)
+
+    def on_fit_start(self) -> None:
+        """Use the values that were set up or restored."""
+        self._share_standardisation()
+
+    def on_validation_start(self) -> None:
+        """Read new scenes by the values the network knows."""
+        self._scale_like_training()
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def _share_standardisation(self) -> None:
+        if isinstance(self.augmentations, TwoViews):
+            self.augmentations.mean, self.augmentations.std = self.mean, self.std
+
+    def _scale_like_training(self) -> None:
+        self._share_standardisation()
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        statistics = getattr(datamodule, 'statistics', None)
+        learned = bool((self.low != 0).any() or (self.high != 1).any())
+        if self.trainer.state.fn != 'fit' and statistics is not None and learned:
+            check_bands(len(statistics.low), self.hparams['in_channels'])
+            low, high = tuple(self.low.tolist()), tuple(self.high.tolist())
+            cast(Any, datamodule).statistics = replace(statistics, low=low, high=high)
+
+    # ------------------------------------------------------------------ schedules
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adan without decay of biases and norms; warm-up times cosine, by step."""
+        given = self.hparams
+        horizon = self.horizon = Horizon.of(self.trainer, given)
+        rate = given['lr'] * horizon.batch / given['lr_batch_size']
+        groups = param_groups_weight_decay(self, given['weight_decay'])
+        optimizer = Adan(
+            groups, lr=rate, betas=given['betas'], weight_decay=given['weight_decay']
+        )
+
+        def factor(step: int) -> float:
+            return (
+                rate_at(step, horizon.total, horizon.warmup, rate, given['lr_end'])
+                / rate
+            )
+
+        schedule = {'scheduler': LambdaLR(optimizer, factor), 'interval': 'step'}
+        return cast(
+            OptimizerLRScheduler, {'optimizer': optimizer, 'lr_scheduler': schedule}
+        )
+
+    def teacher_momentum(self, step: int) -> float:
+        """Share of the old teacher in the new one, at an optimizer step."""
+        start, end = self.hparams['momentum'], self.hparams['momentum_end']
+        return (
+            momentum_at(step, self.horizon.total, start, end) if self.horizon else start
+        )
+
+    # A number that changes would make compilers compile again: they get a tensor
+    @torch.compiler.disable
+    def teacher_temp(self) -> Tensor:
+        """Temperature of the teacher's assignments, at this step."""
+        start, end = self.hparams['teacher_temp_start'], self.hparams['teacher_temp']
+        rise = self.horizon.temperature if self.horizon else 1
+        value = temperature_at(self._step(), rise, start, end)
+        return torch.full((), value, device=self.device)
+
+    def weigh(self, losses: Float[Tensor, '3']) -> Tensor:
+        """Sum of the three losses by their weights."""
+        return sum(
+            self.hparams[f'{name}_weight'] * loss for name, loss in zip(LOSSES, losses)
+        )
+
+    def _step(self) -> int:
+        return self.trainer.global_step if self._trainer is not None else 0
+
+    # ------------------------------------------------------------------ steps beside training
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features (batch, dim, rows, cols) of chips (batch, bands, height, width) in [0, 1]."""
+        standard = (image - self.mean[:, None, None]) / self.std[:, None, None]
+        source: Encoder = getattr(self, self.hparams['export_source'])
+        return source.backbone(standard)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the three losses on views that are the same at each validation."""
+        self._compare_fixed(batch, batch_idx, 'val')
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the three losses on views that are the same at each test."""
+        self._compare_fixed(batch, batch_idx, 'test')
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, 'batch dim']:
+        """Features of whole chips, averaged over their cells."""
+        return self(batch['image']).mean(dim=(2, 3))
+
+    def _compare_fixed(self, batch: Any, batch_idx: int, split: str) -> None:
+        devices = [self.device] if self.device.type == 'cuda' else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(batch_idx)
+            first, second = self.augmentations(batch['image'], batch.get('valid'))
+        self.log_comparison(cast(Any, self).compare(first, second), split)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Refuse chips that are not what the task was made for, at the first of an epoch."""
+        if batch_idx == 0:
+            check_batch(batch, self.hparams['in_channels'])
+
+    # ------------------------------------------------------------------ logs
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def log_comparison(self, compared: 'Comparison', split: str) -> None:
+        """Log losses, and in training all that tells how the run is doing.
+
+        Args:
+            compared: What came of comparing two views.
+            split: 'train', 'val' or 'test'.
+        """
+        if self._trainer is None:
+            return
+        batch, training = len(compared.embedding), split == 'train'
+        named = dict(zip(LOSSES, compared.losses)) | {
+            'loss': self.weigh(compared.losses)
+        }
+        values = {f'{split}_{name}': value for name, value in named.items()}
+        self.log_dict(values, prog_bar=True, batch_size=batch, sync_dist=not training)
+        if training:
+            self.log_dict(self.diagnose(compared), batch_size=batch)
+            self.log('key_rank', self._rank(compared), prog_bar=True, batch_size=batch)
+
+    def diagnose(self, compared: 'Comparison') -> dict[str, Tensor | float]:
+        """Signs of health: what collapses would show in, and where the schedules are."""
+        counted = compared.weight[:, None]
+        assigned = self.assign.assign(compared.scores, self.teacher_temp())
+        total = compared.weight.sum().clamp_min(1e-6)
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        return {
+            'embedding_std': standard_deviation(compared.embedding),
+            'embedding_cosine': pairwise_cosine(compared.embedding),
+            'assignment_entropy': entropy((assigned * counted).sum(0) / total),
+            'teacher_entropy': (entropy(assigned) * compared.weight).sum() / total,
+            'global_chance': torch.log1p(self.queue.filled.float()),
+            'teacher_momentum': self.teacher_momentum(self._step()),
+            'teacher_temp': self.teacher_temp(),
+            'lr': optimizer.param_groups[0]['lr'],
+        }
+
+    def _rank(self, compared: 'Comparison') -> Tensor:
+        return key_rank(
+            compared.embedding, compared.keys[1], self.queue.keys, self.queue.filled
+        )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Memory first, then what watches; all before any checkpoint is saved."""
+        return [
+            StopOnNonFinite(),
+            Remember(),
+            CollapseAlarm(),
+            Throughput(),
+            ExportBackbone(),
+        ]
