@@ -1,0 +1,26 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""CMID for Earth observation: self-supervised pretraining as a TorchGeo extension."""
+
+from importlib.metadata import version
+
+from .datamodules import SceneDataModule
+from .datasets import SceneDataset, SyntheticScenes
+from .models import create_backbone, export_backbone
+from .tasks import CMID
+from .transforms import TwoViews, View
+
+__version__ = version('cmid-geo')
+
+__all__ = (
+    'CMID',
+    'SceneDataModule',
+    'SceneDataset',
+    'SyntheticScenes',
+    'TwoViews',
+    'View',
+    '__version__',
+    'create_backbone',
+    'export_backbone',
+)

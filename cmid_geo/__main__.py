@@ -1,0 +1,58 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The command ``cmid-geo``."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from jsonargparse import auto_cli
+from lightning.pytorch.cli import LightningCLI
+from torchgeo.datamodules import BaseDataModule
+from torchgeo.tasks import BaseTask
+
+# Imported so that classes are found by their name alone
+import cmid_geo.datamodules
+import cmid_geo.tasks
+from cmid_geo.demo import demo
+
+DESCRIPTION = """Self-supervised pretraining for Earth observation.
+'cmid-geo demo [--scenes PATH] [--out DIR] [--steps N]' shows all of it in a few minutes;
+'cmid-geo demo --help' tells more."""
+
+#: For scenes read by URL; https://github.com/pangeo-data/cog-best-practices
+GDAL = {
+    'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR',
+    'GDAL_MAX_RAW_BLOCK_CACHE_SIZE': '200000000',
+    'GDAL_SWATH_SIZE': '200000000',
+    'VSI_CURL_CACHE_SIZE': '200000000',
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        args: Words after ``cmid-geo``; those of the shell by default.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    for name, value in GDAL.items():
+        os.environ.setdefault(name, value)
+    if words[:1] == ['demo']:
+        auto_cli(demo, args=words[1:], as_positional=False)
+        return
+    LightningCLI(
+        model_class=BaseTask,
+        datamodule_class=BaseDataModule,
+        seed_everything_default=0,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={'overwrite': True},
+        parser_kwargs={'version': cmid_geo.__version__, 'description': DESCRIPTION},
+        args=words,
+    )
+
+
+if __name__ == '__main__':
+    main()

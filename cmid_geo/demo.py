@@ -1,0 +1,224 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""All of it in a few minutes: scenes in, backbone, pictures and a map out."""
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from matplotlib import pyplot as plt
+
+from .datamodules import SceneDataModule
+from .datasets import Chip, SceneDataset, SyntheticScenes
+from .evaluation import CollapseAlarm
+from .plots import plot_curves, plot_map, plot_reconstructions, plot_views
+from .predict import embed_scene, principal_colours, write_map
+from .tasks import CMID
+
+#: Chips a step.
+BATCH = 16
+
+
+def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 150) -> None:
+    """Pretrain a small backbone on scenes, and leave pictures of what it learned.
+
+    Args:
+        scenes: Folder, glob or file of GeoTIFFs; by default a landscape is made up.
+        out: Folder to leave everything in.
+        steps: Steps to train for.
+
+    Raises:
+        ValueError: If a folder cannot be written or the scenes cannot be used.
+    """
+    if steps < 20:
+        raise ValueError(
+            f'steps={steps}: the schedules need at least 20, use --steps 150'
+        )
+    folder = Path(out)
+    check_writable(folder)
+    seed_everything(0)
+    if scenes is None:
+        print(f'Making up a landscape in {folder / "scenes"} ...', flush=True)
+        SyntheticScenes(folder / 'scenes')
+        scenes = str(folder / 'scenes' / 'images')
+
+    datamodule = SceneDataModule(
+        scenes,
+        patch_size=160,
+        length=steps * BATCH,
+        batch_size=BATCH,
+        zero_is_nodata=True,
+        seed=0,
+    )
+    datamodule.setup('fit')
+    bands = datamodule.bands or ()
+    task = small_task(len(bands), steps)
+    trainer = train(task, datamodule, folder, steps)
+    draw(task, datamodule, folder, Path(trainer.log_dir or folder) / 'metrics.csv')
+    watching: Any = trainer
+    alarms = next(c for c in watching.callbacks if isinstance(c, CollapseAlarm)).raised
+    say_what_next(folder, scenes, len(bands), alarms)
+
+
+def small_task(in_channels: int, steps: int) -> CMID:
+    """CMID for minutes on a laptop: ResNet-18, small heads, a short memory.
+
+    Args:
+        in_channels: Number of bands.
+        steps: Length of the run.
+
+    Returns:
+        The task.
+    """
+    return CMID(
+        model='resnet18',
+        in_channels=in_channels,
+        size=128,
+        queue_size=256,
+        hidden_dim=512,
+        output_dim=128,
+        num_prototypes=256,
+        # So short a run needs a faster teacher and a higher rate than the paper's 200 epochs
+        momentum=0.97,
+        lr=4e-3,
+        warmup_steps=steps // 10,
+        teacher_temp_steps=steps // 2,
+    )
+
+
+def train(task: CMID, datamodule: SceneDataModule, folder: Path, steps: int) -> Trainer:
+    """Train, with a progress bar, a checkpoint and logs.
+
+    Args:
+        task: To train.
+        datamodule: Chips.
+        folder: For checkpoint and logs.
+        steps: Steps to train for.
+
+    Returns:
+        The Trainer, after the fit.
+    """
+    print(
+        f'\nPretraining {task.hparams["model"]} for {steps} steps of {BATCH} chips.\n'
+        f'The global loss rises at first: the queue of {task.hparams["queue_size"]} negatives fills '
+        f'within {task.hparams["queue_size"] // (2 * BATCH)} steps.\nCompare it with log(1 + keys in '
+        'the queue), the cost of guessing, and watch key_rank fall.\n',
+        flush=True,
+    )
+    trainer = Trainer(
+        accelerator='auto',
+        devices=1,
+        max_steps=steps,
+        max_epochs=1,
+        logger=[
+            CSVLogger(folder, name='logs', version=''),
+            TensorBoardLogger(folder, 'logs', ''),
+        ],
+        callbacks=[
+            ModelCheckpoint(
+                folder, filename='checkpoint', enable_version_counter=False
+            ),
+            TQDMProgressBar(refresh_rate=1),
+        ],
+        log_every_n_steps=1,
+        enable_model_summary=False,
+    )
+    trainer.fit(task, datamodule)
+    return trainer
+
+
+def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -> None:
+    """Leave pictures of views, reconstructions, losses and features, and the map.
+
+    Args:
+        task: Trained.
+        datamodule: Chips and scenes.
+        folder: For the pictures.
+        metrics: Logged by the run.
+    """
+    print('\nDrawing ...', flush=True)
+    bands = datamodule.bands or ()
+    torch.manual_seed(0)
+    batch = datamodule.on_after_batch_transfer(
+        next(iter(datamodule.val_dataloader())), 0
+    )
+    first, second = task.augmentations(batch['image'], batch['valid'])
+    task.eval()
+    plot_views(first, second, bands, task.hparams['matches']).savefig(
+        folder / 'views.png'
+    )
+    plot_reconstructions(task, first, bands).savefig(folder / 'reconstructions.png')
+    plot_curves(metrics, task.hparams['queue_size']).savefig(folder / 'curves.png')
+
+    dataset = cast(SceneDataset, datamodule.dataset)
+    scene = dataset.scenes[0]
+    # Finer maps of smaller scenes, so that each takes seconds
+    stride = 8 if scene.width * scene.height < 1.5e6 else 16
+    features, valid = embed_scene(task, dataset, 0, stride)
+    colours = principal_colours(features, valid, stride)
+    write_map(colours, dataset, 0, folder / 'features.tif')
+    whole = dataset[Chip((0,), 0, 0, scene.width, scene.height)]['image']
+    plot_map(whole, colours, bands).savefig(folder / 'features.png')
+    plt.close('all')
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written.
+
+    Args:
+        folder: To be made and written.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f'.writable.{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f'the output folder {folder} cannot be written ({error.strerror}): choose another, --out DIR'
+        ) from error
+
+
+def say_what_next(
+    folder: Path, scenes: str, in_channels: int, alarms: dict[str, int]
+) -> None:
+    """Tell what lies where, and how to go on.
+
+    Args:
+        folder: With everything in it.
+        scenes: What was trained on.
+        in_channels: Number of bands.
+        alarms: Signs of collapse and the steps they showed at.
+    """
+    health = f'COLLAPSE: {alarms}' if alarms else 'No sign of collapse.'
+    print(
+        f"""
+{health}
+
+In {folder}:
+  checkpoint.ckpt      student, teacher, queue and optimizer; trains on with --ckpt_path
+  backbone.ckpt        the backbone alone, for TorchGeo
+  views.png            two views of each chip, their masks and matched cells
+  reconstructions.png  what the student makes of what it sees
+  curves.png           losses; logs/ holds all numbers, also for TensorBoard
+  features.png, .tif   a scene's features as colours; the map opens over the scene in a GIS
+
+What next:
+  your own scenes      cmid-geo demo --scenes FOLDER
+  a real run           cmid-geo fit --config configs/pretrain_resnet50.yaml --data.paths FOLDER
+  use the backbone     torchgeo.tasks.SemanticSegmentation(model='unet', backbone='resnet18',
+                           in_channels={in_channels}, weights='{folder / 'backbone.ckpt'}', num_classes=...)
+"""
+    )
