@@ -19,7 +19,7 @@ from torch import Tensor
 from .losses import nearest_cells
 from .tasks import CMID
 from .transforms import View, expand_mask, hide_cells
-from .transforms.views import CELL
+from .transforms.chips import CELL
 
 #: Names under which red, green and blue stand in common products.
 COLOURS = (

@@ -54,6 +54,11 @@ class MaskedBackbone(nn.Module, ABC):
         self.network = network
         self.num_features: int = network.num_features
         self.mask_token = nn.Parameter(torch.zeros(stem_width))
+        # No gradient reaches what timm puts behind the features; DDP wants to know
+        for part in ('head', 'fc_norm', 'attn_pool'):
+            behind = getattr(network, part, None)
+            if isinstance(behind, nn.Module):
+                behind.requires_grad_(False)
         self.register_load_state_dict_pre_hook(_accept_plain_state_dict)
 
     def forward(

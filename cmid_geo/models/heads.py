@@ -107,7 +107,7 @@ class PixelDecoder(nn.Module):
         )
 
     def forward(
-        self, features: Float[Tensor, 'batch width rows cols']
+        self, features: Float[Tensor, 'batch dim rows cols']
     ) -> Float[Tensor, 'batch bands height width']:
         """Rebuild the standardised pixels of each cell from its vector.
 

@@ -4,11 +4,9 @@
 """Contrastive Mask Image Distillation (CMID)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torchgeo.models import get_weight
 from torchvision.models import WeightsEnum
@@ -25,28 +23,11 @@ from ..models.encoder import Encoder, Encoding
 from ..models.heads import PixelDecoder, Projector, PrototypeHead
 from ..models.loading import load_weights
 from ..models.memory import KeyQueue, make_teacher
+from ..transforms.chips import check_size
 from ..transforms.masking import hide_cells
-from ..transforms.views import TwoViews, View, check_size
+from ..transforms.views import TwoViews, View
+from .comparison import Comparison
 from .pretraining import Pretraining
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What came of comparing two views.
-
-    Attributes:
-        losses: Reconstruction, global and local loss.
-        keys: The teacher's unit vectors of the first and the second view.
-        embedding: The student's unit vectors of the first view.
-        scores: The teacher's cosines with the prototypes, of the matched cells both ways.
-        weight: Weight of each of those cells.
-    """
-
-    losses: Float[Tensor, '3']
-    keys: Float[Tensor, '2 batch dim']
-    embedding: Float[Tensor, 'batch dim']
-    scores: Float[Tensor, 'cells prototypes']
-    weight: Float[Tensor, ' cells']
 
 
 class CMID(Pretraining):
@@ -83,7 +64,7 @@ class CMID(Pretraining):
         student_temp: float = 0.1,
         teacher_temp_start: float = 0.04,
         teacher_temp: float = 0.07,
-        teacher_temp_epochs: float = 50,
+        teacher_temp_epochs: float = 50.0,
         teacher_temp_steps: int | None = None,
         momentum: float = 0.996,
         momentum_end: float = 1.0,
@@ -100,7 +81,7 @@ class CMID(Pretraining):
         lr_batch_size: int = 64,
         weight_decay: float = 0.02,
         betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
-        warmup_epochs: float = 10,
+        warmup_epochs: float = 10.0,
         warmup_steps: int | None = None,
         bands: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
@@ -159,8 +140,10 @@ class CMID(Pretraining):
         """
         check_size(size)
         self.weights = weights
-        self.augmentations_given = augmentations
         super().__init__()
+        if augmentations is not None:
+            self.augmentations = augmentations
+            self.share_standardisation()
 
     def configure_models(self) -> None:
         """Build student, teacher, decoder, queue and augmentations."""
@@ -185,9 +168,7 @@ class CMID(Pretraining):
         self.decoder = PixelDecoder(width, given['in_channels'])
         self.queue = KeyQueue(given['queue_size'], output)
 
-        self.augmentations = self.augmentations_given or TwoViews(
-            given['size'], given['mask_ratio']
-        )
+        self.augmentations = TwoViews(given['size'], given['mask_ratio'])
         self.configure_values()
 
     def configure_losses(self) -> None:

@@ -19,8 +19,9 @@ class ExportBackbone(Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse a folder that cannot be written, before the first step."""
+        # Asked by all processes: it is agreed upon between them
+        folder = output_folder(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            folder = output_folder(trainer)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 probe = folder / f'.writable.{os.getpid()}'
@@ -34,11 +35,10 @@ class ExportBackbone(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write ``backbone.ckpt``."""
+        path = output_folder(trainer) / 'backbone.ckpt'
         if trainer.is_global_zero and not trainer.fast_dev_run:
             source = pl_module.hparams['export_source']
-            path = export_backbone(
-                pl_module, output_folder(trainer) / 'backbone.ckpt', source
-            )
+            export_backbone(pl_module, path, source)
             rank_zero_info(f'wrote the backbone of the {source}: weights={str(path)!r}')
 
 

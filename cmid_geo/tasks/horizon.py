@@ -52,7 +52,7 @@ class Horizon:
         loader: Any = trainer.train_dataloader
         each = _batch_size(loader) * trainer.world_size
         batches = trainer.num_training_batches
-        epoch = math.ceil(batches / accumulated) if math.isfinite(batches) else math.inf
+        epoch = batches / accumulated
         horizon = cls(
             total=int(total),
             warmup=_steps('warmup', parameters, epoch),
@@ -99,7 +99,8 @@ def _steps(schedule: str, parameters: Mapping[str, Any], epoch: float) -> int:
             f'{schedule}_epochs={epochs} but the length of an epoch is not known: '
             f'give steps, CMID({schedule}_steps=...)'
         )
-    return round(epochs * epoch) if epochs else 0
+    # A last, smaller group of accumulated batches is a step too
+    return round(epochs * math.ceil(epoch)) if epochs else 0
 
 
 def _batch_size(loader: Any) -> int:
@@ -117,6 +118,6 @@ def _batch_size(loader: Any) -> int:
 def _length(loader: Any) -> float:
     """Batches a data loader gives; infinite where it does not tell."""
     try:
-        return len(loader)
+        return float(len(loader))
     except TypeError:
         return math.inf

@@ -4,7 +4,7 @@
 """What a pretraining run needs beside its method."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -27,13 +27,11 @@ from ..losses import (
 from ..models.encoder import Encoder
 from ..models.memory import KeyQueue, momentum_at, rate_at, temperature_at
 from ..transforms.views import TwoViews, default_standardisation
+from .comparison import Comparison
 from .guard import StopOnNonFinite, check_bands, check_batch, check_data
 from .handover import ExportBackbone
 from .horizon import Horizon
 from .remember import Remember
-
-if TYPE_CHECKING:
-    from .cmid import Comparison
 
 #: In the order of a comparison's losses.
 LOSSES = ('reconstruction', 'global', 'local')
@@ -73,7 +71,7 @@ class Pretraining(BaseTask):
         for name, value in values.items():
             filled = torch.tensor(value, dtype=torch.float32)
             self.register_buffer(name, filled.expand(given['in_channels']).clone())
-        self._share_standardisation()
+        self.share_standardisation()
 
     def setup(self, stage: str) -> None:
         """Take the values' meaning from the datamodule, before anything is restored."""
@@ -102,7 +100,7 @@ class Pretraining(BaseTask):
 
     def on_fit_start(self) -> None:
         """Use the values that were set up or restored."""
-        self._share_standardisation()
+        self.share_standardisation()
 
     def on_validation_start(self) -> None:
         """Read new scenes by the values the network knows."""
@@ -110,12 +108,13 @@ class Pretraining(BaseTask):
 
     on_test_start = on_predict_start = on_validation_start
 
-    def _share_standardisation(self) -> None:
+    def share_standardisation(self) -> None:
+        """Let the default augmentations standardise by the task's values."""
         if isinstance(self.augmentations, TwoViews):
             self.augmentations.mean, self.augmentations.std = self.mean, self.std
 
     def _scale_like_training(self) -> None:
-        self._share_standardisation()
+        self.share_standardisation()
         datamodule = getattr(self.trainer, 'datamodule', None)
         statistics = getattr(datamodule, 'statistics', None)
         learned = bool((self.low != 0).any() or (self.high != 1).any())
@@ -208,7 +207,7 @@ class Pretraining(BaseTask):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def log_comparison(self, compared: 'Comparison', split: str) -> None:
+    def log_comparison(self, compared: Comparison, split: str) -> None:
         """Log losses, and in training all that tells how the run is doing.
 
         Args:
@@ -227,7 +226,7 @@ class Pretraining(BaseTask):
             self.log_dict(self.diagnose(compared), batch_size=batch)
             self.log('key_rank', self._rank(compared), prog_bar=True, batch_size=batch)
 
-    def diagnose(self, compared: 'Comparison') -> dict[str, Tensor | float]:
+    def diagnose(self, compared: Comparison) -> dict[str, Tensor | float]:
         """Signs of health: what collapses would show in, and where the schedules are."""
         counted = compared.weight[:, None]
         assigned = self.assign.assign(compared.scores, self.teacher_temp())
@@ -244,7 +243,7 @@ class Pretraining(BaseTask):
             'lr': optimizer.param_groups[0]['lr'],
         }
 
-    def _rank(self, compared: 'Comparison') -> Tensor:
+    def _rank(self, compared: Comparison) -> Tensor:
         return key_rank(
             compared.embedding, compared.keys[1], self.queue.keys, self.queue.filled
         )

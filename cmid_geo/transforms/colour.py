@@ -17,7 +17,7 @@ def strong_colour(
     contrast: float = 0.4,
     saturation: float = 0.2,
     hue: float = 0.1,
-    gamma: tuple[float, float] = (0.7, 1.4),
+    gamma: tuple[float, float] = (0.8, 1.25),
     jitter_p: float = 0.8,
     blur_sigma: tuple[float, float] = (0.1, 2.0),
     blur_p: float = 1.0,

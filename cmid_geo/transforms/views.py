@@ -11,15 +11,13 @@ import kornia.augmentation as K
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from kornia.geometry.conversions import normalize_homography
 from kornia.geometry.linalg import transform_points
-from kornia.geometry.transform import warp_affine
 from torch import Tensor, nn
 
+from .chips import CELL, check_chips, check_size, draw_dates, fill_invalid
 from .colour import strong_colour
-from .masking import band_means, random_cell_mask
-
-#: Side of a cell in pixels: the stride of the last feature map of all usual backbones.
-CELL = 32
+from .masking import random_cell_mask
 
 #: The authors' statistics of RGB imagery in [0, 1], which they use for every pretraining set.
 RGB_MEAN = (0.33797, 0.3605, 0.3348)
@@ -192,11 +190,12 @@ class TwoViews(nn.Module):
             chips: Only their shape, type and device matter.
 
         Returns:
-            Matrices (batch, 3, 3) that map pixel indices (x, y, 1) of a chip to those of
-            its view.
+            Matrices (batch, 3, 3) in float64 that map pixel indices (x, y, 1) of a chip to
+            those of its view.
         """
-        cropped = chips.new_empty((*chips.shape[:2], self.size, self.size))
-        return self.flip.draw(cropped) @ self.crop.draw(chips)
+        batch, device = len(chips), chips.device
+        cropped = self.crop.draw(batch, *chips.shape[-2:], device)
+        return self.flip.draw(batch, self.size, self.size, device) @ cropped
 
     def draw_mask(self, chips: Float[Tensor, 'batch bands height width']) -> Tensor:
         """Draw the cells to hide.
@@ -213,19 +212,23 @@ class TwoViews(nn.Module):
     def _view(
         self, image: Tensor, valid: Tensor, geometry: Tensor, mask: Tensor, strong: bool
     ) -> View:
-        # One warp for all of crop, flips and turn; validity travels as one more band
+        # One warp for all of crop, flips and turns; validity travels as one more band
         layers = torch.cat([image, valid[:, None].to(image.dtype)], dim=1)
-        side = (self.size, self.size)
-        warped = warp_affine(
-            layers, geometry[:, :2], side, align_corners=True, padding_mode='border'
+        chip, view = (image.shape[2], image.shape[3]), (self.size, self.size)
+        # Inverted in double precision: in single it is off by thousandths of a pixel
+        theta = torch.linalg.inv(normalize_homography(geometry, chip, view))
+        grid = F.affine_grid(
+            theta[:, :2].to(image.dtype), [*layers.shape[:2], *view], align_corners=True
         )
+        warped = F.grid_sample(layers, grid, padding_mode='border', align_corners=True)
         # Interpolated from valid pixels alone, 1 keeps 1 to rounding
         known = warped[:, -1] > 1 - 1e-4
         image = warped[:, :-1].clamp(0, 1)
         if strong:
             rgb = image.shape[1] == 3 if self.rgb is None else self.rgb
             image = self.colours['rgb' if rgb else 'any'](image).clamp(0, 1)
-        return View(self._standardise(image), mask, self._positions(geometry), known)
+        positions = self._positions(geometry).to(image.dtype)
+        return View(self._standardise(image), mask, positions, known)
 
     def _standardise(self, image: Tensor) -> Tensor:
         mean, std = default_standardisation(image.shape[1])
@@ -252,93 +255,12 @@ class _Geometry(K.AugmentationSequential):
         """Initialize from Kornia's augmentations, none of which changes the size but the last."""
         super().__init__(*steps, data_keys=['input'])
 
-    def draw(self, image: Tensor) -> Tensor:
-        """Draw parameters and return their matrices (batch, 3, 3); the image stays as it is."""
+    def draw(self, batch: int, height: int, width: int, device: torch.device) -> Tensor:
+        """Draw for images of a size and return the matrices (batch, 3, 3) in float64."""
+        # Kornia asks an image for its shape, type and device only: this one holds one value
+        image = torch.zeros((), dtype=torch.float64, device=device)
+        image = image.expand(batch, 1, height, width)
         # Drawn in Kornia's way, from the host's generator
         parameters = self.forward_parameters(image.shape)
         matrix: Any = self.get_transformation_matrix(image, parameters, recompute=True)
         return matrix.to(image)
-
-
-def check_size(size: int) -> None:
-    """Refuse views that do not divide into cells.
-
-    Args:
-        size: Side of the views in pixels.
-
-    Raises:
-        ValueError: If *size* is no positive multiple of 32.
-    """
-    if size < CELL or size % CELL:
-        below, above = max(size // CELL, 1) * CELL, (max(size, 0) // CELL + 1) * CELL
-        raise ValueError(
-            f'size={size} is no positive multiple of {CELL}: views divide into cells of '
-            f'{CELL}x{CELL} pixels, use {below} or {above}'
-        )
-
-
-def check_chips(chips: Tensor, valid: Tensor | None, size: int) -> None:
-    """Refuse chips from which no views can be cut.
-
-    Args:
-        chips: (batch, bands, height, width) or (batch, dates, bands, height, width).
-        valid: (batch, height, width) or (batch, dates, height, width), or None.
-        size: Side of the views in pixels.
-
-    Raises:
-        ValueError: If a shape does not fit.
-    """
-    if chips.ndim not in (4, 5) or not chips.is_floating_point():
-        raise ValueError(
-            f'chips of shape {tuple(chips.shape)} and type {chips.dtype}: views are cut from floats '
-            'in [0, 1] of shape (batch, bands, height, width) or (batch, dates, bands, height, width)'
-        )
-    height, width = chips.shape[-2:]
-    if min(height, width) < size:
-        raise ValueError(
-            f'chips are {height}x{width} pixels but views need {size}: raise '
-            'SceneDataModule(patch_size=...) or lower CMID(size=...)'
-        )
-    expected = chips.shape[:-3] + chips.shape[-2:]
-    if valid is not None and valid.shape != expected:
-        raise ValueError(
-            f'valid has shape {tuple(valid.shape)} but the chips need {tuple(expected)}: '
-            'pass one value a pixel, for each date if there are several'
-        )
-
-
-def draw_dates(
-    chips: Tensor, valid: Tensor | None
-) -> list[tuple[Tensor, Tensor | None]]:
-    """Draw two dates of each place, different ones where there are two or more.
-
-    Args:
-        chips: (batch, dates, bands, height, width).
-        valid: (batch, dates, height, width), or None.
-
-    Returns:
-        Chips and validity of the first date, and of the second.
-    """
-    batch, dates = chips.shape[:2]
-    order = torch.rand(batch, dates, device=chips.device).argsort(dim=1)
-    rows = torch.arange(batch, device=chips.device)
-    drawn = (order[:, 0], order[:, -1])
-    return [
-        (chips[rows, date], None if valid is None else valid[rows, date])
-        for date in drawn
-    ]
-
-
-def fill_invalid(image: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Put the band's mean where there is no data, before interpolation can spread it.
-
-    Args:
-        image: (batch, bands, height, width), of any value, also NaN, where not valid.
-        valid: (batch, height, width), or None: everywhere.
-
-    Returns:
-        The image without what is not data, and the validity.
-    """
-    if valid is None:
-        return image, torch.ones_like(image[:, 0], dtype=torch.bool)
-    return image.where(valid[:, None], band_means(image, valid)), valid

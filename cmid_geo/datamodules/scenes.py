@@ -1,0 +1,250 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Batches of random chips from folders of scenes."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torchgeo.datamodules import GeoDataModule
+from torchgeo.datasets.utils import Sample
+
+from ..datasets import (
+    BandStatistics,
+    Chip,
+    GridChips,
+    RandomChips,
+    SceneDataset,
+    estimate_statistics,
+)
+from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
+
+
+class SceneDataModule(GeoDataModule):
+    """Random chips of scenes for pretraining, scaled to [0, 1] on the device.
+
+    Batches hold ``image`` (B, C, H, W) float32 in [0, 1], 0 where not valid, and ``valid``
+    (B, H, W) bool; with several dates (B, T, C, H, W) and (B, T, H, W). Training draws anew each
+    epoch. Validation and test are one fixed draw, from *val_paths* or, without, from the training
+    scenes: those chips are *not* held out, and tell whether training works but not whether it
+    generalises. Prediction covers all scenes chip by chip.
+
+    Attributes:
+        statistics: Range and spread of the bands, once set up.
+        bands: Names of the bands, once set up.
+    """
+
+    # TorchGeo's samplers yield slices, ours windows on a scene's own grid
+    train_sampler: Sampler[Chip] | None  # ty: ignore[incompatible-attribute-override]
+    val_sampler: list[Chip] | None  # ty: ignore[incompatible-attribute-override]
+    test_sampler: list[Chip] | None  # ty: ignore[incompatible-attribute-override]
+    predict_sampler: Sampler[Chip] | None  # ty: ignore[incompatible-attribute-override]
+
+    def __init__(
+        self,
+        paths: str | list[str],
+        patch_size: int = 256,
+        length: int = 1000,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        dates: int = 1,
+        bands: list[int | str] | None = None,
+        low: float | list[float | int] | None = None,
+        high: float | list[float | int] | None = None,
+        val_paths: str | list[str] | None = None,
+        val_length: int | None = None,
+        min_valid: float = 0.75,
+        seed: int | None = None,
+        crs: str | None = None,
+        res: float | tuple[float, float] | None = None,
+        band_regex: str = DEFAULT_BAND_REGEX,
+        date_regex: str = DEFAULT_DATE_REGEX,
+        zero_is_nodata: bool = False,
+        skip_unreadable: bool = False,
+    ) -> None:
+        """Initialize a new SceneDataModule instance.
+
+        Args:
+            paths: A folder (searched recursively), a glob, a file, a URL, or several of these.
+            patch_size: Side of a chip in pixels.
+            length: Chips in a training epoch, over all processes.
+            batch_size: Chips in a batch, in each process.
+            num_workers: Processes that load data, for each process that trains.
+            dates: Dates of a chip.
+            bands: Bands by name or position from 1; all by default.
+            low: Raw value, or one a band, that becomes 0.
+            high: Raw value, or one a band, that becomes 1. By default 0 and 255 for uint8, else
+                the 2nd and 98th percentiles.
+            val_paths: Scenes to validate and test on, like *paths*; by default the same.
+            val_length: Chips to validate and test on; by default a tenth of *length*, at least a
+                batch.
+            min_valid: Least share of a chip that must be valid, in [0, 1].
+            seed: Of the chips; None for ``torch.initial_seed()``, which ``seed_everything`` sets.
+            crs: Coordinate reference system, such as EPSG:32633; the first scene's by default.
+            res: Pixel size in units of *crs*; the first scene's by default.
+            band_regex: Finds the band in the names of single-band files, in a group ``band``.
+            date_regex: Finds the date in file names, in a group ``date``.
+            zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
+            skip_unreadable: Whether to go on, with a warning, without damaged files.
+
+        Raises:
+            ValueError: If an epoch is shorter than a batch.
+        """
+        super().__init__(
+            SceneDataset,
+            batch_size,
+            patch_size,
+            length,
+            num_workers,
+            bands=bands,
+            crs=crs,
+            res=res,
+            band_regex=band_regex,
+            date_regex=date_regex,
+            zero_is_nodata=zero_is_nodata,
+            skip_unreadable=skip_unreadable,
+        )
+        self.paths, self.val_paths = paths, val_paths
+        self.dates, self.min_valid, self.seed = dates, min_valid, seed
+        self.low, self.high = low, high
+        # TorchGeo's patch_size may be a pair and its length None
+        self.chip_size, self.epoch_length = patch_size, length
+        self.val_length = val_length or max(batch_size, length // 10)
+        self.statistics: BandStatistics | None = None
+        self.bands: tuple[str, ...] | None = None
+        self.aug = self.scale
+        self._limits: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._check_length(1)
+
+    def setup(self, stage: str) -> None:
+        """Open the scenes, estimate the statistics and draw the chips, each once.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            ValueError: If the scenes cannot be used, with what to do.
+        """
+        self._check_length(self.trainer.world_size if self.trainer else 1)
+        scenes = self._open()
+        if stage == 'fit' and self.train_sampler is None:
+            self.train_dataset = scenes
+            self.train_sampler = self._random_chips(scenes, self.epoch_length, 0)
+        if stage in ('fit', 'validate', 'test') and self.val_sampler is None:
+            self.val_dataset = self.test_dataset = held = self._open_val(scenes)
+            # A list does not change with the epoch as the sampler would
+            chips = list(self._random_chips(held, self.val_length, 1))
+            self.val_sampler = self.test_sampler = chips
+        if stage == 'predict' and self.predict_sampler is None:
+            self.predict_dataset = scenes
+            self.predict_sampler = GridChips(scenes, self.chip_size)
+
+    def scale(self, batch: Sample) -> Sample:
+        """Bring a batch of raw chips to [0, 1].
+
+        Args:
+            batch: With ``image`` (..., C, H, W), raw, and ``valid`` (..., H, W) bool.
+
+        Returns:
+            The batch with ``image`` in [0, 1], 0 where not valid.
+
+        Raises:
+            ValueError: If the datamodule was not set up.
+        """
+        if self.statistics is None:
+            raise ValueError(
+                "the range of the bands is not known yet: call setup('fit') before using batches"
+            )
+        image = batch['image']
+        if image.device not in self._limits:
+            self._limits[image.device] = (
+                image.new_tensor(self.statistics.low)[:, None, None],
+                image.new_tensor(self.statistics.high)[:, None, None],
+            )
+        low, high = self._limits[image.device]
+        scaled = image.sub(low).div_(high - low).clamp_(0, 1)
+        return batch | {'image': scaled.mul_(batch['valid'].unsqueeze(-3))}
+
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Scale a batch on its device, with or without a trainer.
+
+        Args:
+            batch: A batch of raw chips.
+            dataloader_idx: Not used.
+
+        Returns:
+            The batch in [0, 1].
+        """
+        return self.scale(batch)
+
+    def _open(self) -> SceneDataset:
+        """Open the training scenes and show their statistics, once."""
+        if isinstance(self.dataset, SceneDataset):
+            return self.dataset
+        self.dataset = scenes = SceneDataset(self.paths, **self.kwargs)
+        self.bands = scenes.bands
+        self.statistics = estimate_statistics(
+            scenes, self.low, self.high, self.chip_size, min_valid=self.min_valid
+        )
+        _show(f'{len(scenes)} scenes, raw values low and high become 0 and 1:')
+        _show(str(self.statistics))
+        return scenes
+
+    def _open_val(self, scenes: SceneDataset) -> SceneDataset:
+        """Open the scenes to validate on, with the grid and bands of the training scenes."""
+        if self.val_paths is None:
+            return scenes
+        grid: dict[str, Any] = {'crs': scenes.crs, 'res': scenes.res}
+        held = SceneDataset(self.val_paths, **(self.kwargs | grid))
+        if len(held.bands) != len(scenes.bands):
+            raise ValueError(
+                f'val_paths={self.val_paths!r} has bands {held.bands} but paths={self.paths!r} has '
+                f'{scenes.bands}: choose the same by bands='
+            )
+        return held
+
+    def _random_chips(
+        self, dataset: SceneDataset, length: int, stream: int
+    ) -> RandomChips:
+        """Return a sampler; *stream* sets validation's chips apart from training's."""
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        return RandomChips(
+            dataset,
+            self.chip_size,
+            length,
+            dates=self.dates,
+            min_valid=self.min_valid,
+            seed=seed + stream,
+        )
+
+    def _check_length(self, processes: int) -> None:
+        """Refuse an epoch without a whole batch, of which training would silently see nothing."""
+        needed = self.batch_size * processes
+        if self.epoch_length < needed:
+            raise ValueError(
+                f'length={self.epoch_length} chips an epoch is less than a batch of {needed} '
+                f'(batch_size={self.batch_size} on {processes} processes): raise length to '
+                f'{needed} or more, or lower batch_size'
+            )
+
+    def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
+        """Make a loader; only training drops an incomplete last batch."""
+        return DataLoader(
+            dataset=self._valid_attribute(f'{split}_dataset', 'dataset'),
+            batch_size=self.batch_size,
+            sampler=self._valid_attribute(f'{split}_sampler'),
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+            drop_last=split == 'train',
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+@rank_zero_only
+def _show(text: str) -> None:
+    """Print on the first process only."""
+    print(text)

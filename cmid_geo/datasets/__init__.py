@@ -1,0 +1,22 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Datasets: folders of scenes, read a chip at a time."""
+
+from .chips import Chip
+from .discovery import Scene
+from .samplers import GridChips, RandomChips
+from .scenes import SceneDataset
+from .statistics import BandStatistics, estimate_statistics
+from .synthetic import SyntheticScenes
+
+__all__ = (
+    'BandStatistics',
+    'Chip',
+    'GridChips',
+    'RandomChips',
+    'Scene',
+    'SceneDataset',
+    'SyntheticScenes',
+    'estimate_statistics',
+)

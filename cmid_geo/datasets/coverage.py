@@ -1,0 +1,135 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Where a scene has valid ground, coarsely, and where chips therefore may lie."""
+
+import numpy as np
+import numpy.typing as npt
+
+from .grids import Bools
+
+#: Positions tried along each axis of a scene that is valid in part only.
+_POSITIONS = 128
+
+
+class Coverage:
+    """The valid ground of a scene on a coarse raster of cells.
+
+    Attributes:
+        width: Of the scene, in pixels.
+        height: Of the scene, in pixels.
+        valid_fraction: Share of the scene that is valid, in [0, 1].
+    """
+
+    def __init__(self, cells: Bools | None, width: int, height: int) -> None:
+        """Initialize a new Coverage instance.
+
+        Args:
+            cells: Bool (rows, cols) over the whole scene; None if all of it is valid.
+            width: Of the scene, in pixels.
+            height: Of the scene, in pixels.
+        """
+        self.width, self.height = width, height
+        self._cells = None if cells is None or cells.all() else cells
+        self.valid_fraction = 1.0 if self._cells is None else float(self._cells.mean())
+        self._size = 0
+        self._places: npt.NDArray[np.int32] = np.zeros((0, 2), np.int32)
+
+    def fraction(self, col: float, row: float, size: int) -> float:
+        """Estimate how much of a square window is valid.
+
+        Args:
+            col: First column, in pixels; need not be whole.
+            row: First row, likewise.
+            size: Side in pixels.
+
+        Returns:
+            The share in [0, 1]; what lies outside the scene is not valid.
+        """
+        if self._cells is None:
+            across = min(col + size, self.width) - max(col, 0)
+            down = min(row + size, self.height) - max(row, 0)
+            return max(across, 0.0) * max(down, 0.0) / size**2
+        rows, cols = self._cells.shape
+        top, down = _overlap(row, size, self.height / rows, rows)
+        left, across = _overlap(col, size, self.width / cols, cols)
+        part = self._cells[top : top + len(down), left : left + len(across)]
+        return float(down @ part @ across)
+
+    def restrict(self, size: int, min_valid: float) -> bool:
+        """Find where windows have enough valid ground; :meth:`draw` draws from there.
+
+        Args:
+            size: Side of a window in pixels.
+            min_valid: Least share of it that must be valid.
+
+        Returns:
+            Whether there is such a window.
+        """
+        self._size, self._min_valid = size, min_valid
+        if min(self.width, self.height) < size:
+            return False
+        if self._cells is None:
+            return True
+        axes = [_spread(self.height, size), _spread(self.width, size)]
+        down, across = (
+            _weights(starts, size, extent, count)
+            for starts, extent, count in zip(
+                axes, (self.height, self.width), self._cells.shape, strict=True
+            )
+        )
+        enough = np.argwhere(down @ self._cells @ across.T >= min_valid)
+        rows, cols = axes[0][enough[:, 0]], axes[1][enough[:, 1]]
+        self._places = np.stack([cols, rows], 1).astype(np.int32)
+        return len(enough) > 0
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Draw a window with enough valid ground, evenly over all of them.
+
+        Args:
+            rng: Source of randomness.
+
+        Returns:
+            (col, row) of its first pixel.
+        """
+        ends = (self.width - self._size, self.height - self._size)
+        if self._cells is None:
+            return int(rng.integers(0, ends[0] + 1)), int(rng.integers(0, ends[1] + 1))
+        place = self._places[rng.integers(len(self._places))]
+        # Spread over the ground between the positions tried, folded back at the scene's edges
+        moved = []
+        for start, end in zip(place, ends, strict=True):
+            reach = end / max(1, 2 * min(_POSITIONS - 1, end))
+            shifted = abs(round(float(start + rng.uniform(-reach, reach))))
+            moved.append(end - abs(end - shifted))
+        if (
+            self.fraction(float(moved[0]), float(moved[1]), self._size)
+            < self._min_valid
+        ):
+            moved = [int(start) for start in place]
+        return moved[0], moved[1]
+
+
+def _spread(extent: int, size: int) -> npt.NDArray[np.int64]:
+    """Return window starts from edge to edge, evenly."""
+    end = extent - size
+    return np.round(np.linspace(0, end, min(_POSITIONS, end + 1))).astype(np.int64)
+
+
+def _overlap(
+    start: float, size: int, cell: float, count: int
+) -> tuple[int, npt.NDArray[np.float64]]:
+    """Return the first cell of an interval and the share of the interval in each of its cells."""
+    first = min(max(int(start // cell), 0), count)
+    last = min(max(int(np.ceil((start + size) / cell)), first), count)
+    edges = np.clip(np.arange(first, last + 1) * cell, start, start + size)
+    return first, np.diff(edges) / size
+
+
+def _weights(
+    starts: npt.NDArray[np.int64], size: int, extent: int, count: int
+) -> npt.NDArray[np.float64]:
+    """Return the share (starts, cells) that each cell has in each window along an axis."""
+    edges = np.arange(count + 1) * (extent / count)
+    inside = np.clip(edges, starts[:, None], starts[:, None] + size)
+    return np.diff(inside, axis=1) / size

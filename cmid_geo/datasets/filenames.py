@@ -1,0 +1,176 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""What file names tell: which rasters there are, their dates, and which are bands of one scene."""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+import pandas as pd
+from torchgeo.datasets.utils import Path, disambiguate_timestamp
+
+#: Extensions that a folder is searched for, lower case.
+EXTENSIONS = ('.tif', '.tiff', '.gtiff', '.jp2', '.vrt', '.img')
+
+#: A day such as 20120731 or 2018-10-13 anywhere in the stem, or a year that is the whole stem.
+#: The digits must stand alone: the 4709963 of NAIP's ``m_4709963_se_14_1_20120731`` is no date.
+DEFAULT_DATE_REGEX = (
+    r'(?P<date>(?<!\d)(?:19|20)\d{2}(?P<sep>[-_]?)(?:0[1-9]|1[0-2])(?P=sep)'
+    r'(?:0[1-9]|[12]\d|3[01])(?!\d)|^(?:19|20)\d{2}$)'
+)
+
+#: A band token that stands alone: B02, B8A, b4, or a radar polarisation.
+DEFAULT_BAND_REGEX = r'(?i)(?<![a-z0-9])(?P<band>B\d{1,2}A?|VV|VH|HH|HV)(?![a-z0-9])'
+
+#: The strptime format of a date by its number of digits.
+_FORMATS = {
+    4: '%Y',
+    6: '%Y%m',
+    7: '%Y%j',
+    8: '%Y%m%d',
+    12: '%Y%m%d%H%M',
+    14: '%Y%m%d%H%M%S',
+}
+
+
+def is_remote(path: str) -> bool:
+    """Tell whether a path is for GDAL alone to resolve.
+
+    Args:
+        path: A path or URL.
+
+    Returns:
+        True for URLs (``https://``, ``s3://``) and GDAL's virtual file systems (``/vsicurl/``).
+    """
+    return '://' in path or path.startswith('/vsi')
+
+
+def find_rasters(paths: Path | Iterable[Path]) -> list[str]:
+    """List the rasters of folders, globs, files and URLs.
+
+    Args:
+        paths: A folder (searched recursively), a glob, a file, a URL, or several of these.
+
+    Returns:
+        Distinct paths, sorted, so that every process sees one order.
+
+    Raises:
+        ValueError: If a path is neither found nor remote.
+    """
+    several: list[Path] = (
+        [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    )
+    found: set[str] = set()
+    for path in (str(os.fspath(path)) for path in several):
+        if is_remote(path) or os.path.isfile(path):
+            found.add(path)
+        elif os.path.isdir(path):
+            found.update(_walk(path))
+        else:
+            matches = glob.glob(os.path.expanduser(path), recursive=True)
+            if not matches:
+                raise ValueError(
+                    f'no file matches {path!r}: paths must be an existing folder, file or glob, or '
+                    'a URL; check the spelling and the current folder'
+                )
+            for match in matches:
+                found.update(_walk(match) if os.path.isdir(match) else [match])
+    return sorted(found)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yield the rasters below a folder, hidden files excepted."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith('.'):
+                yield os.path.join(root, name)
+
+
+def stem(path: str) -> str:
+    """Return a file's name without folder, extension and URL query.
+
+    Args:
+        path: A path or URL.
+
+    Returns:
+        The stem, such as ``1985`` for ``landsat/1985.tif``.
+    """
+    path = path.split('?')[0] if '://' in path else path
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def parse_dates(path: str, regex: str) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """Read the interval of time that a file's name states.
+
+    Args:
+        path: A path or URL.
+        regex: A regular expression with a group ``date``, searched for in the stem. The group
+            holds, apart from separators, YYYY, YYYYMM, YYYYDDD, YYYYMMDD or that and a time.
+
+    Returns:
+        First and last instant of the day (month, year). All of time if there is no date.
+
+    Raises:
+        ValueError: If *regex* has no group ``date``.
+    """
+    if 'date' not in re.compile(regex).groupindex:
+        raise ValueError(
+            f'date_regex={regex!r} has no group named date: write the date as (?P<date>...)'
+        )
+    for match in re.finditer(regex, stem(path)):
+        digits = re.sub(r'\D', '', match.group('date') or '')
+        try:
+            interval = disambiguate_timestamp(digits, _FORMATS[len(digits)])
+        except (KeyError, ValueError):
+            continue  # such as 20190231: digits that only look like a date
+        first, last = (pd.Timestamp(instant) for instant in interval)
+        if isinstance(first, pd.Timestamp) and isinstance(last, pd.Timestamp):
+            return first, last
+    return pd.Timestamp.min, pd.Timestamp.max
+
+
+def group_bands(files: Iterable[str], regex: str) -> list[dict[str, str]]:
+    """Group the files whose names are equal apart from the band's token.
+
+    Args:
+        files: Paths, sorted.
+        regex: A regular expression with a group ``band``, searched for in the stem. All it
+            matches is disregarded when names are compared, so it may span ``_B02_10m``.
+
+    Returns:
+        One mapping a candidate scene, from band name to path in the order of the bands; a single
+        entry with the name '' for a file that stands alone.
+
+    Raises:
+        ValueError: If *regex* has no group ``band``.
+    """
+    pattern = re.compile(regex)
+    if 'band' not in pattern.groupindex:
+        raise ValueError(
+            f'band_regex={regex!r} has no group named band: write the band as (?P<band>...)'
+        )
+    groups: dict[tuple[str, ...], dict[str, str]] = {}
+    for path in files:
+        matches = list(pattern.finditer(stem(path)))
+        if not matches:
+            groups[(path,)] = {'': path}
+            continue
+        match, name = matches[-1], stem(path)
+        key = (os.path.dirname(path), name[: match.start()], name[match.end() :])
+        # B02.tif beside B02.jp2 is a second copy of a band, not a second band
+        key += (os.path.splitext(path)[1],)
+        groups.setdefault(key, {})[match.group('band')] = path
+    return [
+        {band: group[band] for band in sorted(group, key=_band_order)}
+        if len(group) > 1
+        else {'': next(iter(group.values()))}
+        for group in groups.values()
+    ]
+
+
+def _band_order(band: str) -> tuple[int, str]:
+    """Order bands as their sensor does: B8A between B08 and B09."""
+    digits = re.search(r'\d+', band)
+    return (int(digits.group()) if digits else 0, re.sub(r'\d', '', band))

@@ -1,0 +1,272 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Which windows of which scenes to read."""
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from .chips import Chip
+from .coverage import Coverage
+from .scenes import SceneDataset
+
+#: Draws in a row that may lack a second date before the sampler gives up.
+_TRIES = 1000
+
+
+class RandomChips(Sampler[Chip]):
+    """Random windows, evenly over the valid ground of all scenes.
+
+    Scenes are drawn in proportion to their valid ground; one just as large as a chip is drawn as
+    well, at its only position. Windows with too little valid ground are not drawn, as far as a
+    decimated look at each scene tells. An epoch is a function of the seed and :meth:`set_epoch`
+    alone: every process draws the same list, which Lightning then shares out.
+    """
+
+    def __init__(
+        self,
+        dataset: SceneDataset,
+        size: int,
+        length: int,
+        *,
+        dates: int = 1,
+        min_valid: float = 0.75,
+        seed: int | None = None,
+    ) -> None:
+        """Initialize a new RandomChips instance.
+
+        Args:
+            dataset: Where to draw from.
+            size: Side of a chip in pixels of the dataset's resolution.
+            length: Chips in an epoch.
+            dates: Dates of a chip. With more than one, other scenes of as many other dates are
+                drawn that cover the window wholly and are valid enough there as well.
+            min_valid: Least share of a chip that must be valid, in [0, 1].
+            seed: Of the random numbers; None for ``torch.initial_seed()``, which
+                ``seed_everything`` sets.
+
+        Raises:
+            ValueError: If an argument is out of range or no scene has such a chip.
+
+        Warns:
+            UserWarning: If some scenes have none.
+        """
+        for name, value in (('size', size), ('length', length), ('dates', dates)):
+            if value < 1:
+                raise ValueError(
+                    f'{name}={value} must be at least 1: give a larger {name}'
+                )
+        if not 0 <= min_valid <= 1:
+            raise ValueError(
+                f'min_valid={min_valid} is a share: give a number from 0 to 1'
+            )
+        self.dataset, self.size, self.length = dataset, size, length
+        self.dates, self.min_valid = dates, min_valid
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.epoch = 0
+        self.coverage = [
+            Coverage(dataset.validity(i), scene.width, scene.height)
+            for i, scene in enumerate(dataset.scenes)
+        ]
+        self._boxes = np.array([scene.bounds for scene in dataset.scenes])
+        self._dates = np.array([scene.start.value for scene in dataset.scenes])
+        usable = self._exclude_poor()
+        if dates > 1:
+            usable = self._exclude_lonely(usable)
+        area = [c.valid_fraction * c.width * c.height for c in self.coverage]
+        weight = np.where(usable, area, 0.0)
+        self.probabilities = weight / weight.sum()
+        self._cumulative = np.cumsum(self.probabilities)
+        self._draw(np.random.default_rng(0))  # fails now rather than in training
+
+    def __len__(self) -> int:
+        """Return the number of chips in an epoch."""
+        return self.length
+
+    def __iter__(self) -> Iterator[Chip]:
+        """Iterate over the chips of the epoch.
+
+        Yields:
+            Windows inside the scenes.
+        """
+        rng = np.random.default_rng([self.seed, self.epoch])
+        for _ in range(self.length):
+            yield self._draw(rng)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the chips of another epoch, as Lightning does.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+        """
+        self.epoch = epoch
+
+    def _exclude_poor(self) -> np.ndarray:
+        """Return which scenes have a chip, naming those that do not."""
+        usable = np.array(
+            [c.restrict(self.size, self.min_valid) for c in self.coverage]
+        )
+        small = [
+            f'{scene.files[0]!r} ({scene.width}x{scene.height})'
+            for scene in self.dataset.scenes
+            if min(scene.width, scene.height) < self.size
+        ]
+        empty = [
+            f'{scene.files[0]!r} ({cover.valid_fraction:.0%} valid)'
+            for scene, cover, use in zip(
+                self.dataset.scenes, self.coverage, usable, strict=True
+            )
+            if not use and min(scene.width, scene.height) >= self.size
+        ]
+        problems = []
+        if small:
+            problems.append(
+                f'{_some(small)}: smaller than a chip of {self.size}x{self.size} pixels; '
+                f'lower the size of the chips (patch_size) to draw from there'
+            )
+        if empty:
+            problems.append(
+                f'{_some(empty)}: no window of {self.size} pixels is valid to {self.min_valid:.0%}; '
+                'lower min_valid, or the size of the chips (patch_size)'
+            )
+        self._report(problems, usable)
+        return usable
+
+    def _exclude_lonely(self, usable: np.ndarray) -> np.ndarray:
+        """Return which scenes share ground with enough other dates, naming those that do not."""
+        least = np.array(self.dataset.res) * (self.size - 0.01)
+        paired = usable.copy()
+        for i in np.flatnonzero(usable):
+            low = np.maximum(self._boxes[i, :2], self._boxes[:, :2])
+            high = np.minimum(self._boxes[i, 2:], self._boxes[:, 2:])
+            shared = usable & ((high - low) >= least).all(1)
+            paired[i] = len(set(self._dates[shared])) >= self.dates
+        lonely = [
+            repr(scene.files[0])
+            for scene, had, has in zip(self.dataset.scenes, usable, paired, strict=True)
+            if had and not has
+        ]
+        if lonely:
+            undated = not any(scene.is_dated for scene in self.dataset.scenes)
+            cure = 'add scenes of the same ground, or use dates=1'
+            if undated:
+                cure = 'no file name holds a date: tell where it is by date_regex=, or use dates=1'
+            problem = f'{_some(lonely)}: no chip there is covered by {self.dates} dates; {cure}'
+            self._report([problem], paired)
+        return paired
+
+    def _report(self, problems: list[str], usable: np.ndarray) -> None:
+        """Warn of scenes that are left out; refuse if none is left."""
+        if not usable.any():
+            raise ValueError(f'no scene to draw chips from. {" ".join(problems)}')
+        for problem in problems:
+            warnings.warn(f'no chips are drawn from {problem}', stacklevel=4)
+
+    def _draw(self, rng: np.random.Generator) -> Chip:
+        """Draw a scene, a window in it, and other dates of the same place."""
+        for _ in range(_TRIES):
+            # Scaled by the last sum, which rounding may leave beside 1
+            point = rng.random() * self._cumulative[-1]
+            scene = int(np.searchsorted(self._cumulative, point, side='right'))
+            col, row = self.coverage[scene].draw(rng)
+            others = self._other_dates(scene, col, row, rng) if self.dates > 1 else []
+            if len(others) == self.dates - 1:
+                return Chip((scene, *others), col, row, self.size, self.size)
+        raise ValueError(
+            f'{_TRIES} windows in a row were not covered by dates={self.dates} scenes that are valid '
+            f'there to min_valid={self.min_valid}: lower min_valid, dates or the size of the chips'
+        )
+
+    def _other_dates(
+        self, scene: int, col: int, row: int, rng: np.random.Generator
+    ) -> list[int]:
+        """Draw scenes of distinct other dates that cover a window, as many as there are."""
+        xres, yres = self.dataset.res
+        x = self._boxes[scene, 0] + col * xres
+        y = self._boxes[scene, 3] - row * yres
+        slack = 0.01 * np.array([xres, yres, xres, yres])
+        window = np.array([x, y - self.size * yres, x + self.size * xres, y])
+        beyond = (window - self._boxes) * [1, 1, -1, -1]
+        covers = (beyond >= -slack).all(1) & (self._dates != self._dates[scene])
+        chosen: list[int] = []
+        taken: set[int] = set()
+        for other in rng.permutation(np.flatnonzero(covers)):
+            left, top = self._boxes[other, 0], self._boxes[other, 3]
+            place = ((x - left) / xres, (top - y) / yres)
+            enough = self.min_valid - 1e-3  # a sliver is lost to the slack
+            if self._dates[other] in taken:
+                continue
+            if self.coverage[other].fraction(*place, self.size) >= enough:
+                chosen.append(int(other))
+                taken.add(self._dates[other])
+            if len(chosen) == self.dates - 1:
+                break
+        return chosen
+
+
+class GridChips(Sampler[Chip]):
+    """Windows that together cover every scene.
+
+    The last window of a row or column is moved inwards, so that none overhangs. Scenes smaller than
+    a chip are left out, with a warning.
+    """
+
+    def __init__(
+        self, dataset: SceneDataset, size: int, stride: int | None = None
+    ) -> None:
+        """Initialize a new GridChips instance.
+
+        Args:
+            dataset: What to cover.
+            size: Side of a chip in pixels of the dataset's resolution.
+            stride: Distance between chips in pixels, by default *size*.
+
+        Raises:
+            ValueError: If *size* or *stride* is out of range or every scene is smaller than a chip.
+
+        Warns:
+            UserWarning: If some scenes are.
+        """
+        stride = size if stride is None else stride
+        if not 1 <= stride <= size:
+            raise ValueError(
+                f'stride={stride} must be from 1 to size={size}, else ground is left out between '
+                'the chips: choose another'
+            )
+        self.chips: list[Chip] = []
+        small = []
+        for i, scene in enumerate(dataset.scenes):
+            if min(scene.width, scene.height) < size:
+                small.append(f'{scene.files[0]!r} ({scene.width}x{scene.height})')
+                continue
+            for row in _starts(scene.height, size, stride):
+                for col in _starts(scene.width, size, stride):
+                    self.chips.append(Chip((i,), col, row, size, size))
+        problem = f'{_some(small)}: smaller than a chip of {size}x{size} pixels; lower its size'
+        if not self.chips:
+            raise ValueError(f'no scene to cover with chips. {problem} (patch_size)')
+        if small:
+            warnings.warn(f'no chips are taken from {problem}', stacklevel=2)
+
+    def __len__(self) -> int:
+        """Return the number of chips."""
+        return len(self.chips)
+
+    def __iter__(self) -> Iterator[Chip]:
+        """Iterate over the chips, scene by scene and row by row."""
+        return iter(self.chips)
+
+
+def _starts(extent: int, size: int, stride: int) -> list[int]:
+    """Return window starts along an axis; the last ends with it."""
+    return [*range(0, extent - size, stride), extent - size]
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    """Name a few of many."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more

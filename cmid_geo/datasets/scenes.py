@@ -1,0 +1,289 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Folders of georeferenced rasters as a TorchGeo dataset."""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+import shapely
+import torch
+from affine import Affine
+from geopandas import GeoDataFrame
+from pyproj import CRS
+from torchgeo.datasets import DatasetNotFoundError, GeoDataset, IntersectionDataset
+from torchgeo.datasets.utils import GeoSlice, Path, Sample
+
+from .chips import Chip, concat_scenes
+from .discovery import Scene, find_scenes, place
+from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters
+from .grids import Bools, Grid, natural_res
+from .reading import Image, SceneReader
+
+
+class SceneDataset(GeoDataset):
+    """Georeferenced rasters of any kind, with a mask of where they are valid.
+
+    A scene is a file, or several files that hold a band each and are named alike apart from the
+    band. Scenes of another CRS or resolution than the dataset's are interpolated bilinearly; all
+    others are read as they are, a window at a time, from files that stay open.
+
+    A sample holds ``image`` (C, H, W) float32, raw values, 0 where not valid, and ``valid`` (H, W)
+    bool. A pixel is not valid outside the file, where its mask or alpha band is 0, where any of the
+    selected bands is NaN, Inf or the declared nodata value, and, for a nodata value of 0 or with
+    *zero_is_nodata*, where all of them are 0 (one band of dark water is 0, too).
+    """
+
+    def __init__(
+        self,
+        paths: Path | Iterable[Path],
+        bands: Sequence[str | int] | None = None,
+        crs: CRS | str | None = None,
+        res: float | tuple[float, float] | None = None,
+        *,
+        band_regex: str = DEFAULT_BAND_REGEX,
+        date_regex: str = DEFAULT_DATE_REGEX,
+        zero_is_nodata: bool = False,
+        skip_unreadable: bool = False,
+        transforms: Callable[[Sample], Sample] | None = None,
+        cache: bool = True,
+    ) -> None:
+        """Initialize a new SceneDataset instance.
+
+        Args:
+            paths: A folder (searched recursively), a glob, a file, a URL, or several of these.
+            bands: Bands in the order wanted, by name (as the file describes them, else B1, B2, ...;
+                as the file names tell for one file a band) or position from 1. All by default. An
+                alpha band is never one.
+            crs: The :term:`coordinate reference system (CRS)` of the dataset, by default the first
+                scene's. Scenes in another are warped to it.
+            res: Pixel size, or (x, y) sizes, in units of *crs*. By default the first scene's.
+            band_regex: Finds the band in the names of single-band files, in a group ``band``.
+            date_regex: Finds the date in file names, in a group ``date``. The default takes
+                20120731 and 2018-10-13 anywhere, and 1985 if that is all of the name.
+            zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
+            skip_unreadable: Whether to go on, with a warning, without damaged files.
+            transforms: Applied to each sample.
+            cache: Whether to keep files open between reads.
+
+        Raises:
+            DatasetNotFoundError: If *paths* hold no raster.
+            ValueError: If a path does not exist, a file cannot be read or has no CRS, or scenes
+                have different bands.
+        """
+        self.paths = paths
+        self.transforms = transforms
+        self.cache = cache
+        files = find_rasters(paths)
+        found = find_scenes(
+            files,
+            bands,
+            band_regex,
+            date_regex,
+            zero_is_nodata=zero_is_nodata,
+            skip_unreadable=skip_unreadable,
+        )
+        if not files:
+            raise DatasetNotFoundError(self)
+        if not found:
+            raise ValueError(
+                f'none of the {len(files)} rasters in paths={paths!r} can be read (see the '
+                'warnings): at least one scene must be whole; replace the files'
+            )
+        self.bands = found[0].bands
+        self._reader = SceneReader(128 if cache else 0)
+        self._place(found, None if crs is None else CRS.from_user_input(crs), res)
+
+    def _place(
+        self,
+        scenes: Sequence[Scene],
+        crs: CRS | None,
+        res: float | tuple[float, float] | None,
+    ) -> None:
+        """Lay all scenes on the dataset's CRS and resolution and build the index."""
+        first = scenes[0].native
+        wkt = first.crs if crs is None else crs.to_wkt()
+        if res is None:
+            res = natural_res(first, wkt)
+        elif isinstance(res, int | float):
+            res = (float(res), float(res))
+        if min(res) <= 0:
+            raise ValueError(
+                f'res={res} is not a pixel size: give units of the CRS above 0'
+            )
+        self._res = (float(res[0]), float(res[1]))
+        # Pixels of warped scenes coincide with those of the first
+        self.scenes = tuple(
+            place(scene, wkt, self._res, first.transform) for scene in scenes
+        )
+        # Asking GeoPandas what is where costs more than reading it: x, y and t (ns) of all scenes
+        corners = [(*s.bounds, s.start.value, s.stop.value) for s in self.scenes]
+        self._lows = np.array(corners, float)[:, [0, 1, 4]]
+        self._highs = np.array(corners, float)[:, [2, 3, 5]]
+        dates = [(scene.start, scene.stop) for scene in self.scenes]
+        self.index = GeoDataFrame(
+            {'filepath': [scene.files[0] for scene in self.scenes]},
+            index=pd.IntervalIndex.from_tuples(dates, closed='both', name='datetime'),
+            geometry=[shapely.box(*scene.bounds) for scene in self.scenes],
+            crs=wkt,
+        )
+        self._wkt, self._crs = wkt, CRS.from_wkt(wkt)
+        self._bounds = super().bounds
+
+    @property
+    def bounds(self) -> tuple[slice, slice, slice]:
+        """Bounds of the index: x, y and t."""
+        return self._bounds
+
+    @property
+    def crs(self) -> CRS:
+        """The :term:`coordinate reference system (CRS)` of the dataset."""
+        return self._crs
+
+    @crs.setter
+    def crs(self, new_crs: CRS) -> None:
+        """Warp all scenes to another CRS, as composing with another dataset does."""
+        if new_crs != self.crs:
+            self._place(self.scenes, new_crs, None)
+
+    @property
+    def res(self) -> tuple[float, float]:
+        """Pixel size (x, y) in units of the CRS."""
+        return self._res
+
+    @res.setter
+    def res(self, new_res: float | tuple[float, float]) -> None:
+        """Resample all scenes, as composing with another dataset does."""
+        if new_res not in (self._res, self._res[0]):
+            self._place(self.scenes, self.crs, new_res)
+
+    @property
+    def files(self) -> list[str]:
+        """All files that are read."""
+        return sorted(path for scene in self.scenes for path in scene.files)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of ``image``."""
+        return torch.float32
+
+    def __and__(self, other: GeoDataset) -> IntersectionDataset:
+        """Intersect with another dataset, combining ``valid`` of both.
+
+        Args:
+            other: Another dataset.
+
+        Returns:
+            A dataset of what is in both.
+        """
+        return IntersectionDataset(self, other, collate_fn=concat_scenes)
+
+    def __getitem__(self, index: GeoSlice | Chip) -> Sample:
+        """Read a sample.
+
+        Args:
+            index: Either [xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres] in units of the CRS,
+                where all scenes there and then are merged, the first valid pixel in the order of
+                the files winning; or a :class:`Chip`.
+
+        Returns:
+            ``image`` and ``valid``. With a slice also TorchGeo's ``bounds`` and ``transform``
+            (float32: never georeference by them). With a chip also ``scene``, its scenes, and
+            ``window`` (col, row, width, height), both long; a chip of several dates has ``image``
+            (T, C, H, W), ``valid`` (T, H, W) and ``scene`` (T).
+
+        Raises:
+            IndexError: If no scene is at *index*.
+            ValueError: If a file cannot be read any more.
+        """
+        sample = self._chip(index) if isinstance(index, Chip) else self._slice(index)
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def validity(self, scene: int, cells: int = 512) -> Bools | None:
+        """Map roughly where a scene is valid, from a decimated read.
+
+        Args:
+            scene: Index of the scene.
+            cells: At most so many cells on a side.
+
+        Returns:
+            Bool (rows, cols) over all of the scene; None if no pixel in it can be invalid.
+
+        Raises:
+            ValueError: If a file cannot be read any more.
+        """
+        return self._reader.validity(self.scenes[scene], cells)
+
+    def _chip(self, chip: Chip) -> Sample:
+        """Read a window, at one date or several."""
+        scenes = [self.scenes[i] for i in chip.scenes]
+        target = scenes[0].grid.window(chip.col, chip.row, chip.width, chip.height)
+        pairs = [self._reader.read(scene, target) for scene in scenes]
+        images = [torch.from_numpy(image) for image, _ in pairs]
+        valids = [torch.from_numpy(valid) for _, valid in pairs]
+        several = len(pairs) > 1
+        return {
+            'image': torch.stack(images) if several else images[0],
+            'valid': torch.stack(valids) if several else valids[0],
+            'scene': torch.tensor(chip.scenes if several else chip.scenes[0]),
+            'window': torch.tensor([chip.col, chip.row, chip.width, chip.height]),
+        }
+
+    def _slice(self, index: GeoSlice) -> Sample:
+        """Read a box of ground and time."""
+        x, y, t = self._disambiguate_slice(index)
+        width, height = (
+            round((x.stop - x.start) / x.step),
+            round((y.stop - y.start) / y.step),
+        )
+        if min(width, height) < 1:
+            raise ValueError(
+                f'index {index} is narrower than a pixel: use slices start < stop'
+            )
+        hits = self._overlapping(x, y, t)
+        if not len(hits):
+            raise IndexError(
+                f'index: {index} not found in dataset with bounds: {self.bounds}'
+            )
+        transform = (x.step, 0.0, x.start, 0.0, -y.step, y.stop, 0.0, 0.0, 1.0)
+        image, valid = self._mosaic(
+            hits, Grid(self._wkt, Affine(*transform[:6]), width, height)
+        )
+        times = (t.start.timestamp(), t.stop.timestamp(), t.step)
+        box = (x.start, x.stop, x.step, y.start, y.stop, y.step, *times)
+        return {
+            'bounds': torch.from_numpy(np.array(box, np.float32)),
+            'transform': torch.from_numpy(np.array(transform, np.float32)),
+            'image': torch.from_numpy(image),
+            'valid': torch.from_numpy(valid),
+        }
+
+    def _overlapping(self, x: slice, y: slice, t: slice) -> np.ndarray:
+        """Return the indices of the scenes in a box of ground and time."""
+        start, stop = _nanoseconds(t.start), _nanoseconds(t.stop)
+        # As pd.Interval(tmin, tmax), open at its start, overlaps the closed intervals of the index
+        before = self._lows < (x.stop, y.stop, np.nextafter(stop, np.inf))
+        inside = before & (self._highs > (x.start, y.start, start))
+        if t.step == 1:
+            return np.flatnonzero(inside.all(1))
+        then = np.flatnonzero(inside[:, 2])[:: t.step]
+        return then[inside[then].all(1)]
+
+    def _mosaic(self, hits: np.ndarray, target: Grid) -> tuple[Image, Bools]:
+        """Merge scenes, the first valid pixel winning, until the target is full."""
+        image, valid = self._reader.read(self.scenes[hits[0]], target)
+        for hit in hits[1:]:
+            if valid.all():
+                break
+            more, also_valid = self._reader.read(self.scenes[hit], target)
+            gained = also_valid & ~valid
+            image[:, gained] = more[:, gained]
+            valid |= gained
+        return image, valid
+
+
+def _nanoseconds(time: datetime) -> float:
+    """Return an instant as pandas counts it."""
+    return float((time if isinstance(time, pd.Timestamp) else pd.Timestamp(time)).value)

@@ -1,0 +1,30 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+
+# Before the package is imported: its shape annotations are checked in the tests only
+from jaxtyping import install_import_hook
+
+install_import_hook('cmid_geo', 'checker.check')
+matplotlib.use('Agg')
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    folder = os.environ.get('CMID_GEO_DATA')
+    if not folder:
+        pytest.skip('set CMID_GEO_DATA to a folder of real imagery to run this test')
+    return Path(folder)

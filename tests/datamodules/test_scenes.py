@@ -1,0 +1,154 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from rasterio.transform import from_origin
+from torch import Tensor
+
+from cmid_geo.datamodules import SceneDataModule
+from cmid_geo.datasets import SceneDataset
+
+
+class Recorder(LightningModule):
+    """Keeps the batches it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.windows: dict[str, list[list[int]]] = {}
+
+    def record(self, stage: str, batch: dict[str, Tensor]) -> Tensor:
+        assert batch['image'].min() >= 0 and batch['image'].max() <= 1
+        self.windows.setdefault(stage, []).extend(batch['window'].tolist())
+        return self.weight * batch['image'].mean()
+
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.record(f'train{self.current_epoch}', batch)
+
+    def validation_step(self, batch: dict[str, Tensor]) -> None:
+        if not self.trainer.sanity_checking:
+            self.record(f'val{self.current_epoch}', batch)
+
+    def test_step(self, batch: dict[str, Tensor]) -> None:
+        self.record('test', batch)
+
+    def predict_step(self, batch: dict[str, Tensor]) -> None:
+        self.record('predict', batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    profile = {'driver': 'GTiff', 'count': 2, 'height': 80, 'width': 100, 'nodata': 0}
+    profile |= {'dtype': 'uint16', 'crs': 'EPSG:32633'}
+    profile['transform'] = from_origin(500000, 5000000, 10, 10)
+    for year in (2019, 2020):
+        array = rng.integers(100, 1000, (2, 80, 100), np.uint16)
+        array[:, :10, :10] = 0
+        with rasterio.open(tmp_path / f'{year}.tif', 'w', **profile) as file:
+            file.write(array)
+    return tmp_path
+
+
+def test_scaled_without_trainer(folder: Path) -> None:
+    dm = SceneDataModule(
+        str(folder), 32, 8, 4, low=[0.0, 500.0], high=1000.0, min_valid=0.1, seed=0
+    )
+    dm.setup('fit')
+    chips = list(dm.train_sampler)
+    (raw, _) = list(dm.train_dataloader())
+    batch = dm.on_after_batch_transfer(raw, 0)
+    low = torch.tensor([0.0, 500.0])[:, None, None]
+    expected = ((raw['image'] - low) / (1000 - low)).clamp(0, 1)
+    expected = expected * raw['valid'][:, None]
+    torch.testing.assert_close(batch['image'], expected)
+    dataset = SceneDataset(folder)
+    assert torch.equal(raw['image'][2], dataset[chips[2]]['image'])
+    assert dm.bands == ('B1', 'B2') and dm.statistics.high == (1000, 1000)
+
+
+def test_two_dates(folder: Path) -> None:
+    dm = SceneDataModule(str(folder), 32, 8, 4, dates=2, seed=0, low=0.0, high=1000.0)
+    dm.setup('fit')
+    raw = next(iter(dm.train_dataloader()))
+    batch = dm.on_after_batch_transfer(raw, 0)
+    assert batch['image'].shape == (4, 2, 2, 32, 32)
+    assert batch['valid'].shape == (4, 2, 32, 32)
+    expected = raw['image'].clamp(0, 1000) / 1000
+    torch.testing.assert_close(batch['image'], expected)
+    assert all(set(scenes) == {0, 1} for scenes in batch['scene'].tolist())
+
+
+def test_invalid_is_zero_whatever_the_range(folder: Path) -> None:
+    dm = SceneDataModule(str(folder), 80, 4, 4, low=-1000.0, high=1000.0, seed=0)
+    dm.setup('fit')
+    batch = dm.on_after_batch_transfer(next(iter(dm.train_dataloader())), 0)
+    outside = ~batch['valid'][:, None].expand_as(batch['image'])
+    assert outside.any() and batch['image'][outside].eq(0).all()
+    assert batch['image'][~outside].min() > 0.5
+
+
+def test_trainer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dm = SceneDataModule(str(folder), 32, 10, 4, num_workers=1, val_length=6, seed=0)
+    model = Recorder()
+    quiet = {
+        'logger': False,
+        'enable_progress_bar': False,
+        'enable_model_summary': False,
+    }
+    trainer = Trainer(
+        accelerator='cpu', max_epochs=2, enable_checkpointing=False, **quiet
+    )
+    trainer.fit(model, dm)
+    trainer.test(model, dm, verbose=False)
+    trainer.predict(model, dm, return_predictions=False)
+    seen = model.windows
+    assert (
+        len(seen['train0']) == len(seen['train1']) == 8
+    )  # an incomplete batch is dropped
+    assert seen['train0'] != seen['train1']
+    assert len(seen['val0']) == 6 and seen['val0'] == seen['val1'] == seen['test']
+    assert seen['val0'] != seen['train0'][:6]
+    assert len(seen['predict']) == 2 * 3 * 4
+    assert capsys.readouterr().out.count('low       high') == 1
+
+
+def test_held_out_scenes(folder: Path) -> None:
+    train, held = str(folder / '2019.tif'), str(folder / '2020.tif')
+    dm = SceneDataModule([train], 32, 8, 4, val_paths=held, seed=0)
+    dm.setup('fit')
+    assert dm.train_dataset.files == [train] and dm.val_dataset.files == [held]
+    assert len(dm.val_sampler) == 4
+    (folder / 'other').mkdir()
+    with rasterio.open(folder / '2020.tif') as file:
+        profile, array = file.profile, file.read(1)
+    with rasterio.open(
+        folder / 'other' / 'x.tif', 'w', **profile | {'count': 1}
+    ) as file:
+        file.write(array, 1)
+    dm = SceneDataModule(train, 32, 8, 4, val_paths=str(folder / 'other'), seed=0)
+    with pytest.raises(ValueError, match='choose the same by bands='):
+        dm.setup('fit')
+
+
+def test_bad_input(folder: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r'length=8 .*batch of 64 .*raise length to 64'
+    ):
+        SceneDataModule(str(folder), length=8)
+    dm = SceneDataModule(str(folder), 101, 8, 4)
+    with pytest.raises(
+        ValueError, match=r'100x80.*lower the size of the chips \(patch_size'
+    ):
+        dm.setup('fit')
+    with pytest.raises(ValueError, match=r"call setup\('fit'\)"):
+        dm.on_after_batch_transfer({'image': torch.zeros(1, 2, 4, 4)}, 0)

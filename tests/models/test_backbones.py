@@ -1,0 +1,116 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from cmid_geo.models import create_backbone
+
+NAMES = [
+    'resnet18',
+    'resnext50_32x4d',
+    'convnext_atto',
+    'vit_tiny_patch16_224',
+    'vit_small_patch32_224',
+]
+SWINS = ['swin_tiny_patch4_window7_224', 'swinv2_tiny_window8_256']
+
+
+def timms(name: str, bands: int, image: torch.Tensor, state: dict) -> torch.Tensor:
+    """What timm itself makes of an image, on the grid of cells."""
+    options = {'strict_img_size': False} if 'swin' in name else {}
+    options |= {'dynamic_img_size': True} if name.startswith('vit') else {}
+    network = timm.create_model(name, in_chans=bands, num_classes=0, **options).eval()
+    network.load_state_dict(state)
+    features = network.forward_features(image)
+    if name.startswith('vit'):
+        side = int((features.shape[1] - network.num_prefix_tokens) ** 0.5)
+        grid = (
+            features[:, network.num_prefix_tokens :]
+            .unflatten(1, (side, side))
+            .permute(0, 3, 1, 2)
+        )
+        return F.avg_pool2d(grid, side * 32 // image.shape[2])
+    return features.permute(0, 3, 1, 2) if 'swin' in name else features
+
+
+@pytest.mark.parametrize('name', NAMES + SWINS)
+@torch.no_grad()
+def test_unmasked_equals_timm_at_any_size(name: str) -> None:
+    backbone = create_backbone(name, in_channels=5).eval()
+    for size in (224, 96):
+        image = torch.rand(1, 5, size, size)
+        features = backbone(image)
+        assert features.shape == (1, backbone.num_features, size // 32, size // 32)
+        assert torch.equal(
+            features, timms(name, 5, image, backbone.network.state_dict())
+        )
+    assert backbone(torch.rand(1, 5, 64, 128)).shape[2:] == (2, 4)
+
+
+@pytest.mark.parametrize(
+    'name', ['resnet18', 'swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224']
+)
+@torch.no_grad()
+def test_plain_state_dict_loads_strictly(name: str) -> None:
+    state = timm.create_model(name, num_classes=0).state_dict()
+    for load in (
+        lambda b: b.load_state_dict(state),
+        lambda b: b.network.load_state_dict(state),
+    ):
+        backbone = create_backbone(name)
+        load(backbone)
+        assert all(
+            torch.equal(state[k], v) for k, v in backbone.network.state_dict().items()
+        )
+    with pytest.raises(RuntimeError, match='Missing key'):
+        create_backbone(name).load_state_dict(dict(list(state.items())[1:]))
+    # Its own state dict still goes both ways
+    create_backbone(name).load_state_dict(backbone.state_dict())
+
+
+@pytest.mark.parametrize('name', [*NAMES, SWINS[0]])
+@torch.no_grad()
+def test_mask_token_is_added_where_hidden(name: str) -> None:
+    backbone = create_backbone(name).eval()
+    image = torch.rand(1, 3, 128, 128)
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, 1, 2] = True
+    assert torch.equal(backbone(image, mask), backbone(image)), 'the token starts at 0'
+    backbone.mask_token.fill_(3.0)
+    assert torch.equal(backbone(image, torch.zeros_like(mask)), backbone(image))
+    assert not torch.allclose(backbone(image, mask), backbone(image))
+    stem = torch.zeros(1, len(backbone.mask_token), 32, 32)
+    hidden = backbone.hide(stem, mask)
+    assert (hidden[:, :, 8:16, 16:24] == 3).all() and hidden.sum() == hidden[
+        :, :, 8:16, 16:24
+    ].sum()
+
+
+def test_stochastic_depth_is_off() -> None:
+    swin = create_backbone('swin_tiny_patch4_window7_224')
+    rates = [m.drop_prob for m in swin.modules() if hasattr(m, 'drop_prob')]
+    assert not any(rates)
+
+
+@pytest.mark.parametrize(
+    ('name', 'part'),
+    [
+        ('resnet51', 'did you mean'),
+        ('efficientnet_b0', 'cannot hide cells'),
+        ('resnetv2_50', 'cannot hide cells'),
+        ('vit_small_patch14_dinov2', r'patches of \(14, 14\)'),
+    ],
+)
+def test_unsupported_name_lists_what_is_supported(name: str, part: str) -> None:
+    with pytest.raises(
+        ValueError, match=f'{name}.*{part}.*ResNet.*Swin.*ViT.*ConvNeXt'
+    ):
+        create_backbone(name)
+
+
+def test_size_that_is_no_multiple() -> None:
+    with pytest.raises(ValueError, match='100x96 pixels.*multiples of 32'):
+        create_backbone('resnet18')(torch.rand(1, 3, 100, 96))

@@ -1,0 +1,53 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Small tasks and chips that tests of tasks share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chips import SMALL, Chips
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from cmid_geo.tasks import CMID
+
+
+@pytest.fixture
+def make_task() -> Callable[..., CMID]:
+    def make(**options: Any) -> CMID:
+        torch.manual_seed(0)
+        return CMID(**(SMALL | options))
+
+    return make
+
+
+@pytest.fixture
+def loader() -> DataLoader:
+    return DataLoader(Chips(), batch_size=4, drop_last=True)
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
+    def make(**options: Any) -> Trainer:
+        defaults = {
+            'accelerator': 'cpu',
+            'devices': 1,
+            'logger': False,
+            'default_root_dir': tmp_path,
+            'enable_progress_bar': False,
+            'enable_model_summary': False,
+        }
+        return Trainer(**(defaults | options))
+
+    return make
+
+
+@pytest.fixture
+def unused_port() -> int:
+    # Asking the system for a free one would need a socket, which tests may not open
+    return 20000 + os.getpid() % 20000

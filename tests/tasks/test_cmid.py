@@ -1,0 +1,273 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from chips import Chips
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from cmid_geo.losses import info_nce
+from cmid_geo.tasks import CMID
+from cmid_geo.transforms import TwoViews, View, hide_cells
+
+Make = Callable[..., CMID]
+
+
+def views(task: CMID, batch: int = 4, bands: int = 3) -> tuple[View, View]:
+    chips = Chips(batch, bands).chips
+    torch.manual_seed(1)
+    return task.augmentations(chips)
+
+
+def filled(task: CMID) -> CMID:
+    task.queue.enqueue(nn.functional.normalize(torch.randn(30, 8), dim=1))
+    return task
+
+
+def test_defaults_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = CMID(model='resnet18').hparams
+    expected = {
+        'in_channels': 3, 'size': 224, 'queue_size': 65536, 'mask_ratio': 0.6, 'matches': 20,
+        'hidden_dim': 2048, 'output_dim': 256, 'num_prototypes': 2048, 'temperature': 0.2,
+        'student_temp': 0.1, 'teacher_temp_start': 0.04, 'teacher_temp': 0.07,
+        'teacher_temp_epochs': 50, 'momentum': 0.996, 'momentum_end': 1.0, 'center_momentum': 0.9,
+        'alpha': 0.2, 'gamma': 1.0, 'spectral_weight': 1.0, 'visible_weight': 0.001,
+        'reconstruction_weight': 1.0, 'global_weight': 1.0, 'local_weight': 1.0, 'lr': 1e-3,
+        'lr_end': 1e-6, 'lr_batch_size': 64, 'weight_decay': 0.02, 'betas': (0.98, 0.92, 0.99),
+        'warmup_epochs': 10,
+    }  # fmt: skip
+    assert {name: given[name] for name in expected} == expected
+
+
+def test_losses_equal_the_method_written_out(make_task: Make) -> None:
+    """The paper's sums, image by image, from the parts that have tests of their own."""
+    task = filled(make_task())
+    first, second = views(task)
+    torch.manual_seed(2)
+    compared = task.compare(first, second)
+    seen = [task.student(hide_cells(v.image, v.mask), v.mask) for v in (first, second)]
+    whole = [task.teacher(v.image) for v in (first, second)]
+    globe, local, pixels = [], [], []
+    for here, there, view, other in ((0, 1, first, second), (1, 0, second, first)):
+        queue = task.queue.keys
+        globe.append(info_nce(seen[here].embedding, whole[there].embedding, queue, 0.2))
+        pixels.append(
+            task.rebuild(task.decoder(seen[here].features), view.image, view.mask)
+        )
+        students, teachers = [], []
+        for b in range(4):
+            distance = torch.cdist(view.positions[b], other.positions[b])
+            nearest, partner = distance.min(1)
+            for cell in nearest.argsort()[:20]:
+                students.append(seen[here].cells[b, cell])
+                teachers.append(whole[there].cells[b, partner[cell]])
+        guess = task.student.prototypes(torch.stack(students))
+        scores = task.teacher.prototypes(torch.stack(teachers))
+        local.append(task.assign(guess, scores, 0.04))
+    expected = torch.stack([sum(pixels), sum(globe), sum(local)]) / 2
+    torch.testing.assert_close(compared.losses, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_changed_teacher_changes_the_loss(make_task: Make) -> None:
+    task = filled(make_task())
+    pair = views(task)
+    before = task.compare(*pair).losses
+    with torch.no_grad():
+        for parameter in task.teacher.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    after = task.compare(*pair).losses
+    assert after[0] == before[0], 'the reconstruction is the student alone'
+    assert after[1] != before[1] and after[2] != before[2]
+
+
+def test_gradients_reach_all_of_the_student_and_nothing_else(make_task: Make) -> None:
+    for model in ('resnet18', 'convnext_atto', 'vit_tiny_patch16_224'):
+        task = filled(make_task(model=model))
+        task.compare(*views(task)).losses.sum().backward()
+        lacking = [
+            n for n, p in task.named_parameters() if p.requires_grad and p.grad is None
+        ]
+        assert not lacking
+        reached = [n for n, p in task.teacher.named_parameters() if p.grad is not None]
+        assert not reached and not task.queue.keys.requires_grad
+
+
+def test_the_step_has_no_side_effects(make_task: Make) -> None:
+    task = filled(make_task(model='vit_tiny_patch16_224'))
+    before = {k: v.clone() for k, v in task.state_dict().items()}
+    batch = {'image': Chips(4).chips}
+    outputs = task.training_step(batch, 0)
+    assert all(torch.equal(before[k], v) for k, v in task.state_dict().items())
+    assert outputs['keys'].shape == (2, 4, 8)
+    assert outputs['scores'].shape == (1, 12)
+    torch.testing.assert_close(outputs['loss'], outputs['losses'].sum())
+
+
+def test_loss_weights(make_task: Make) -> None:
+    task = make_task(reconstruction_weight=2.0, global_weight=3.0, local_weight=5.0)
+    assert task.weigh(torch.tensor([1.0, 10.0, 100.0])) == 532
+
+
+def test_no_data_changes_no_loss_and_no_gradient(make_task: Make) -> None:
+    chips = Chips(4).chips
+    valid = torch.ones(4, 64, 64, dtype=torch.bool)
+    valid[:, :25] = False
+    valid[3] = False
+    results = []
+    for value in (0.0, -9999.0, float('nan')):
+        task = filled(make_task())
+        torch.manual_seed(3)
+        image = chips.where(valid[:, None], value)
+        outputs = task.training_step({'image': image, 'valid': valid}, 0)
+        outputs['loss'].backward()
+        gradient = torch.cat([p.grad.flatten() for p in task.student.parameters()])
+        results.append(
+            (outputs['loss'].item(), gradient, outputs['keys'], outputs['scores'])
+        )
+    for other in results[1:]:
+        assert other[0] == results[0][0]
+        assert all(torch.equal(a, b) for a, b in zip(other[1:], results[0][1:]))
+    assert math.isfinite(results[0][0])
+
+
+def test_a_chip_without_data_counts_in_nothing(make_task: Make) -> None:
+    task = filled(make_task(model='vit_tiny_patch16_224'))
+    first, second = views(task)
+    nowhere = torch.zeros(1, 64, 64, dtype=torch.bool)
+    cut = [replace(v, valid=torch.cat([v.valid[:3], nowhere])) for v in (first, second)]
+    kept = [
+        View(v.image[:3], v.mask[:3], v.positions[:3], v.valid[:3])
+        for v in (first, second)
+    ]
+    with_it, without = task.compare(*cut).losses, task.compare(*kept).losses
+    torch.testing.assert_close(with_it[1:], without[1:])
+    # Spectra are averaged over the batch: three quarters of a difference, squared and weighted
+    assert with_it[0] < without[0]
+
+
+def test_standardises_features_by_its_own_values(make_task: Make) -> None:
+    task = make_task(mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7]).eval()
+    image = torch.rand(2, 3, 64, 64)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
+    expected = task.teacher.backbone((image - mean[:, None, None]) / std[:, None, None])
+    torch.testing.assert_close(task(image), expected)
+    pooled = task.predict_step({'image': image}, 0)
+    torch.testing.assert_close(pooled, expected.mean((2, 3)))
+    first, _ = task.augmentations(
+        image, geometries=(torch.eye(3).double().expand(2, 3, 3),) * 2
+    )
+    torch.testing.assert_close(
+        first.image * std[:, None, None] + mean[:, None, None], image
+    )
+
+
+def test_own_augmentations_are_used(make_task: Make) -> None:
+    class Same(nn.Module):
+        def forward(
+            self, chips: torch.Tensor, valid: torch.Tensor | None = None
+        ) -> tuple[View, View]:
+            view = TwoViews(64)(chips, valid)[0]
+            return view, view
+
+    task = make_task(augmentations=Same(), mask_ratio=0.0)
+    outputs = task.training_step({'image': torch.rand(4, 3, 64, 64)}, 0)
+    torch.testing.assert_close(outputs['keys'][0], outputs['keys'][1])
+
+
+def test_validation_sees_the_same_views_each_time(
+    make_task: Make, make_trainer: Callable[..., Trainer], loader: DataLoader
+) -> None:
+    task, results = make_task(), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        results.append(make_trainer().validate(task, loader, verbose=False)[0])
+    assert results[0] == results[1]
+    assert set(results[0]) == {
+        'val_reconstruction',
+        'val_global',
+        'val_local',
+        'val_loss',
+    }
+    assert make_trainer().test(task, loader, verbose=False)[0].keys() == {
+        'test_reconstruction', 'test_global', 'test_local', 'test_loss'
+    }  # fmt: skip
+    features = make_trainer().predict(task, loader)
+    assert features is not None and features[0].shape == (4, 512)
+
+
+def test_everything_is_logged(
+    make_task: Make, make_trainer: Callable[..., Trainer], loader: DataLoader
+) -> None:
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(make_task(), loader)
+    logged = trainer.callback_metrics
+    for name in (
+        'train_loss', 'train_reconstruction', 'train_global', 'train_local', 'teacher_momentum',
+        'teacher_temp', 'lr', 'images_per_second', 'embedding_std', 'embedding_cosine',
+        'assignment_entropy', 'teacher_entropy', 'key_rank', 'global_chance',
+    ):  # fmt: skip
+        assert logged[name].isfinite(), name
+    assert logged['global_chance'] == pytest.approx(math.log(25))
+    assert 1 <= logged['key_rank'] <= 25
+    assert logged['teacher_temp'] == pytest.approx(0.07)
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        'resnet18',
+        'swin_tiny_patch4_window7_224',
+        'vit_tiny_patch16_224',
+        'convnext_atto',
+    ],
+)
+def test_families_train_on_any_bands_and_dates(
+    model: str, make_task: Make, make_trainer: Callable[..., Trainer]
+) -> None:
+    task = make_task(model=model, in_channels=5)
+    before = [p.clone() for p in task.teacher.parameters()]
+    chips = Chips(8, 5).chips.unsqueeze(1).expand(8, 2, 5, 64, 64)
+    loader = DataLoader([{'image': c} for c in chips], batch_size=4)
+    make_trainer(max_steps=3, max_epochs=2, limit_train_batches=2).fit(
+        make_task(model=model, in_channels=5, queue_size=16), loader
+    )
+    trainer = make_trainer(max_steps=2)
+    task = make_task(model=model, in_channels=5, queue_size=16)
+    trainer.fit(task, loader)
+    assert trainer.callback_metrics['train_loss'].isfinite()
+    moved = [not torch.equal(a, b) for a, b in zip(before, task.teacher.parameters())]
+    assert any(moved) and int(task.queue.seen) == 16
+
+
+@pytest.mark.parametrize(
+    'options', [{'precision': 'bf16-mixed'}, {'accumulate_grad_batches': 2}]
+)
+def test_mixed_precision_and_accumulation(
+    options: dict,
+    make_task: Make,
+    make_trainer: Callable[..., Trainer],
+    loader: DataLoader,
+) -> None:
+    task, trainer = make_task(), make_trainer(max_epochs=1, **options)
+    trainer.fit(task, loader)
+    assert trainer.callback_metrics['train_loss'].isfinite()
+    assert task.queue.keys.dtype == torch.float32
+    torch.testing.assert_close(task.queue.keys.norm(dim=1), torch.ones(24))
+
+
+def test_compiles(
+    make_task: Make, make_trainer: Callable[..., Trainer], loader: DataLoader
+) -> None:
+    task = make_task()
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(torch.compile(task, backend='eager'), loader)
+    assert int(task.queue.seen) == 32
+    plain = make_task()
+    make_trainer(max_epochs=1).fit(plain, loader)
+    torch.testing.assert_close(task.queue.keys, plain.queue.keys, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,148 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""What a fit leaves must load elsewhere, tensor for tensor."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+from torchgeo.tasks import Classification, SemanticSegmentation
+
+from cmid_geo.models import export_backbone
+from cmid_geo.tasks import CMID
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[CMID, Path]:
+    torch.manual_seed(0)
+    task = CMID(
+        'resnet50', size=64, queue_size=8, hidden_dim=8, output_dim=4, num_prototypes=4
+    )
+    with torch.no_grad():
+        for parameter in task.teacher.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return task, export_backbone(
+        task, tmp_path_factory.mktemp('export') / 'new' / 'backbone.ckpt'
+    )
+
+
+def same(tensors: dict, backbone: torch.nn.Module) -> bool:
+    own = backbone.state_dict()
+    return (
+        all(torch.equal(value, own[name]) for name, value in tensors.items())
+        and len(tensors) > 300
+    )
+
+
+def test_torchgeo_classification_loads_it(exported: tuple[CMID, Path]) -> None:
+    task, path = exported
+    loaded = Classification(model='resnet50', weights=str(path), num_classes=7).model
+    teacher = task.teacher.backbone.network
+    tensors = {k: v for k, v in loaded.state_dict().items() if not k.startswith('fc.')}
+    assert same(tensors, teacher)
+    assert not same(tensors, task.student.backbone.network)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = task.teacher.backbone.eval()(image)
+        torch.testing.assert_close(loaded.eval().forward_features(image), expected)
+    task.teacher.backbone.train()
+
+
+def test_torchgeo_segmentation_loads_it(exported: tuple[CMID, Path]) -> None:
+    task, path = exported
+    loaded = SemanticSegmentation(
+        model='unet', backbone='resnet50', weights=str(path), num_classes=7
+    )
+    assert same(dict(loaded.model.encoder.state_dict()), task.teacher.backbone.network)
+
+
+def test_file_says_what_it_is(exported: tuple[CMID, Path], tmp_path: Path) -> None:
+    task, path = exported
+    content = torch.load(path, weights_only=True)
+    about = content['hyper_parameters']
+    assert about['model'] == 'resnet50' and about['in_channels'] == 3
+    assert about['mean'] == pytest.approx([0.33797, 0.3605, 0.3348])
+    assert (
+        about['low'] == [0, 0, 0]
+        and about['high'] == [1, 1, 1]
+        and about['source'] == 'teacher'
+    )
+    assert all(key.startswith('model.') for key in content['state_dict'])
+    student = export_backbone(task, tmp_path / 'student.ckpt', source='student')
+    tensors = torch.load(student, weights_only=True)['state_dict']
+    network = task.student.backbone.network.state_dict()
+    assert all(
+        torch.equal(v, network[k.removeprefix('model.')]) for k, v in tensors.items()
+    )
+    assert [p.name for p in path.parent.iterdir()] == ['backbone.ckpt'], (
+        'nothing half-written'
+    )
+
+
+def test_every_fit_ends_with_one(
+    make_task: Callable[..., CMID],
+    make_trainer: Callable[..., Trainer],
+    loader: DataLoader,
+    tmp_path: Path,
+) -> None:
+    task, trainer = make_task(), make_trainer(max_epochs=1)
+    trainer.fit(task, loader)
+    (path,) = tmp_path.rglob('backbone.ckpt')
+    (checkpoint,) = (p for p in tmp_path.rglob('*.ckpt') if p != path)
+    by_hand = export_backbone(checkpoint, tmp_path / 'by_hand.ckpt')
+    one, two = (torch.load(p, weights_only=True) for p in (path, by_hand))
+    assert one['hyper_parameters'] == two['hyper_parameters']
+    assert all(
+        torch.equal(one['state_dict'][k], v) for k, v in two['state_dict'].items()
+    )
+    again = CMID.load_from_checkpoint(checkpoint)
+    assert all(
+        torch.equal(task.state_dict()[k], v) for k, v in again.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize('model', ['resnet18', 'vit_tiny_patch16_224'])
+def test_weights_start_from_a_backbone_file(
+    model: str, make_task: Callable[..., CMID], tmp_path: Path
+) -> None:
+    first = make_task(model=model)
+    path = export_backbone(first, tmp_path / 'backbone.ckpt')
+    torch.manual_seed(5)
+    second = CMID(
+        model=model,
+        size=64,
+        weights=str(path),
+        hidden_dim=8,
+        num_prototypes=4,
+        queue_size=8,
+    )
+    for name, value in first.teacher.backbone.network.state_dict().items():
+        assert torch.equal(second.student.backbone.network.state_dict()[name], value)
+        assert torch.equal(second.teacher.backbone.network.state_dict()[name], value)
+
+
+def test_bad_weights(make_task: Callable[..., CMID], tmp_path: Path) -> None:
+    path = export_backbone(make_task(), tmp_path / 'backbone.ckpt')
+    with pytest.raises(ValueError, match='no such file'):
+        make_task(weights=str(tmp_path / 'nowhere.ckpt'))
+    with pytest.raises(
+        ValueError, match=r'\d+ of 318 tensors match between resnet18 and resnet50'
+    ):
+        make_task(model='resnet50', weights=str(path))
+    with pytest.raises(ValueError, match='119 of 120 tensors match.*number of bands'):
+        make_task(in_channels=5, weights=str(path))
+    torch.save(
+        {'state_dict': timm.create_model('resnet18').state_dict()},
+        tmp_path / 'plain.ckpt',
+    )
+    with pytest.raises(ValueError, match='no backbone file.*export_backbone'):
+        make_task(weights=str(tmp_path / 'plain.ckpt'))
+    with pytest.raises(ValueError, match='only a CMID task or its checkpoint'):
+        export_backbone(tmp_path / 'plain.ckpt', tmp_path / 'out.ckpt')
+    with pytest.raises(ValueError, match="source='mean'"):
+        export_backbone(make_task(), tmp_path / 'out.ckpt', source='mean')

@@ -1,0 +1,93 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The laws of the house: what may import what, and how long a thing may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / 'cmid_geo'
+FILES = sorted(PACKAGE.rglob('*.py'))
+TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in FILES}
+
+#: Folder or file: what it may not import.
+FOREIGN = {
+    'losses': ('lightning', 'torchgeo', 'kornia', 'timm', 'rasterio', 'cmid_geo'),
+    'transforms': ('lightning', 'torchgeo', 'timm', 'rasterio'),
+    'models': ('lightning', 'torchgeo', 'kornia', 'rasterio'),
+    'datasets': ('lightning', 'kornia', 'timm'),
+    'tasks': ('kornia', 'rasterio'),
+}
+
+#: Library: where alone it may be imported.
+HOMES = {
+    'kornia': ('transforms',),
+    'timm': ('models/backbones.py', 'tasks/pretraining.py'),
+    'rasterio': ('datasets', 'predict.py'),
+    'torch.distributed': (),
+}
+
+#: Parts of the package: what of the package they may not know.
+ABOVE = {
+    'losses': ('transforms', 'models', 'tasks', 'datasets', 'datamodules'),
+    'transforms': ('losses', 'models', 'tasks', 'datasets', 'datamodules'),
+    'models': ('losses', 'tasks', 'datasets', 'datamodules'),
+    'datasets': ('losses', 'transforms', 'models', 'tasks', 'datamodules'),
+    'datamodules': ('losses', 'transforms', 'models', 'tasks'),
+    'tasks': ('datasets', 'datamodules'),
+}
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Names of imported modules; those of the package itself with their leading dots."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add('.' * node.level + (node.module or ''))
+    return found
+
+
+def starts(name: str, library: str) -> bool:
+    return name == library or name.startswith(f'{library}.')
+
+
+@pytest.mark.parametrize('path', TREES, ids=str)
+def test_imports_point_one_way(path: Path) -> None:
+    names, part = imports(TREES[path]), path.parts[0]
+    for library in FOREIGN.get(part, ()):
+        assert not [name for name in names if starts(name, library)], library
+    for library, homes in HOMES.items():
+        if not any(path.as_posix().startswith(home) for home in homes):
+            assert not [name for name in names if starts(name, library)], library
+    for other in ABOVE.get(part, ()):
+        assert not [name for name in names if starts(name.lstrip('.'), other) and name[:2] == '..']
+
+
+@pytest.mark.parametrize('path', TREES, ids=str)
+def test_length(path: Path) -> None:
+    assert (PACKAGE / path).read_text().count('\n') <= 300
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+            assert lines <= (30 if node.name == 'training_step' else 40), node.name
+
+
+@pytest.mark.parametrize('path', TREES, ids=str)
+def test_no_asserts_and_no_missing_docstrings(path: Path) -> None:
+    for node in ast.walk(TREES[path]):
+        assert not isinstance(node, ast.Assert)
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith('_'):
+            inner = any(node in ast.walk(f) for f in ast.walk(TREES[path])
+                        if isinstance(f, ast.FunctionDef) and f is not node)  # fmt: skip
+            assert inner or ast.get_docstring(node), node.name
+
+
+def test_the_laws_have_teeth() -> None:
+    tree = ast.parse('import kornia.augmentation\nfrom ..tasks import CMID\nfrom . import x')
+    assert imports(tree) == {'kornia.augmentation', '..tasks', '.'}
+    assert len(TREES) > 30

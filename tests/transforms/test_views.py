@@ -1,0 +1,250 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kornia.geometry.transform import warp_affine
+
+from cmid_geo.transforms import TwoViews, View
+from cmid_geo.transforms.chips import check_chips, draw_dates
+from cmid_geo.transforms.colour import strong_colour
+
+#: Coordinates are written in units of this, to lie in [0, 1].
+UNIT = 1024
+
+
+def coordinates(batch: int, height: int, width: int) -> torch.Tensor:
+    """Chips whose two bands are the x and y of their pixels."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    return (torch.stack([x, y]).double() / UNIT).expand(batch, 2, height, width)
+
+
+def cell_means(view: View) -> torch.Tensor:
+    # Summed in double precision: the sum of 1024 singles is off by more than the positions
+    return F.avg_pool2d(view.image.double(), 32).flatten(2).mT * UNIT
+
+
+def plain_views(size: int, **options: object) -> TwoViews:
+    """Without change of colour, so that the strong view too shows coordinates."""
+    off = {
+        'jitter_p': 0.0,
+        'blur_p': 0.0,
+        'noise_p': 0.0,
+        'solarize_p': 0.0,
+        'grey_p': 0.0,
+    }
+    return TwoViews(size, mean=(0.0, 0.0), std=(1.0, 1.0), **off, **options)
+
+
+@pytest.mark.parametrize('shape', [(224, 224), (300, 260), (512, 700)])
+def test_cell_means_equal_positions(shape: tuple[int, int]) -> None:
+    views = plain_views(224)
+    for view in views(coordinates(24, *shape)):
+        assert view.positions.shape == (24, 49, 2)
+        error = (cell_means(view) - view.positions).abs().max()
+        assert error < 1e-3, f'{error} px'
+    # The same in the single precision that training uses
+    view = views(coordinates(24, *shape).float())[1]
+    assert view.image.dtype == torch.float32
+    assert (cell_means(view) - view.positions).abs().max() < 1e-3
+
+
+def test_every_flip_and_turn_occurs_and_keeps_its_place() -> None:
+    views = plain_views(64, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    first, _ = views(coordinates(200, 64, 64))
+    corner = first.positions[:, 0], first.positions[:, 1]
+    seen = {
+        tuple(torch.cat([a, b]).add(0.5).round().int().tolist())
+        for a, b in zip(*corner)
+    }
+    # Eight placements of a square: where the first cell lies, and where the second
+    lo, hi = 16, 48
+    assert len(seen) == 8
+    assert {x[:2] for x in seen} == {(a, b) for a in (lo, hi) for b in (lo, hi)}
+    assert (cell_means(first) - first.positions).abs().max() < 1e-3
+
+
+def test_without_turns_only_left_and_right_swap() -> None:
+    first, _ = plain_views(64, scale=(1.0, 1.0), ratio=(1.0, 1.0), turns=False)(
+        coordinates(50, 64, 64)
+    )
+    rows = first.positions.view(50, 2, 2, 2)[..., 1]
+    expected = torch.tensor([[15.5, 15.5], [47.5, 47.5]]).double().expand(50, 2, 2)
+    torch.testing.assert_close(rows, expected)
+    assert len(first.positions[:, 0, 0].round().unique()) == 2
+
+
+def test_crops_follow_scale_and_ratio() -> None:
+    views = plain_views(64, turns=False)
+    matrix = views.draw_geometry(torch.rand(400, 2, 256, 256))
+    # A matrix maps crop to view: its diagonal is view over crop
+    width, height = 63 / matrix[:, 0, 0].abs() + 1, 63 / matrix[:, 1, 1].abs() + 1
+    area, ratio = width * height / 256**2, width / height
+    assert (
+        area.min() > 0.28
+        and area.max() < 1.01
+        and area.min() < 0.4
+        and area.max() > 0.9
+    )
+    assert ratio.min() > 0.73 and ratio.max() < 1.36
+
+
+def test_views_are_drawn_on_their_own_and_hide_different_cells() -> None:
+    first, second = TwoViews(96)(torch.rand(8, 3, 128, 128))
+    assert not torch.allclose(first.positions, second.positions)
+    assert not torch.equal(first.mask, second.mask)
+    assert (first.mask.sum((1, 2)) == 6).all()
+
+
+def test_one_warp_is_kornias_warp() -> None:
+    chips = torch.rand(4, 2, 96, 96, dtype=torch.float64)
+    views = plain_views(64)
+    geometry = views.draw_geometry(chips)
+    first, _ = views(chips, geometries=(geometry, geometry))
+    expected = warp_affine(chips, geometry[:, :2], (64, 64), align_corners=True)
+    torch.testing.assert_close(first.image, expected)
+
+
+def test_given_geometry_and_masks_are_used() -> None:
+    chips, views = torch.rand(2, 3, 64, 64), TwoViews(64)
+    eye = torch.eye(3).expand(2, 3, 3)
+    mask = torch.tensor([[[True, False], [False, False]]]).expand(2, 2, 2)
+    first, second = views(chips, geometries=(eye, eye), masks=(mask, ~mask))
+    assert torch.equal(first.mask, mask) and torch.equal(second.mask, ~mask)
+    mean, std = (
+        torch.tensor(v)[:, None, None]
+        for v in ((0.33797, 0.3605, 0.3348), (0.1359, 0.1352, 0.1407))
+    )
+    torch.testing.assert_close(first.image * std + mean, chips, atol=1e-4, rtol=0)
+    assert not torch.allclose(second.image * std + mean, chips)
+
+
+def test_invalid_pixels_reach_no_view() -> None:
+    chips, views = torch.rand(4, 3, 96, 96), TwoViews(64)
+    valid = torch.ones(4, 96, 96, dtype=torch.bool)
+    valid[:, :40, :40] = False
+    torch.manual_seed(1)
+    before = views(chips, valid)
+    torch.manual_seed(1)
+    after = views(chips.where(valid[:, None], -9999.0), valid)
+    torch.manual_seed(1)
+    nans = views(chips.where(valid[:, None], torch.nan), valid)
+    for one, two, three in zip(before, after, nans):
+        assert torch.equal(one.image, two.image) and torch.equal(one.image, three.image)
+        assert torch.equal(one.valid, two.valid)
+    assert not before[0].valid.all() and before[0].valid.any()
+
+
+def test_a_pixel_is_valid_only_if_all_its_sources_were() -> None:
+    chips, views = torch.rand(16, 2, 96, 96), plain_views(64)
+    valid = torch.rand(16, 96, 96) < 0.9
+    geometry = views.draw_geometry(chips)
+    first, _ = views(chips, valid, geometries=(geometry, geometry))
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing='ij')
+    points = torch.stack([x, y, torch.ones(64, 64)], -1).view(-1, 3).double()
+    for b in range(16):
+        source = (points @ torch.linalg.inv(geometry[b]).T)[:, :2]
+        # Stay clear of pixels that lie on a source to rounding
+        corners = [
+            valid[b][row.clamp(0, 95).long(), col.clamp(0, 95).long()]
+            for row in (source[:, 1].floor(), source[:, 1].ceil())
+            for col in (source[:, 0].floor(), source[:, 0].ceil())
+        ]
+        expected = torch.stack(corners).all(0).view(64, 64)
+        fraction = (source - source.round()).abs().amin(1).view(64, 64)
+        clear = fraction > 1e-2
+        assert torch.equal(first.valid[b][clear], expected[clear])
+
+
+def test_a_cell_more_than_half_invalid_does_not_count() -> None:
+    valid = torch.ones(1, 64, 64, dtype=torch.bool)
+    valid[0, :16, :32] = False  # half of the first cell
+    valid[0, 32:49, 32:] = False  # a row more than half of the last
+    view = View(
+        torch.zeros(1, 3, 64, 64),
+        torch.zeros(1, 2, 2, dtype=torch.bool),
+        torch.zeros(1, 4, 2),
+        valid,
+    )
+    assert view.valid_cells.tolist() == [[True, True, True, False]]
+
+
+@pytest.mark.parametrize('bands', [1, 2, 3, 4, 12])
+def test_any_number_of_bands(bands: int) -> None:
+    chips = torch.rand(4, bands, 64, 64)
+    for view in TwoViews(64)(chips):
+        assert view.image.shape == (4, bands, 64, 64)
+        assert view.image.isfinite().all()
+        assert view.image.std() > 0.1
+
+
+def test_two_dates_of_one_place() -> None:
+    # Each date has a value of its own
+    chips = torch.arange(3.0).view(1, 3, 1, 1, 1).expand(32, 3, 2, 64, 64) / 4
+    first, second = plain_views(64)(chips)
+    dates = [(view.image.mean((1, 2, 3)) * 4).round().int() for view in (first, second)]
+    assert (dates[0] != dates[1]).all()
+    assert set(dates[0].tolist()) == {0, 1, 2}
+    image, valid = draw_dates(chips, torch.ones(32, 3, 64, 64, dtype=torch.bool))[0]
+    assert image.shape == (32, 2, 64, 64) and valid.shape == (32, 64, 64)
+    one = TwoViews(64)(torch.rand(2, 1, 3, 64, 64))
+    assert one[0].image.shape == (2, 3, 64, 64)
+
+
+def test_colours_stay_in_range_and_change() -> None:
+    for rgb, bands in ((True, 3), (False, 5)):
+        image = torch.rand(32, bands, 32, 32)
+        altered = strong_colour(rgb)(image)
+        assert altered.min() >= 0 and altered.max() <= 1
+        assert not torch.allclose(altered, image, atol=0.05)
+
+
+def test_solarize_inverts_above_a_half_and_adds_nothing() -> None:
+    off = {'jitter_p': 0.0, 'blur_p': 0.0, 'noise_p': 0.0, 'grey_p': 0.0}
+    image = torch.tensor([0.1, 0.4, 0.6, 0.9]).view(1, 1, 2, 2).repeat(1, 1, 4, 4)
+    altered = strong_colour(False, solarize_p=1.0, **off)(image)
+    expected = torch.tensor([[0.1, 0.4], [0.4, 0.1]])
+    torch.testing.assert_close(altered[0, 0, :2, :2], expected)
+
+
+def test_noise_has_the_papers_strength() -> None:
+    off = {'jitter_p': 0.0, 'blur_p': 0.0, 'solarize_p': 0.0, 'grey_p': 0.0}
+    image = torch.full((64, 1, 64, 64), 0.5)
+    spread = strong_colour(False, noise_p=1.0, **off)(image).std(dim=(1, 2, 3))
+    assert (
+        spread.min() > 0.0115
+        and spread.max() < 0.0285
+        and spread.max() - spread.min() > 0.01
+    )
+
+
+def test_grey_gives_all_bands_one_value() -> None:
+    off = {'jitter_p': 0.0, 'blur_p': 0.0, 'solarize_p': 0.0, 'noise_p': 0.0}
+    for rgb, bands in ((True, 3), (False, 5)):
+        image = torch.rand(2, bands, 8, 8)
+        altered = strong_colour(rgb, grey_p=1.0, **off)(image)
+        torch.testing.assert_close(altered, altered[:, :1].expand_as(altered))
+        if not rgb:
+            torch.testing.assert_close(altered[:, 0], image.mean(1))
+
+
+@pytest.mark.parametrize('size', [200, 0, -32, 31])
+def test_size_that_is_no_multiple_of_cells(size: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf'size={size} .*multiple of 32.* use \d+ or \d+'
+    ):
+        TwoViews(size)
+
+
+def test_bad_chips() -> None:
+    with pytest.raises(
+        ValueError, match=r'200x300 pixels but views need 224: raise.*patch_size'
+    ):
+        TwoViews()(torch.rand(1, 3, 200, 300))
+    with pytest.raises(ValueError, match='torch.uint8: views are cut from floats'):
+        check_chips(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), None, 32)
+    with pytest.raises(ValueError, match=r'valid has shape .*need \(2, 64, 64\)'):
+        check_chips(
+            torch.rand(2, 3, 64, 64), torch.ones(2, 32, 64, dtype=torch.bool), 32
+        )
