@@ -28,7 +28,7 @@ from .tasks import CMID
 BATCH = 16
 
 
-def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 150) -> None:
+def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90) -> None:
     """Pretrain a small backbone on scenes, and leave pictures of what it learned.
 
     Args:
@@ -41,7 +41,7 @@ def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 150) ->
     """
     if steps < 20:
         raise ValueError(
-            f'steps={steps}: the schedules need at least 20, use --steps 150'
+            f'steps={steps}: the schedules need at least 20, use --steps 90'
         )
     folder = Path(out)
     check_writable(folder)
@@ -53,7 +53,7 @@ def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 150) ->
 
     datamodule = SceneDataModule(
         scenes,
-        patch_size=160,
+        patch_size=128,
         length=steps * BATCH,
         batch_size=BATCH,
         zero_is_nodata=True,
@@ -82,16 +82,17 @@ def small_task(in_channels: int, steps: int) -> CMID:
     return CMID(
         model='resnet18',
         in_channels=in_channels,
-        size=128,
-        queue_size=256,
+        size=96,
+        queue_size=128,
         hidden_dim=512,
         output_dim=128,
         num_prototypes=256,
         # So short a run needs a faster teacher and a higher rate than the paper's 200 epochs
-        momentum=0.97,
+        momentum=0.99,
+        teacher_temp=0.04,
         lr=4e-3,
         warmup_steps=steps // 10,
-        teacher_temp_steps=steps // 2,
+        teacher_temp_steps=0,
     )
 
 

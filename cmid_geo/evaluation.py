@@ -38,7 +38,7 @@ class CollapseAlarm(Callback):
         self._lasting: Tensor | None = None
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count for how long the signs have lasted; look at the count when logs are written."""
         metrics = trainer.callback_metrics
@@ -62,8 +62,7 @@ class CollapseAlarm(Callback):
         before = before if self._lasting is None else self._lasting
         # Counted on the device: only now and then does the host wait for it
         self._lasting = torch.where(signs, before + 1, 0)
-        every: Any = trainer
-        if trainer.global_step % every.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:
             self._look(trainer.global_step, metrics)
 
     def _look(self, step: int, metrics: Any) -> None:
@@ -95,7 +94,7 @@ class Throughput(Callback):
         self._last = None
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the rate since the batch before."""
         now, last, self._last = time.perf_counter(), self._last, time.perf_counter()

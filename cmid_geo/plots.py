@@ -202,43 +202,45 @@ def plot_curves(metrics: Path, queue_size: int) -> Figure:
     full = value['global_chance'] >= np.log1p(queue_size) - 1e-4
     since = step[full][0] if full.any() else None
 
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
     panels = (
-        ('reconstruction', [('train_reconstruction', 'reconstruction loss')]),
+        ('reconstruction', {'train_reconstruction': 'reconstruction loss'}),
         (
             'global: rises while the queue fills',
-            [
-                ('train_global', 'global loss'),
-                ('global_chance', 'guessing: log(1 + keys in the queue)'),
-            ],
+            {
+                'train_global': 'global loss',
+                'global_chance': 'guessing: log(1 + keys in the queue)',
+            },
         ),
         (
             "local: cannot fall below the teacher's entropy",
-            [('train_local', 'local loss'), ('teacher_entropy', "teacher's entropy")],
+            {'train_local': 'local loss', 'teacher_entropy': "teacher's entropy"},
         ),
         (
             f'rank of the true key among {queue_size} (1 is best)',
-            [('key_rank', 'mean rank')],
+            {'key_rank': 'mean rank'},
         ),
     )
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
     for axis, (title, curves) in zip(axes.flat, panels):
-        for number, (name, label) in enumerate(curves):
-            axis.plot(
-                step, value[name], color=f'C{number}', alpha=0.3 if number == 0 else 1
-            )
-            if number == 0:
-                axis.plot(step, _smooth(value[name]), color='C0', label=label)
-            else:
-                axis.lines[-1].set_label(label)
+        _panel(axis, step, {label: value[name] for name, label in curves.items()})
         if since is not None and title.startswith(('global', 'rank')):
             axis.axvline(since, color='grey', ls=':', label='queue full')
         axis.set_title(title)
         axis.legend()
-        axis.grid(alpha=0.3)
     for axis in axes[1]:
         axis.set_xlabel('optimizer step')
     figure.tight_layout()
     return figure
+
+
+def _panel(axis: Axes, step: np.ndarray, curves: dict[str, np.ndarray]) -> None:
+    """Draw the first curve raw and smoothed, the others as they are."""
+    for number, (label, values) in enumerate(curves.items()):
+        if number == 0:
+            axis.plot(step, values, color='C0', alpha=0.3)
+            values = _smooth(values)
+        axis.plot(step, values, color=f'C{number}', label=label)
+    axis.grid(alpha=0.3)
 
 
 def _smooth(values: np.ndarray, width: int = 9) -> np.ndarray:

@@ -64,7 +64,11 @@ def test_imports_point_one_way(path: Path) -> None:
         if not any(path.as_posix().startswith(home) for home in homes):
             assert not [name for name in names if starts(name, library)], library
     for other in ABOVE.get(part, ()):
-        assert not [name for name in names if starts(name.lstrip('.'), other) and name[:2] == '..']
+        assert not [
+            name
+            for name in names
+            if starts(name.lstrip('.'), other) and name[:2] == '..'
+        ]
 
 
 @pytest.mark.parametrize('path', TREES, ids=str)
@@ -88,6 +92,8 @@ def test_no_asserts_and_no_missing_docstrings(path: Path) -> None:
 
 
 def test_the_laws_have_teeth() -> None:
-    tree = ast.parse('import kornia.augmentation\nfrom ..tasks import CMID\nfrom . import x')
+    tree = ast.parse(
+        'import kornia.augmentation\nfrom ..tasks import CMID\nfrom . import x'
+    )
     assert imports(tree) == {'kornia.augmentation', '..tasks', '.'}
     assert len(TREES) > 30

@@ -39,11 +39,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize('name', ['tiny', 'resnet50', 'swin_base', 'vit_base'])
-def test_configs_fit(name: str, scenes: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configs_fit(
+    name: str, scenes: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = CONFIGS / f'pretrain_{name}.yaml'
     given = yaml.safe_load(config.read_text())
     # Base-sized networks are built, but small ones run
-    small = {'swin_base': 'swin_tiny_patch4_window7_224', 'vit_base': 'vit_tiny_patch16_224', 'resnet50': 'resnet18'}
+    small = {
+        'swin_base': 'swin_tiny_patch4_window7_224',
+        'vit_base': 'vit_tiny_patch16_224',
+        'resnet50': 'resnet18',
+    }
     model = small.get(name, given['model']['init_args']['model'])
     main(['fit', f'--config={config}', f'--data.paths={scenes}', '--data.bands=null', *TINY,
           f'--model.model={model}', '--model.in_channels=4'])  # fmt: skip
@@ -57,7 +63,11 @@ def test_configs_fit(name: str, scenes: Path, folder: Path, monkeypatch: pytest.
 def test_validate_test_and_predict_from_a_checkpoint(
     scenes: Path, folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    config = [f'--config={CONFIGS / "pretrain_tiny.yaml"}', f'--data.paths={scenes}', *TINY]
+    config = [
+        f'--config={CONFIGS / "pretrain_tiny.yaml"}',
+        f'--data.paths={scenes}',
+        *TINY,
+    ]
     main(['fit', *config, '--model.in_channels=4'])
     checkpoint = next(p for p in folder.rglob('*.ckpt') if p.name != 'backbone.ckpt')
     for command, word in (('validate', 'val_loss'), ('test', 'test_loss')):
@@ -80,16 +90,29 @@ def test_wrong_key_is_named_before_anything_runs(
 
 
 @pytest.mark.slow
-def test_demo_leaves_what_it_promises(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_demo_leaves_what_it_promises(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
     write_synthetic_scenes(folder / 'scenes', scenes=1, size=200)
-    main(['demo', f'--scenes={folder / "scenes" / "images"}', f'--out={folder / "out"}', '--steps=20'])
+    main(
+        [
+            'demo',
+            f'--scenes={folder / "scenes" / "images"}',
+            f'--out={folder / "out"}',
+            '--steps=20',
+        ]
+    )
     out = folder / 'out'
     for name in ('checkpoint.ckpt', 'backbone.ckpt', 'views.png', 'reconstructions.png', 'curves.png',
                  'features.png', 'features.tif', 'logs/metrics.csv'):  # fmt: skip
         assert (out / name).stat().st_size > 1000, name
-    scene = sorted((folder / 'scenes' / 'images').glob('*.tif'))[0]
+    scene = min((folder / 'scenes' / 'images').glob('*.tif'))
     with rasterio.open(scene) as one, rasterio.open(out / 'features.tif') as two:
-        assert (one.crs, one.transform, one.shape) == (two.crs, two.transform, two.shape)
+        assert (one.crs, one.transform, one.shape) == (
+            two.crs,
+            two.transform,
+            two.shape,
+        )
         assert two.read().std() > 10
     said = capsys.readouterr().out
     assert 'global loss rises at first' in said and 'What next' in said

@@ -64,13 +64,22 @@ def test_map_lines_up(scene: SceneDataset, tmp_path: Path) -> None:
     features, valid = embed_scene(task(), scene, 0, 8)
     colours = principal_colours(features, valid, 8)
     assert colours.shape == (3, 150, 200) and colours.dtype == np.uint8
-    assert (colours[:, ~valid.numpy()] == 0).all() and (colours[:, valid.numpy()] > 0).all()
+    assert (colours[:, ~valid.numpy()] == 0).all() and (
+        colours[:, valid.numpy()] > 0
+    ).all()
     # x and y are what varies: some component rises from left to right
     slopes = [np.corrcoef(c[:90].mean(0), np.arange(200))[0, 1] for c in colours]
     assert max(abs(s) for s in slopes) > 0.95
     write_map(colours, scene, 0, tmp_path / 'map.tif')
-    with rasterio.open(tmp_path / 'map.tif') as one, rasterio.open(tmp_path / 'a.tif') as two:
-        assert (one.crs, one.transform, one.shape) == (two.crs, two.transform, two.shape)
+    with (
+        rasterio.open(tmp_path / 'map.tif') as one,
+        rasterio.open(tmp_path / 'a.tif') as two,
+    ):
+        assert (one.crs, one.transform, one.shape) == (
+            two.crs,
+            two.transform,
+            two.shape,
+        )
         assert one.nodata == 0 and (one.read() == colours).all()
     with pytest.raises(ValueError, match='10x10 pixels does not line up.*150x200'):
         write_map(colours[:, :10, :10], scene, 0, tmp_path / 'bad.tif')

@@ -48,6 +48,8 @@ class Horizon:
                 'the run has no end (max_steps=-1, max_epochs=-1): schedules need one, '
                 'set Trainer(max_epochs=...) or Trainer(max_steps=...)'
             )
+        # With max_steps alone nothing has asked for the data yet
+        trainer.fit_loop.setup_data()
         accumulated = trainer.accumulate_grad_batches
         loader: Any = trainer.train_dataloader
         each = _batch_size(loader) * trainer.world_size

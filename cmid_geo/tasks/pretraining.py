@@ -75,10 +75,18 @@ class Pretraining(BaseTask):
 
     def setup(self, stage: str) -> None:
         """Take the values' meaning from the datamodule, before anything is restored."""
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        if stage != 'fit' or datamodule is None:
+        if stage != 'fit':
             return
-        check_data(datamodule, self.hparams)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy):
+            # The default would send the queue to all processes at each forward
+            strategy._ddp_kwargs.setdefault('broadcast_buffers', False)
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        if datamodule is not None:
+            check_data(datamodule, self.hparams)
+            self._learn_values(datamodule)
+
+    def _learn_values(self, datamodule: Any) -> None:
         statistics = getattr(datamodule, 'statistics', None)
         if statistics is not None:
             self.hparams['bands'] = list(statistics.bands)
@@ -93,10 +101,6 @@ class Pretraining(BaseTask):
             )
             self.low.copy_(low)
             self.high.copy_(low + span)
-        strategy = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy):
-            # The default would send the queue to all processes at each forward
-            strategy._ddp_kwargs.setdefault('broadcast_buffers', False)
 
     def on_fit_start(self) -> None:
         """Use the values that were set up or restored."""

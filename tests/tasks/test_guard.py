@@ -226,15 +226,34 @@ def test_alarm_only_when_a_sign_lasts(sign: str, value: float, cause: str) -> No
     assert alarm.raised == {sign: 11}
 
 
+@pytest.mark.parametrize(
+    ('options', 'contrast', 'cause'),
+    [
+        # A teacher so hot that it tells no prototype from another
+        (
+            {'teacher_temp_start': 3.0, 'teacher_temp': 3.0},
+            1.0,
+            'no prototype from another',
+        ),
+        # Chips without any feature
+        ({}, 0.0, 'all images get one embedding'),
+    ],
+)
 def test_run_made_to_collapse_is_noticed(
-    make_task: Make, make_trainer: Trainers
+    options: dict, contrast: float, cause: str, make_task: Make, make_trainer: Trainers
 ) -> None:
-    """All chips alike and nothing to tell views apart: every image gets one embedding."""
-    same = [{'image': Chips(1).chips[0]} for _ in range(8)]
-    task = make_task(model='vit_tiny_patch16_224', queue_size=8, mask_ratio=0.0)
-    trainer = make_trainer(max_epochs=16, log_every_n_steps=1)
-    alarm = CollapseAlarm(patience=10)
-    task.configure_callbacks = lambda: [*CMID.configure_callbacks(task)[:2], alarm]
-    with pytest.warns(UserWarning, match='all images get one embedding'):
-        trainer.fit(task, DataLoader(same, batch_size=4))
-    assert 'embedding_std' in alarm.raised
+    chips = [{'image': 0.5 + contrast * (chip - 0.5)} for chip in Chips().chips]
+    task = make_task(queue_size=8, **options)
+    trainer = make_trainer(max_epochs=8, log_every_n_steps=1)
+    with pytest.warns(UserWarning, match=cause):
+        trainer.fit(task, DataLoader(chips, batch_size=4))
+    assert trainer.global_step == 32
+
+
+def test_healthy_run_raises_no_alarm(
+    make_task: Make, make_trainer: Trainers, loader: DataLoader
+) -> None:
+    trainer = make_trainer(max_epochs=8, log_every_n_steps=1)
+    trainer.fit(make_task(), loader)
+    (alarm,) = (c for c in trainer.callbacks if isinstance(c, CollapseAlarm))
+    assert not alarm.raised

@@ -144,5 +144,3 @@ def test_bad_weights(make_task: Callable[..., CMID], tmp_path: Path) -> None:
         make_task(weights=str(tmp_path / 'plain.ckpt'))
     with pytest.raises(ValueError, match='only a CMID task or its checkpoint'):
         export_backbone(tmp_path / 'plain.ckpt', tmp_path / 'out.ckpt')
-    with pytest.raises(ValueError, match="source='mean'"):
-        export_backbone(make_task(), tmp_path / 'out.ckpt', source='mean')

@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 from chips import SMALL, Chips
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader
@@ -25,8 +25,8 @@ Make = Callable[..., CMID]
 Trainers = Callable[..., Trainer]
 
 
-class Recorder(Callback):
-    """Copies of the state after each batch, taken last of all."""
+class Recorder(Checkpoint):
+    """Copies of the state after each batch, taken when checkpoints are: last of all."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, torch.Tensor]] = []
@@ -42,7 +42,9 @@ def test_memory_follows_each_step_by_hand(
 ) -> None:
     task, outputs = make_task(momentum=0.5, center_momentum=0.9), []
     step = task.training_step
-    task.training_step = lambda batch, i: outputs.append(step(batch, i)) or outputs[-1]
+    task.training_step = lambda batch, batch_idx: (
+        outputs.append(step(batch, batch_idx)) or outputs[-1]
+    )
     center = torch.zeros(12)
     teacher = {k: v.clone() for k, v in task.teacher.named_parameters()}
     recorder = Recorder()
@@ -104,9 +106,9 @@ def test_resumed_run_equals_one_that_did_not_stop(
     ) -> tuple[CMID, Trainer]:
         step = task.training_step
 
-        def drawn(batch: Any, index: int) -> Any:
+        def drawn(batch: Any, batch_idx: int) -> Any:
             torch.manual_seed(task.trainer.global_step)
-            return step(batch, index)
+            return step(batch, batch_idx)
 
         task.training_step = drawn
         save = ModelCheckpoint(tmp_path, '{step}', every_n_train_steps=4, save_top_k=-1)
@@ -186,7 +188,7 @@ def train(rank: int, world: int, folder: str) -> None:
     torch.manual_seed(0)
     task = CMID(
         **(SMALL | {'model': 'vit_tiny_patch16_224', 'queue_size': 40}),
-        lr=1e-2, lr_batch_size=8, momentum=0.5, momentum_end=0.5, spectral_weight=0.0,
+        lr=1e-2, momentum=0.5, momentum_end=0.5, spectral_weight=0.0,
         augmentations=GivenViews(),
     )  # fmt: skip
     task.hparams['warmup_steps'] = 0
