@@ -54,7 +54,9 @@ def main() -> None:
     task = CMID(given.model, size=given.size).to(given.device)
     groups = param_groups_weight_decay(task, 0.02)
     optimizer = Adan(groups, lr=1e-4, betas=(0.98, 0.92, 0.99))
-    batch = {'image': torch.rand(given.batch, 3, given.chip, given.chip, device=given.device)}
+    batch = {
+        'image': torch.rand(given.batch, 3, given.chip, given.chip, device=given.device)
+    }
 
     def floor() -> None:
         for _ in range(2):
@@ -79,10 +81,18 @@ def main() -> None:
         times.floor.append(seconds(floor, given.device))
         times.step.append(seconds(step, given.device))
     ratios = [s / f for s, f in zip(times.step, times.floor)]
-    print(f'{given} torch {torch.__version__} {platform.processor() or platform.machine()}')
-    print(f'floor  {statistics.median(times.floor):.3f} s  (each: {[round(t, 2) for t in times.floor]})')
-    print(f'step   {statistics.median(times.step):.3f} s  (each: {[round(t, 2) for t in times.step]})')
-    print(f'ratio  {statistics.median(ratios):.3f}  (from {min(ratios):.3f} to {max(ratios):.3f})')
+    print(
+        f'{given} torch {torch.__version__} {platform.processor() or platform.machine()}'
+    )
+    print(
+        f'floor  {statistics.median(times.floor):.3f} s  (each: {[round(t, 2) for t in times.floor]})'
+    )
+    print(
+        f'step   {statistics.median(times.step):.3f} s  (each: {[round(t, 2) for t in times.step]})'
+    )
+    print(
+        f'ratio  {statistics.median(ratios):.3f}  (from {min(ratios):.3f} to {max(ratios):.3f})'
+    )
 
 
 if __name__ == '__main__':

@@ -116,7 +116,7 @@ class SceneDataModule(GeoDataModule):
         self.statistics: BandStatistics | None = None
         self.bands: tuple[str, ...] | None = None
         self.aug = self.scale
-        self._limits: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._limits: dict[torch.device, tuple[BandStatistics, Tensor, Tensor]] = {}
         self._check_length(1)
 
     def setup(self, stage: str) -> None:
@@ -159,12 +159,15 @@ class SceneDataModule(GeoDataModule):
                 "the range of the bands is not known yet: call setup('fit') before using batches"
             )
         image = batch['image']
-        if image.device not in self._limits:
-            self._limits[image.device] = (
-                image.new_tensor(self.statistics.low)[:, None, None],
-                image.new_tensor(self.statistics.high)[:, None, None],
+        known = self._limits.get(image.device)
+        # A trained task hands over the values it was trained with
+        if known is None or known[0] is not self.statistics:
+            low, high = (
+                image.new_tensor(values)[:, None, None]
+                for values in (self.statistics.low, self.statistics.high)
             )
-        low, high = self._limits[image.device]
+            known = self._limits[image.device] = (self.statistics, low, high)
+        _, low, high = known
         scaled = image.sub(low).div_(high - low).clamp_(0, 1)
         return batch | {'image': scaled.mul_(batch['valid'].unsqueeze(-3))}
 

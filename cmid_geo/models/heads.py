@@ -102,9 +102,11 @@ class PixelDecoder(nn.Module):
             cell: Side of a cell in pixels.
         """
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(width, cell**2 * bands, 1), nn.PixelShuffle(cell)
-        )
+        pixels = nn.Conv2d(width, cell**2 * bands, 1)
+        # Starts from the mean image: a random texture would first have to be unlearned
+        nn.init.zeros_(pixels.weight)
+        nn.init.zeros_(pixels.bias)
+        self.layers = nn.Sequential(pixels, nn.PixelShuffle(cell))
 
     def forward(
         self, features: Float[Tensor, 'batch dim rows cols']

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cmid_geo.datamodules import SceneDataModule
 from cmid_geo.datasets import SceneDataset
+from cmid_geo.tasks import CMID
 
 
 class Recorder(LightningModule):
@@ -152,3 +153,37 @@ def test_bad_input(folder: Path) -> None:
         dm.setup('fit')
     with pytest.raises(ValueError, match=r"call setup\('fit'\)"):
         dm.on_after_batch_transfer({'image': torch.zeros(1, 2, 4, 4)}, 0)
+
+
+def test_a_trained_task_hands_over_its_values(tmp_path: Path) -> None:
+    """New scenes are read by the values the network was trained with, not by their own."""
+    for folder, top in (('old', 1000), ('new', 4000)):
+        (tmp_path / folder).mkdir()
+        data = np.linspace(1, top, 96 * 96).reshape(1, 96, 96).astype('uint16')
+        with rasterio.open(
+            tmp_path / folder / 'a.tif', 'w', driver='GTiff', width=96, height=96, count=1,
+            dtype='uint16', crs='EPSG:32633', transform=rasterio.transform.from_origin(0, 0, 1, 1),
+        ) as file:  # fmt: skip
+            file.write(data)
+    options = {'patch_size': 64, 'length': 4, 'batch_size': 2, 'seed': 0}
+    quiet = {'accelerator': 'cpu', 'logger': False, 'enable_progress_bar': False,
+             'enable_model_summary': False, 'default_root_dir': tmp_path}  # fmt: skip
+    task = CMID('resnet18', in_channels=1, size=64, queue_size=4, hidden_dim=8, num_prototypes=4,
+                warmup_steps=1, teacher_temp_steps=1)  # fmt: skip
+    Trainer(max_steps=1, **quiet).fit(
+        task, SceneDataModule(str(tmp_path / 'old'), **options)
+    )
+    assert 900 < task.high.item() < 1000
+    new = SceneDataModule(str(tmp_path / 'new'), **options)
+    new.setup('predict')
+    before = new.on_after_batch_transfer(next(iter(new.predict_dataloader())), 0)[
+        'image'
+    ]
+    features = Trainer(**quiet).predict(task, new)
+    after = new.on_after_batch_transfer(next(iter(new.predict_dataloader())), 0)[
+        'image'
+    ]
+    assert (before == 1).float().mean() < 0.1 and (after == 1).float().mean() > 0.3
+    with torch.no_grad():
+        expected = task.eval()(after).mean((2, 3))
+    torch.testing.assert_close(features[0], expected)

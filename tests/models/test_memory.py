@@ -143,7 +143,9 @@ def test_prototype_head_normalises_over_cells_only_for_convolutions() -> None:
 
 
 def test_decoder_rebuilds_each_cell_from_its_own_vector() -> None:
-    decoder = PixelDecoder(6, bands=4)
+    decoder, features = PixelDecoder(6, bands=4), torch.rand(1, 6, 2, 3)
+    assert not decoder(features).any(), 'it starts from the mean'
+    torch.nn.init.normal_(decoder.layers[0].weight)
     features = torch.zeros(1, 6, 2, 3)
     blank = decoder(features)
     assert blank.shape == (1, 4, 64, 96)
