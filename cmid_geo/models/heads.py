@@ -104,8 +104,8 @@ class PixelDecoder(nn.Module):
         super().__init__()
         pixels = nn.Conv2d(width, cell**2 * bands, 1)
         # Starts from the mean image: a random texture would first have to be unlearned
-        nn.init.zeros_(pixels.weight)
-        nn.init.zeros_(pixels.bias)
+        for parameter in pixels.parameters():
+            nn.init.zeros_(parameter)
         self.layers = nn.Sequential(pixels, nn.PixelShuffle(cell))
 
     def forward(
