@@ -53,7 +53,7 @@ def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90) -> 
 
     datamodule = SceneDataModule(
         scenes,
-        patch_size=128,
+        patch_size=96,
         length=steps * BATCH,
         batch_size=BATCH,
         zero_is_nodata=True,

@@ -42,9 +42,8 @@ def embed_scene(
         margin: Pixels around a tile that give context, a multiple of 32.
 
     Returns:
-        One vector for each *stride* x *stride* pixels, for which (row, column) of the
-        first is centred ``CELL / 2 - 0.5`` pixels from the scene's upper left pixel; and
-        which pixels of the scene are valid.
+        One vector for each *stride* x *stride* pixels, the first of them centred on the
+        scene's upper left corner; and which pixels of the scene are valid.
     """
     grid = dataset.scenes[scene]
     sample = dataset[Chip((scene,), 0, 0, grid.width, grid.height)]
@@ -53,15 +52,15 @@ def embed_scene(
     # Where there is no data the network sees the mean, as in training
     image = image.where(sample['valid'], task.mean.cpu()[:, None, None])
 
-    rows, cols = -(-grid.height // CELL), -(-grid.width // CELL)
+    rows, cols = grid.height // CELL + 1, grid.width // CELL + 1
     steps = CELL // stride
     dim = task.student.backbone.num_features
     features = torch.zeros(dim, rows, steps, cols, steps)
     for down in range(steps):
         for right in range(steps):
-            shifted = _window(
-                image, down * stride, right * stride, rows * CELL, cols * CELL
-            )
+            # Half a cell outwards, mirrored there: vectors reach all edges
+            top, left = down * stride - CELL // 2, right * stride - CELL // 2
+            shifted = _window(image, top, left, rows * CELL, cols * CELL)
             features[:, :, down, :, right] = _tiled(task, shifted, tile, margin)
     return features.view(dim, rows * steps, cols * steps), sample['valid']
 
@@ -117,7 +116,6 @@ def principal_colours(
         component is stretched from its 2nd to its 98th percentile.
     """
     height, width = valid.shape
-    # Output pixel i lies at (i - (CELL / 2 - 0.5)) / stride on the grid of vectors
     known = (
         _sample(valid[None].float(), features.shape[1:], stride, inverse=True)[0] > 0.5
     )
@@ -144,7 +142,8 @@ def _sample(
     layers: Tensor, size: tuple[int, ...], stride: int, inverse: bool = False
 ) -> Tensor:
     """Move layers between the grid of vectors and that of pixels, bilinearly."""
-    offset = CELL / 2 - 0.5
+    # A corner lies half a pixel before the pixel's centre
+    offset = -0.5
     axes = []
     for length, extent in zip(size, layers.shape[1:]):
         place = torch.arange(length, dtype=torch.float32)

@@ -53,9 +53,9 @@ def test_vectors_lie_where_they_should(scene: SceneDataset, stride: int) -> None
     whole, _ = embed_scene(task(), scene, 0, stride, tile=1024, margin=0)
     torch.testing.assert_close(features, whole)
     assert not valid[100:, :40].any() and valid.sum() == 150 * 200 - 50 * 40
-    # Vector (i, j) is the mean of 32 pixels from (i, j) * stride on
-    for i, j in ((0, 0), (1, 2), (2, 3)):
-        expected = (j * stride + 15.5 + 1) / 255, (i * stride + 15.5 + 1) / 255
+    # Vector (i, j) is the mean of 32 pixels around the corner (i, j) * stride; pixel x has x + 1
+    for i, j in ((32 // stride, 32 // stride), (64 // stride, 96 // stride)):
+        expected = (j * stride + 0.5) / 255, (i * stride + 0.5) / 255
         assert features[0, i, j].item() == pytest.approx(expected[0], abs=1e-5)
         assert features[1, i, j].item() == pytest.approx(expected[1], abs=1e-5)
 
