@@ -42,16 +42,22 @@ def main(args: Sequence[str] | None = None) -> None:
     if words[:1] == ['demo']:
         auto_cli(demo, args=words[1:], as_positional=False)
         return
-    LightningCLI(
-        model_class=BaseTask,
-        datamodule_class=BaseDataModule,
-        seed_everything_default=0,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_kwargs={'overwrite': True},
-        parser_kwargs={'version': cmid_geo.__version__, 'description': DESCRIPTION},
-        args=words,
-    )
+    try:
+        LightningCLI(
+            model_class=BaseTask,
+            datamodule_class=BaseDataModule,
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={'overwrite': True},
+            parser_kwargs={'version': cmid_geo.__version__, 'description': DESCRIPTION},
+            args=words,
+        )
+    except (NotADirectoryError, PermissionError) as error:
+        raise ValueError(
+            f'the output folder {error.filename} cannot be written ({error.strerror}): make it '
+            'writable, or choose another with --trainer.default_root_dir'
+        ) from error
 
 
 if __name__ == '__main__':

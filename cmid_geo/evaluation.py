@@ -62,7 +62,7 @@ class CollapseAlarm(Callback):
         before = before if self._lasting is None else self._lasting
         # Counted on the device: only now and then does the host wait for it
         self._lasting = torch.where(signs, before + 1, 0)
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % (trainer.log_every_n_steps or 50) == 0:
             self._look(trainer.global_step, metrics)
 
     def _look(self, step: int, metrics: Any) -> None:

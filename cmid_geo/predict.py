@@ -56,12 +56,16 @@ def embed_scene(
     steps = CELL // stride
     dim = task.student.backbone.num_features
     features = torch.zeros(dim, rows, steps, cols, steps)
+    # In training mode batch norms would use, and move by, what they see here
+    training = task.training
+    task.eval()
     for down in range(steps):
         for right in range(steps):
             # Half a cell outwards, mirrored there: vectors reach all edges
             top, left = down * stride - CELL // 2, right * stride - CELL // 2
             shifted = _window(image, top, left, rows * CELL, cols * CELL)
             features[:, :, down, :, right] = _tiled(task, shifted, tile, margin)
+    task.train(training)
     return features.view(dim, rows * steps, cols * steps), sample['valid']
 
 

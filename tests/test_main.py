@@ -9,7 +9,9 @@ import pytest
 import rasterio
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
+from cmid_geo import CMID, SceneDataModule
 from cmid_geo.__main__ import main
 from cmid_geo.datasets import write_synthetic_scenes
 from cmid_geo.demo import check_writable, demo
@@ -18,7 +20,7 @@ CONFIGS = Path(__file__).parent.parent / 'configs'
 #: Makes any configuration small enough for a test.
 TINY = [
     '--trainer.accelerator=cpu', '--trainer.devices=1', '--trainer.logger=false', '--trainer.precision=32-true',
-    '--trainer.max_epochs=1', '--trainer.enable_progress_bar=false', '--trainer.enable_model_summary=false',
+    '--trainer.max_epochs=1', '--trainer.enable_model_summary=false',
     '--data.length=4', '--data.batch_size=2', '--data.num_workers=0', '--data.val_length=2',
     '--data.patch_size=64', '--model.size=64', '--model.queue_size=4', '--model.hidden_dim=8',
     '--model.output_dim=4', '--model.num_prototypes=4', '--model.warmup_epochs=0',
@@ -124,3 +126,41 @@ def test_demo_refuses_early(folder: Path) -> None:
     (folder / 'file').touch()
     with pytest.raises(ValueError, match='cannot be written.*--out DIR'):
         check_writable(folder / 'file' / 'inside')
+
+
+def test_checkpoints_made_in_python_work_from_the_command(
+    scenes: Path, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = SceneDataModule(str(scenes), patch_size=64, length=4, batch_size=2, seed=0)
+    task = CMID('resnet18', in_channels=4, size=64, queue_size=4, hidden_dim=8, output_dim=4,
+                num_prototypes=4, warmup_steps=0, teacher_temp_steps=1)  # fmt: skip
+    trainer = Trainer(
+        accelerator='cpu', max_epochs=1, logger=False, enable_progress_bar=False
+    )
+    trainer.fit(task, data)
+    checkpoint = next(p for p in folder.rglob('*.ckpt') if p.name != 'backbone.ckpt')
+    config = f'--config={CONFIGS / "pretrain_tiny.yaml"}'
+    flags = [
+        config,
+        f'--data.paths={scenes}',
+        *TINY,
+        '--model.in_channels=4',
+        f'--ckpt_path={checkpoint}',
+    ]
+    main(['validate', *flags])
+    shown = capsys.readouterr().out
+    assert 'val_loss' in shown
+    # The same views, networks and temperature: the same loss as at the end of the fit
+    assert f'{trainer.callback_metrics["val_reconstruction"].item():.4f}'[:5] in shown
+
+
+def test_output_that_cannot_be_written(scenes: Path, folder: Path) -> None:
+    (folder / 'file').touch()
+    flags = [
+        f'--config={CONFIGS / "pretrain_tiny.yaml"}',
+        f'--data.paths={scenes}',
+        *TINY,
+    ]
+    with pytest.raises(ValueError, match=r'cannot be written.*default_root_dir'):
+        main(['fit', *flags, '--model.in_channels=4', '--trainer.logger=true',
+              f'--trainer.default_root_dir={folder / "file" / "inside"}'])  # fmt: skip

@@ -22,6 +22,9 @@ from ..datasets import (
 )
 from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
 
+#: Raw values of each band that become 0, and those that become 1.
+Limits = tuple[tuple[float, ...], tuple[float, ...]]
+
 
 class SceneDataModule(GeoDataModule):
     """Random chips of scenes for pretraining, scaled to [0, 1] on the device.
@@ -35,6 +38,8 @@ class SceneDataModule(GeoDataModule):
     Attributes:
         statistics: Range and spread of the bands, once set up.
         bands: Names of the bands, once set up.
+        limits: Raw values to scale by instead of the statistics', set by a trained task: new scenes
+            are read as its network knows them. None after ``setup('fit')``.
     """
 
     # TorchGeo's samplers yield slices, ours windows on a scene's own grid
@@ -88,7 +93,8 @@ class SceneDataModule(GeoDataModule):
             band_regex: Finds the band in the names of single-band files, in a group ``band``.
             date_regex: Finds the date in file names, in a group ``date``.
             zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
-            skip_unreadable: Whether to go on, with a warning, without damaged files.
+            skip_unreadable: Whether to go on, with a warning, without damaged files; each is then
+                read through once, to find damage before training does.
 
         Raises:
             ValueError: If an epoch is shorter than a batch.
@@ -116,7 +122,8 @@ class SceneDataModule(GeoDataModule):
         self.statistics: BandStatistics | None = None
         self.bands: tuple[str, ...] | None = None
         self.aug = self.scale
-        self._limits: dict[torch.device, tuple[BandStatistics, Tensor, Tensor]] = {}
+        self.limits: Limits | None = None
+        self._limits: dict[torch.device, tuple[Limits, Tensor, Tensor]] = {}
         self._check_length(1)
 
     def setup(self, stage: str) -> None:
@@ -130,6 +137,8 @@ class SceneDataModule(GeoDataModule):
         """
         self._check_length(self.trainer.world_size if self.trainer else 1)
         scenes = self._open()
+        if stage == 'fit':
+            self.limits = None
         if stage == 'fit' and self.train_sampler is None:
             self.train_dataset = scenes
             self.train_sampler = self._random_chips(scenes, self.epoch_length, 0)
@@ -159,14 +168,11 @@ class SceneDataModule(GeoDataModule):
                 "the range of the bands is not known yet: call setup('fit') before using batches"
             )
         image = batch['image']
+        limits = self.limits or (self.statistics.low, self.statistics.high)
         known = self._limits.get(image.device)
-        # A trained task hands over the values it was trained with
-        if known is None or known[0] is not self.statistics:
-            low, high = (
-                image.new_tensor(values)[:, None, None]
-                for values in (self.statistics.low, self.statistics.high)
-            )
-            known = self._limits[image.device] = (self.statistics, low, high)
+        if known is None or known[0] != limits:
+            low, high = (image.new_tensor(values)[:, None, None] for values in limits)
+            known = self._limits[image.device] = (limits, low, high)
         _, low, high = known
         scaled = image.sub(low).div_(high - low).clamp_(0, 1)
         return batch | {'image': scaled.mul_(batch['valid'].unsqueeze(-3))}

@@ -8,7 +8,7 @@ from .discovery import Scene
 from .samplers import GridChips, RandomChips
 from .scenes import SceneDataset
 from .statistics import BandStatistics, estimate_statistics
-from .synthetic import SyntheticScenes
+from .synthetic import SyntheticScenes, write_synthetic_scenes
 
 __all__ = (
     'BandStatistics',
@@ -19,4 +19,5 @@ __all__ = (
     'SceneDataset',
     'SyntheticScenes',
     'estimate_statistics',
+    'write_synthetic_scenes',
 )

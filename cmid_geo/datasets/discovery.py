@@ -167,7 +167,7 @@ def _describe_group(group: dict[str, str], skip_unreadable: bool) -> dict[str, R
     rasters = {}
     for band, path in group.items():
         try:
-            rasters[band] = describe_raster(path)
+            rasters[band] = describe_raster(path, thorough=skip_unreadable)
         except UnreadableError as error:
             if not skip_unreadable:
                 raise

@@ -84,13 +84,14 @@ class Raster:
         )
 
 
-def describe_raster(path: str) -> Raster:
+def describe_raster(path: str, thorough: bool = False) -> Raster:
     """Open a file and check that it can be used.
 
     The first and the last block are read, since a truncated file opens without complaint.
 
     Args:
         path: Path or URL.
+        thorough: Whether to read every block, which finds damage in the middle too.
 
     Returns:
         The raster, with all its image bands.
@@ -102,6 +103,8 @@ def describe_raster(path: str) -> Raster:
         # TorchGeo reads CRS as WKT2, too; an environment also keeps GDAL's remarks off the terminal
         with rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'), rasterio.open(path) as handle:
             _read_ends(handle)
+            for _, window in handle.block_windows(1) if thorough else ():
+                handle.read(window=window)
             return _describe(path, handle)
     except (RasterioError, OSError) as error:
         raise UnreadableError(

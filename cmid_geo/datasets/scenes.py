@@ -64,7 +64,8 @@ class SceneDataset(GeoDataset):
             date_regex: Finds the date in file names, in a group ``date``. The default takes
                 20120731 and 2018-10-13 anywhere, and 1985 if that is all of the name.
             zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
-            skip_unreadable: Whether to go on, with a warning, without damaged files.
+            skip_unreadable: Whether to go on, with a warning, without damaged files; each is then
+                read through once, to find damage before training does.
             transforms: Applied to each sample.
             cache: Whether to keep files open between reads.
 

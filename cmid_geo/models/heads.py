@@ -3,6 +3,7 @@
 
 """Heads on a backbone's cells."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -87,7 +88,10 @@ class PrototypeHead(nn.Module):
         Returns:
             Cosines, in [-1, 1].
         """
-        return F.linear(_unit(self.layers(cells)), _unit(self.directions))
+        vectors, directions = _unit(self.layers(cells)), _unit(self.directions)
+        # Divided by temperatures down to 0.04: bfloat16 would blur them
+        with torch.autocast(cells.device.type, enabled=False):
+            return F.linear(vectors, directions.to(vectors.dtype))
 
 
 class PixelDecoder(nn.Module):

@@ -141,6 +141,8 @@ class CMID(Pretraining):
         check_size(size)
         self.weights = weights
         super().__init__()
+        # By this LightningCLI knows the class of a checkpoint
+        self.hparams.setdefault('_class_path', 'cmid_geo.tasks.CMID')
         if augmentations is not None:
             self.augmentations = augmentations
             self.share_standardisation()

@@ -73,7 +73,8 @@ def check_batch(batch: Any, bands: int) -> None:
     if not (low >= -0.1 and high <= 1.1):
         raise ValueError(
             f'chips hold values from {low:.4g} to {high:.4g} but views are drawn in [0, 1]: use '
-            'SceneDataModule, or make a TorchGeo datamodule scale only (dm.mean, dm.std = 0, scale)'
+            'SceneDataModule, or let a TorchGeo datamodule only scale: dm.aug = AugmentationSequential('
+            'Normalize(mean=0, std=scale), data_keys=None, keepdim=True) of kornia.augmentation'
         )
 
 

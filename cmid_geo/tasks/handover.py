@@ -17,8 +17,10 @@ from ..models.loading import export_backbone
 class ExportBackbone(Callback):
     """Ends each fit with a backbone file, beside the checkpoints or else the logs."""
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Refuse a folder that cannot be written, before the first step."""
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse a folder that cannot be written, before a logger tries."""
+        if stage != 'fit':
+            return
         # Asked by all processes: it is agreed upon between them
         folder = output_folder(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:

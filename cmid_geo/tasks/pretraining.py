@@ -3,7 +3,6 @@
 
 """What a pretraining run needs beside its method."""
 
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -93,39 +92,40 @@ class Pretraining(BaseTask):
             given = {name for name in ('mean', 'std') if self.hparams[name]}
             for name in {'low', 'high', 'mean', 'std'} - given:
                 getattr(self, name).copy_(torch.tensor(getattr(statistics, name)))
-        elif hasattr(datamodule, 'mean') and hasattr(datamodule, 'std'):
-            # TorchGeo's datamodules deliver (raw - mean) / std
-            low, span = (
-                torch.as_tensor(datamodule.mean),
-                torch.as_tensor(datamodule.std),
-            )
-            self.low.copy_(low)
-            self.high.copy_(low + span)
+            return
+        # TorchGeo's datamodules deliver (raw - mean) / std, as their Normalize was built
+        aug = getattr(datamodule, 'train_aug', None) or getattr(datamodule, 'aug', None)
+        for step in aug.modules() if isinstance(aug, nn.Module) else ():
+            flags = getattr(step, 'flags', {})
+            if {'mean', 'std'} <= set(flags):
+                self.low.copy_(flags['mean'])
+                self.high.copy_(flags['mean'] + flags['std'])
 
     def on_fit_start(self) -> None:
-        """Use the values that were set up or restored."""
+        """Use the values that were set up or restored, also on scenes new to a restored run."""
         self.share_standardisation()
+        datamodule: Any = getattr(self.trainer, 'datamodule', None)
+        known = bool((self.low != 0).any() or (self.high != 1).any())
+        if (
+            known
+            and hasattr(datamodule, 'limits')
+            and datamodule.statistics is not None
+        ):
+            check_bands(len(datamodule.statistics.low), self.hparams['in_channels'])
+            datamodule.limits = (tuple(self.low.tolist()), tuple(self.high.tolist()))
 
-    def on_validation_start(self) -> None:
-        """Read new scenes by the values the network knows."""
-        self._scale_like_training()
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
-    on_test_start = on_predict_start = on_validation_start
+    def on_train_start(self) -> None:
+        """Draw other views in each process: all were seeded alike."""
+        if self.trainer.world_size > 1:
+            step, rank = self.trainer.global_step, self.global_rank
+            torch.manual_seed(torch.initial_seed() + 1_000_003 * rank + step)
 
     def share_standardisation(self) -> None:
         """Let the default augmentations standardise by the task's values."""
         if isinstance(self.augmentations, TwoViews):
             self.augmentations.mean, self.augmentations.std = self.mean, self.std
-
-    def _scale_like_training(self) -> None:
-        self.share_standardisation()
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        statistics = getattr(datamodule, 'statistics', None)
-        learned = bool((self.low != 0).any() or (self.high != 1).any())
-        if self.trainer.state.fn != 'fit' and statistics is not None and learned:
-            check_bands(len(statistics.low), self.hparams['in_channels'])
-            low, high = tuple(self.low.tolist()), tuple(self.high.tolist())
-            cast(Any, datamodule).statistics = replace(statistics, low=low, high=high)
 
     # ------------------------------------------------------------------ schedules
 
@@ -162,8 +162,10 @@ class Pretraining(BaseTask):
     def teacher_temp(self) -> Tensor:
         """Temperature of the teacher's assignments, at this step."""
         start, end = self.hparams['teacher_temp_start'], self.hparams['teacher_temp']
-        rise = self.horizon.temperature if self.horizon else 1
-        value = temperature_at(self._step(), rise, start, end)
+        if self.horizon is None:  # outside a fit the rise is over
+            value = end
+        else:
+            value = temperature_at(self._step(), self.horizon.temperature, start, end)
         return torch.full((), value, device=self.device)
 
     def weigh(self, losses: Float[Tensor, '3']) -> Tensor:
@@ -193,7 +195,11 @@ class Pretraining(BaseTask):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, 'batch dim']:
         """Features of whole chips, averaged over their cells."""
-        return self(batch['image']).mean(dim=(2, 3))
+        image, valid = batch['image'], batch.get('valid')
+        if valid is not None:
+            # As in training the network sees the mean where there is no data
+            image = image.where(valid.unsqueeze(-3), self.mean[:, None, None])
+        return self(image).mean(dim=(2, 3))
 
     def _compare_fixed(self, batch: Any, batch_idx: int, split: str) -> None:
         devices = [self.device] if self.device.type == 'cuda' else []
@@ -254,10 +260,13 @@ class Pretraining(BaseTask):
 
     def configure_callbacks(self) -> list[Callback]:
         """Memory first, then what watches; all before any checkpoint is saved."""
-        return [
+        ours = (
             StopOnNonFinite(),
             Remember(),
             CollapseAlarm(),
             Throughput(),
             ExportBackbone(),
-        ]
+        )
+        # Lightning would replace a user's own of the same class
+        given = {type(callback) for callback in cast(Any, self.trainer).callbacks}
+        return [callback for callback in ours if type(callback) not in given]

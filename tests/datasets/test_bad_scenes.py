@@ -3,7 +3,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 from torchgeo.datasets import DatasetNotFoundError
 
 from cmid_geo.datasets import Chip, SceneDataset
@@ -61,3 +63,21 @@ def test_complex(tmp_path: Path) -> None:
     write(tmp_path / 'a.tif', noise(1, 64, 64, dtype='complex64'))
     with pytest.raises(ValueError, match=r'complex64.*amplitude'):
         SceneDataset(tmp_path)
+
+
+def test_damage_in_the_middle_is_found_where_it_may_be_skipped(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ('bad', 'good'):
+        with rasterio.open(
+            tmp_path / f'{name}.tif', 'w', driver='GTiff', width=512, height=512, count=1, dtype='uint8',
+            crs='EPSG:32633', transform=rasterio.transform.from_origin(0, 0, 1, 1), tiled=True,
+            blockxsize=128, blockysize=128, compress='deflate',
+        ) as file:  # fmt: skip
+            file.write(rng.integers(1, 255, (1, 512, 512), dtype='uint8'))
+    whole = bytearray((tmp_path / 'bad.tif').read_bytes())
+    middle = len(whole) // 2
+    whole[middle : middle + 20_000] = bytes(20_000)
+    (tmp_path / 'bad.tif').write_bytes(whole)
+    with pytest.warns(UserWarning, match=r'skipped .*bad\.tif'):
+        dataset = SceneDataset(tmp_path, skip_unreadable=True)
+    assert [Path(scene.files[0]).name for scene in dataset.scenes] == ['good.tif']

@@ -6,6 +6,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -234,3 +235,21 @@ def test_two_processes_equal_one(
     )
     for name in moved:
         assert (one[name] - start[name]).abs().max() > 1e-3, name
+
+
+def draw(rank: int, world: int, folder: str) -> None:
+    """Views that one of *world* processes draws of the same chips."""
+    torch.manual_seed(0)
+    task = CMID(**(SMALL | {'model': 'resnet18'}))
+    trainer: Any = SimpleNamespace(world_size=world, global_step=5, global_rank=rank)
+    task._trainer, task._fabric = trainer, None
+    type(task).trainer = property(lambda self: trainer)
+    task.on_train_start()
+    views = task.augmentations(Chips(4).chips)
+    torch.save([v.positions for v in views], f'{folder}/{rank}.pt')
+
+
+def test_processes_seeded_alike_draw_other_views(tmp_path: Path) -> None:
+    mp.spawn(draw, (2, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
+    assert not any(torch.allclose(a, b) for a, b in zip(first, second))
