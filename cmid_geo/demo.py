@@ -55,6 +55,7 @@ def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90) -> 
         scenes,
         patch_size=96,
         length=steps * BATCH,
+        val_length=4 * BATCH,
         batch_size=BATCH,
         zero_is_nodata=True,
         seed=0,
