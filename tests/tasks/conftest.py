@@ -3,8 +3,9 @@
 
 """Small tasks and chips that tests of tasks share."""
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def loader() -> DataLoader:
 
 
 @pytest.fixture
-def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
+def make_trainer(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
     def make(**options: Any) -> Trainer:
         defaults = {
             'accelerator': 'cpu',
@@ -44,7 +45,9 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
         }
         return Trainer(**(defaults | options))
 
-    return make
+    yield make
+    # Trainers and tasks point at each other: hundreds of networks would wait for the collector
+    gc.collect()
 
 
 @pytest.fixture
