@@ -3,7 +3,6 @@
 
 """All of it in a few minutes: scenes in, backbone, pictures and a map out."""
 
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from .evaluation import CollapseAlarm
 from .plots import plot_curves, plot_map, plot_reconstructions, plot_views
 from .predict import embed_scene, principal_colours, write_map
 from .tasks import CMID
+from .tasks.handover import check_writable
 
 #: Chips a step.
 BATCH = 16
@@ -44,7 +44,7 @@ def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90) -> 
             f'steps={steps}: the schedules need at least 20, use --steps 90'
         )
     folder = Path(out)
-    check_writable(folder)
+    check_writable(folder, '--out DIR')
     seed_everything(0)
     if scenes is None:
         print(f'Making up a landscape in {folder / "scenes"} ...', flush=True)
@@ -171,26 +171,6 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
     whole = dataset[Chip((0,), 0, 0, scene.width, scene.height)]['image']
     plot_map(whole, colours, bands).savefig(folder / 'features.png')
     plt.close('all')
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written.
-
-    Args:
-        folder: To be made and written.
-
-    Raises:
-        ValueError: If it cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f'.writable.{os.getpid()}'
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f'the output folder {folder} cannot be written ({error.strerror}): choose another, --out DIR'
-        ) from error
 
 
 def say_what_next(

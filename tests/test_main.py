@@ -14,7 +14,8 @@ from lightning.pytorch import Trainer
 from cmid_geo import CMID, SceneDataModule
 from cmid_geo.__main__ import main
 from cmid_geo.datasets import write_synthetic_scenes
-from cmid_geo.demo import check_writable, demo
+from cmid_geo.demo import demo
+from cmid_geo.tasks.handover import check_writable
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 #: Makes any configuration small enough for a test.
@@ -125,7 +126,7 @@ def test_demo_refuses_early(folder: Path) -> None:
         demo(steps=5)
     (folder / 'file').touch()
     with pytest.raises(ValueError, match='cannot be written.*--out DIR'):
-        check_writable(folder / 'file' / 'inside')
+        check_writable(folder / 'file' / 'inside', '--out DIR')
 
 
 def test_checkpoints_made_in_python_work_from_the_command(

@@ -24,16 +24,7 @@ class ExportBackbone(Callback):
         # Asked by all processes: it is agreed upon between them
         folder = output_folder(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                probe = folder / f'.writable.{os.getpid()}'
-                probe.touch()
-                probe.unlink()
-            except OSError as error:
-                raise ValueError(
-                    f'the output folder {folder} cannot be written ({error.strerror}): make it '
-                    'writable, or choose another with Trainer(default_root_dir=...)'
-                ) from error
+            check_writable(folder, 'Trainer(default_root_dir=...)')
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write ``backbone.ckpt``."""
@@ -57,3 +48,25 @@ def output_folder(trainer: Trainer) -> Path:
     if isinstance(callback, ModelCheckpoint) and callback.dirpath:
         return Path(callback.dirpath)
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def check_writable(folder: Path, cure: str) -> None:
+    """Make a folder, and refuse it if it cannot be written.
+
+    Args:
+        folder: To be made and written.
+        cure: How to choose another.
+
+    Raises:
+        ValueError: If it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f'.writable.{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f'the output folder {folder} cannot be written ({error.strerror}): make it writable, or '
+            f'choose another with {cure}'
+        ) from error
