@@ -7,7 +7,15 @@ from importlib.metadata import version
 
 from .datamodules import SceneDataModule
 from .datasets import SceneDataset, SyntheticScenes
-from .models import create_backbone, export_backbone
+from .models import (
+    CMIDResNet50_Weights,
+    CMIDSwinB_Weights,
+    cmid_resnet50,
+    cmid_swin_b,
+    create_backbone,
+    export_backbone,
+    load_backbone,
+)
 from .tasks import CMID
 from .transforms import TwoViews, View
 
@@ -15,12 +23,17 @@ __version__ = version('cmid-geo')
 
 __all__ = (
     'CMID',
+    'CMIDResNet50_Weights',
+    'CMIDSwinB_Weights',
     'SceneDataModule',
     'SceneDataset',
     'SyntheticScenes',
     'TwoViews',
     'View',
     '__version__',
+    'cmid_resnet50',
+    'cmid_swin_b',
     'create_backbone',
     'export_backbone',
+    'load_backbone',
 )

@@ -4,11 +4,14 @@
 """What all tests share."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
 import torch
+from chips import SMALL
 
 # Before the package is imported: its shape annotations are checked in the tests only
 from jaxtyping import install_import_hook
@@ -20,6 +23,17 @@ matplotlib.use('Agg')
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_task() -> Callable[..., Any]:
+    from cmid_geo.tasks import CMID
+
+    def make(**options: Any) -> CMID:
+        torch.manual_seed(0)
+        return CMID(**(SMALL | options))
+
+    return make
 
 
 @pytest.fixture

@@ -1,24 +1,48 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Networks of CMID, free of Lightning and TorchGeo."""
+"""Networks of CMID, their weights and files, free of Lightning."""
 
 from .backbones import MaskedBackbone, create_backbone
+from .builders import (
+    cmid_resnet50,
+    cmid_swin_b,
+    get_model,
+    get_model_weights,
+    get_weight,
+    list_models,
+    list_weights,
+)
 from .encoder import Encoder, Encoding
+from .export import export_backbone
 from .heads import PixelDecoder, Projector, PrototypeHead
-from .loading import export_backbone
+from .loading import LoadReport, load_backbone
 from .memory import KeyQueue, make_teacher, update_teacher
+from .released import convert_released_state_dict
+from .weights import CMIDResNet50_Weights, CMIDSwinB_Weights
 
 __all__ = (
+    'CMIDResNet50_Weights',
+    'CMIDSwinB_Weights',
     'Encoder',
     'Encoding',
     'KeyQueue',
+    'LoadReport',
     'MaskedBackbone',
     'PixelDecoder',
     'Projector',
     'PrototypeHead',
+    'cmid_resnet50',
+    'cmid_swin_b',
+    'convert_released_state_dict',
     'create_backbone',
     'export_backbone',
+    'get_model',
+    'get_model_weights',
+    'get_weight',
+    'list_models',
+    'list_weights',
+    'load_backbone',
     'make_teacher',
     'update_teacher',
 )

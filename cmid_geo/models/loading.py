@@ -1,167 +1,296 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Backbones out of tasks and checkpoints."""
+"""One loader for all backbones, which always says what it loaded."""
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum
 
+from .adapting import (
+    copy_bands,
+    repeat_bands,
+    replace_first_convolution,
+    resize_positions,
+)
 from .backbones import MaskedBackbone
+from .names import canonical_name, find_backbone, is_computed, is_head
+from .sources import Source, Weights, read_source
 
-#: What a backbone file says of the data it was trained on, and how to bring others to it.
-VALUES = ('low', 'high', 'mean', 'std')
+#: Rows of parts of which extractors of features may keep the first ones only.
+STAGES = ('layers', 'stages', 'blocks')
 
 
-def export_backbone(
-    task_or_checkpoint: nn.Module | str | os.PathLike[str],
-    path: str | os.PathLike[str],
-    source: Literal['teacher', 'student'] = 'teacher',
-) -> Path:
-    """Write a backbone file that TorchGeo's tasks load by ``weights=<path>``.
+@dataclass(frozen=True)
+class LoadReport:
+    """What came of loading weights into a backbone.
 
-    The file holds timm's tensors under ``state_dict`` with the prefix ``model.``, and under
-    ``hyper_parameters`` timm's name as ``model``, ``in_channels``, the names of the
-    ``bands``, and for each band the raw values ``low`` and ``high`` that stand for 0 and 1,
-    and ``mean`` and ``std`` of the scaled values. A network is fed
-    ``((raw - low) / (high - low) - mean) / std``.
+    Attributes:
+        source: Name of the weights.
+        target: Name of the network.
+        total: Number of tensors that the network's backbone has.
+        loaded: Names of those that were loaded, as the network has them.
+        adapted: How the tensors that did not fit as they were have been made to fit.
+        skipped: Names of all other tensors of both sides, and why.
+        about: What is known of the weights: ``bands``, ``mean``, ``std``, ...
+    """
+
+    source: str
+    target: str
+    total: int
+    loaded: tuple[str, ...]
+    adapted: dict[str, str]
+    skipped: dict[str, str]
+    about: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Say it in a few lines."""
+        lines = [
+            f'{len(self.loaded)} of {self.total} tensors of {self.target} loaded from {self.source}'
+        ]
+        for title, items in (('adapted', self.adapted), ('skipped', self.skipped)):
+            reasons: dict[str, list[str]] = {}
+            for name, reason in items.items():
+                reasons.setdefault(reason, []).append(name)
+            for reason, names in reasons.items():
+                shown = ', '.join(names[:3]) + (
+                    f' and {len(names) - 3} more' if len(names) > 3 else ''
+                )
+                lines.append(f'  {title}: {shown}: {reason}')
+        return '\n'.join(lines)
+
+
+def load_backbone(
+    model_or_encoder: nn.Module,
+    source: Weights | Source,
+    in_channels: int | None = None,
+    *,
+    bands: Sequence[str] | None = None,
+    strict: bool = True,
+) -> LoadReport:
+    """Load a backbone's weights into a network that has such a backbone.
+
+    The network may be timm's (whole, or made with ``features_only=True``), a
+    :class:`~cmid_geo.models.MaskedBackbone`, an encoder of segmentation_models_pytorch
+    (plain or ``tu-``) or the model around it, and a detector of torchvision or its body.
+    Tensors are matched by timm's name and by shape. The first convolution is fitted to the
+    network's bands, Swin's tables of biases to its windows, and ViT's embeddings of
+    positions to its size. Classifiers are loaded where they fit, and never missed.
 
     Args:
-        task_or_checkpoint: A :class:`~cmid_geo.tasks.CMID`, or the path of a checkpoint of
-            one.
-        path: File to write; its folder is made.
-        source: Whose backbone to take. The teacher is the student's moving average, and its
-            batch norms know whole images; the student's know images of which more than
-            half was hidden.
+        model_or_encoder: To load into.
+        source: Member of a weights enum or its name; path of a checkpoint of CMID or another
+            task, of a file that :func:`~cmid_geo.models.export_backbone` wrote, of one that
+            the authors released, of a state dict of timm or torchvision, or of a
+            ``.safetensors``; or the state dict itself.
+        in_channels: Number of bands that the network shall take: its first convolution is
+            replaced where it takes others. By default it stays.
+        bands: Names of the network's bands. The filters of those that the weights name are
+            copied, the others' are 0 at first. By default filters are repeated over all
+            bands and scaled, where the numbers of bands differ.
+        strict: Whether a backbone must be filled completely, by weights of its own
+            architecture. If not, whatever fits is loaded.
 
     Returns:
-        The path.
+        What was loaded, adapted and skipped, and why.
 
     Raises:
-        ValueError: If *source* is neither, or the checkpoint is not one of CMID.
+        ConnectionError: If the weights must be downloaded and cannot.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the weights do not fill the backbone or are of another one, if nothing
+            fits, or if a file is damaged or holds more than tensors. The network is then
+            as it was.
     """
-    if source not in ('teacher', 'student'):
+    if not isinstance(source, Source):
+        source = read_source(source)
+    target = _backbone_of(model_or_encoder)
+    own = {_plain(name): name for name in target.state_dict()}
+    prefix, given = find_backbone(source.tensors, own)
+    plan = _Plan(target, _name_of(model_or_encoder, target), own, source)
+    plan.match(given, in_channels, bands)
+    plan.look_for_others(given)
+    report = plan.report(prefix)
+    if not report.loaded or (strict and plan.faults):
+        missed = '; '.join(plan.faults[:2])
         raise ValueError(
-            f"source={source!r}: a backbone is the 'teacher''s or the 'student''s"
+            f'{len(report.loaded)} of {report.total} tensors match between {source.title} and '
+            f'{report.target}{f" ({missed})" if missed else ""}: choose weights of the same architecture'
+            + ('' if not report.loaded else ', or load what fits with strict=False')
         )
-    if isinstance(task_or_checkpoint, nn.Module):
-        parameters: Mapping[str, Any] = getattr(task_or_checkpoint, 'hparams', {})
-        state = task_or_checkpoint.state_dict()
-    else:
-        checkpoint = torch.load(
-            task_or_checkpoint, map_location='cpu', weights_only=True
+    plan.carry_out(in_channels)
+    return report
+
+
+class _Plan:
+    """What to load where; nothing is changed before it is carried out."""
+
+    def __init__(
+        self, target: nn.Module, name: str, own: dict[str, str], source: Source
+    ) -> None:
+        self.target, self.name, self.own, self.source = target, name, own, source
+        self.state: dict[str, Tensor] = target.state_dict()
+        self.chosen: dict[str, Tensor] = {}
+        self.adapted: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
+        self.faults: list[str] = []
+        # All networks known here begin with a convolution
+        self.first = next((n for n, t in self.state.items() if t.ndim == 4), '')
+
+    def match(
+        self,
+        given: Mapping[str, Tensor],
+        in_channels: int | None,
+        bands: Sequence[str] | None,
+    ) -> None:
+        """Find a tensor for each of the network's own."""
+        for plain, name in self.own.items():
+            tensor = given.get(plain)
+            if is_computed(plain):
+                self.skipped[name] = 'computed, not learned'
+            elif tensor is None and plain.endswith('num_batches_tracked'):
+                self.skipped[name] = 'a count that the weights do not have'
+            elif tensor is None:
+                self._miss(name, 'the weights have none')
+            elif name == self.first:
+                self._choose(name, self._fit_bands(name, tensor, in_channels, bands))
+            else:
+                self._choose(name, tensor)
+
+    def look_for_others(self, given: Mapping[str, Tensor]) -> None:
+        """Say what is left over. In the midst of the network it tells another architecture."""
+        last: dict[str, int] = {}
+        for kind, number in map(_part, self.own):
+            last[kind] = max(number, last.get(kind, 0))
+        foreign = []
+        for plain in given:
+            if plain in self.own or is_computed(plain):
+                continue
+            kind, number = _part(plain)
+            if is_head(plain):
+                self.skipped[plain] = 'a head, not part of the backbone'
+            elif kind not in last or (kind in STAGES and number > last[kind]):
+                self.skipped[plain] = 'the network ends before it'
+            elif plain.endswith('num_batches_tracked'):
+                self.skipped[plain] = 'a count that the network does not keep'
+            else:
+                self.skipped[plain] = 'the network has no such tensor'
+                foreign.append(plain)
+        if foreign:
+            self.faults.append(
+                f'{len(foreign)} tensors are left over, {foreign[0]} the first'
+            )
+
+    def report(self, prefix: str) -> LoadReport:
+        """Say what the plan is."""
+        backbone = [n for p, n in self.own.items() if self._counts(p, n)]
+        loaded = tuple(name for name in backbone if name in self.chosen)
+        inside = f', under {prefix.removesuffix(".")!r}' if prefix else ''
+        return LoadReport(
+            source=self.source.title + inside, target=self.name, total=len(backbone),
+            loaded=loaded, adapted=self.adapted, skipped=self.skipped,
+            about=dict(self.source.about),
+        )  # fmt: skip
+
+    def carry_out(self, in_channels: int | None) -> None:
+        """Load all that was chosen, at once."""
+        if in_channels and self.state[self.first].shape[1] != in_channels:
+            replace_first_convolution(self.target, self.first, in_channels)
+        # Straight to the tensors: some encoders change what load_state_dict is given
+        with torch.no_grad():
+            for name, tensor in self.target.state_dict().items():
+                if name in self.chosen:
+                    tensor.copy_(self.chosen[name])
+
+    def _counts(self, plain: str, name: str) -> bool:
+        """Whether a tensor of the network's is one that weights must fill."""
+        # A batch norm that was frozen has all but the count of its batches
+        sibling = name.replace('num_batches_tracked', 'running_mean')
+        spared = sibling != name and sibling in self.chosen and name not in self.chosen
+        return not (is_head(plain) or is_computed(plain) or spared)
+
+    def _choose(self, name: str, tensor: Tensor) -> None:
+        shape = self.state[name].shape
+        if tensor.shape != shape and name != self.first:
+            resized = resize_positions(name, tensor, self.target)
+            if resized is not None and resized.shape == shape:
+                self.adapted[name] = (
+                    f'resized from {tuple(tensor.shape)} to {tuple(shape)}'
+                )
+                tensor = resized
+        wanted = (
+            (shape[0], tensor.shape[1], *shape[2:]) if name == self.first else shape
         )
-        parameters = checkpoint.get('hyper_parameters', {})
-        state = checkpoint.get('state_dict', {})
+        if tuple(tensor.shape) == tuple(wanted):
+            self.chosen[name] = tensor
+        else:
+            self._miss(name, f'of {tuple(tensor.shape)}, not {tuple(shape)}')
 
-    prefix = f'{source}.backbone.network.'
-    tensors = {
-        f'model.{name.removeprefix(prefix)}': tensor.detach().cpu().clone()
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }
-    if not tensors or 'model' not in parameters:
-        raise ValueError(
-            f'{task_or_checkpoint!s:.200} holds no tensor named {prefix}*: only a CMID task or its '
-            'checkpoint has a backbone to export, pass one of those'
-        )
-    description = {
-        'model': parameters['model'],
-        'in_channels': parameters['in_channels'],
-        'size': parameters['size'],
-        'bands': list(parameters.get('bands') or ()),
-        'source': source,
-        'ssl_method': 'CMID',
-    } | {name: state[name].tolist() for name in VALUES}
-    write_atomically(
-        {'hyper_parameters': description, 'state_dict': tensors}, Path(path)
-    )
-    return Path(path)
+    def _fit_bands(
+        self,
+        name: str,
+        tensor: Tensor,
+        in_channels: int | None,
+        bands: Sequence[str] | None,
+    ) -> Tensor:
+        wanted = in_channels or self.state[name].shape[1]
+        if bands is not None and len(bands) != wanted:
+            raise ValueError(
+                f'bands={list(bands)} are {len(bands)} but {self.name} takes {wanted}: name them all, '
+                'or set in_channels'
+            )
+        given = tuple(self.source.about.get('bands') or ())
+        if tensor.ndim != 4:
+            return tensor
+        if bands is not None:
+            self.adapted[name] = f'bands {", ".join(bands)} from {", ".join(given)}'
+            return copy_bands(tensor, given, bands)
+        if tensor.shape[1] != wanted:
+            self.adapted[name] = (
+                f'{tensor.shape[1]} bands repeated and scaled to {wanted}'
+            )
+            return repeat_bands(tensor, wanted)
+        return tensor
 
-
-def write_atomically(content: dict[str, Any], path: Path) -> None:
-    """Save beside the path, then rename: a reader never meets half a file.
-
-    Args:
-        content: What :func:`torch.save` takes.
-        path: File to write.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        torch.save(content, beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    def _miss(self, name: str, reason: str) -> None:
+        self.skipped[name] = reason
+        if not is_head(_plain(name)):
+            self.faults.append(f'{name}: {reason}')
 
 
-def load_weights(backbone: MaskedBackbone, weights: WeightsEnum | str) -> None:
-    """Load a backbone's tensors, all of them or none.
-
-    Args:
-        backbone: To load into.
-        weights: A weights enum, or the path of a backbone file.
-
-    Raises:
-        ValueError: If the file is none, or its tensors are not the backbone's.
-    """
-    if isinstance(weights, WeightsEnum):
-        name, state = (
-            str(weights),
-            weights.get_state_dict(progress=True, check_hash=True),
-        )
-    else:
-        name, state = read_backbone_file(weights)
-    own = backbone.network.state_dict()
-    fitting = {
-        key: tensor
-        for key, tensor in state.items()
-        if key in own and own[key].shape == tensor.shape
-    }
-    # What is left over may only be a classifier's, of which the backbone has none
-    heads = ('fc.', 'head.', 'head_dist.')
-    foreign = [key for key in state if key not in fitting and not key.startswith(heads)]
-    if len(fitting) < len(own) or foreign:
-        raise ValueError(
-            f'{len(fitting)} of {len(own)} tensors match between {name} and {backbone.name}'
-            f'{", left over " + ", ".join(foreign[:3]) if foreign else ""}: choose weights of the same '
-            'model and number of bands'
-        )
-    backbone.network.load_state_dict(fitting, strict=True)
+def _part(plain: str) -> tuple[str, int]:
+    """The part of a network that a tensor is in, and its number there: ``layers``, 2."""
+    kind, *rest = plain.split('.')
+    return kind, int(rest[0]) if rest and rest[0].isdigit() else 0
 
 
-def read_backbone_file(path: str) -> tuple[str, dict[str, Tensor]]:
-    """Read a file that :func:`export_backbone` wrote.
+def _plain(name: str) -> str:
+    """Give timm's name of a network's own tensor."""
+    # Encoders of segmentation_models_pytorch and extractors of timm wrap the network
+    return canonical_name(re.sub(r'^(model\.)+', '', name))
 
-    Args:
-        path: The file.
 
-    Returns:
-        timm's name of the network, and its tensors by timm's names.
+def _backbone_of(model: Any) -> nn.Module:
+    """The part of a model that backbones are loaded into."""
+    if isinstance(model, MaskedBackbone):
+        return model.network
+    if hasattr(model, 'encoder') and hasattr(model, 'decoder'):
+        return model.encoder
+    for holder in (getattr(model, 'backbone', None), model):
+        body = getattr(holder, 'body', None)
+        if isinstance(body, nn.Module):
+            return body
+    return model
 
-    Raises:
-        ValueError: If the file is missing or holds no backbone.
-    """
-    if not os.path.exists(path):
-        raise ValueError(
-            f'weights={path!r}: no such file and no name of weights, check the path'
-        )
-    content = torch.load(path, map_location='cpu', weights_only=True)
-    name = content.get('hyper_parameters', {}).get('model')
-    state = content.get('state_dict', {})
-    tensors = {
-        key.removeprefix('model.'): value
-        for key, value in state.items()
-        if key.startswith('model.')
-    }
-    if name is None or not tensors:
-        raise ValueError(
-            f'weights={path!r} is no backbone file: make one of a checkpoint with '
-            'cmid_geo.models.export_backbone(checkpoint, path)'
-        )
-    return name, tensors
+
+def _name_of(model: Any, target: Any) -> str:
+    """What to call a network in messages."""
+    for candidate in (model, target, getattr(target, 'model', None)):
+        architecture = getattr(candidate, 'pretrained_cfg', {}).get('architecture')
+        name = architecture or getattr(candidate, 'name', None)
+        if isinstance(name, str):
+            return name
+    return type(target).__name__

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchgeo.models import get_weight
 from torchvision.models import WeightsEnum
 
 from ..losses import (
@@ -21,13 +20,13 @@ from ..losses import (
 from ..models.backbones import create_backbone
 from ..models.encoder import Encoder, Encoding
 from ..models.heads import PixelDecoder, Projector, PrototypeHead
-from ..models.loading import load_weights
 from ..models.memory import KeyQueue, make_teacher
 from ..transforms.chips import check_size
 from ..transforms.masking import hide_cells
 from ..transforms.views import TwoViews, View
 from .comparison import Comparison
 from .pretraining import Pretraining
+from .start import start_from
 
 
 class CMID(Pretraining):
@@ -93,8 +92,9 @@ class CMID(Pretraining):
 
         Args:
             model: timm's name of a ResNet, Swin, ViT or ConvNeXt.
-            weights: Where to start from: a weights enum or its name, the path of a backbone
-                file, True for timm's ImageNet weights, or None for random ones.
+            weights: Where to start from, see :func:`~cmid_geo.tasks.start.start_from`: a
+                weights enum or its name, the path of a file, True for timm's ImageNet
+                weights, or None for random ones.
             in_channels: Number of bands.
             size: Side of the views in pixels, a multiple of 32.
             queue_size: Number of older keys to contrast with, at most twice the chips of
@@ -143,6 +143,8 @@ class CMID(Pretraining):
         super().__init__()
         # By this LightningCLI knows the class of a checkpoint
         self.hparams.setdefault('_class_path', 'cmid_geo.tasks.CMID')
+        if weights and weights is not True:
+            start_from(self, weights)
         if augmentations is not None:
             self.augmentations = augmentations
             self.share_standardisation()
@@ -153,9 +155,6 @@ class CMID(Pretraining):
         backbone = create_backbone(
             given['model'], given['in_channels'], self.weights is True
         )
-        if self.weights and self.weights is not True:
-            named = isinstance(self.weights, str) and '_Weights.' in self.weights
-            load_weights(backbone, get_weight(self.weights) if named else self.weights)
         width, hidden, output = (
             backbone.num_features,
             given['hidden_dim'],

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from ..models.loading import export_backbone
+from ..models.export import export_backbone
 
 
 class ExportBackbone(Callback):

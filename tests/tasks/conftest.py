@@ -10,21 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from chips import SMALL, Chips
+from chips import Chips
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
-
-from cmid_geo.tasks import CMID
-
-
-@pytest.fixture
-def make_task() -> Callable[..., CMID]:
-    def make(**options: Any) -> CMID:
-        torch.manual_seed(0)
-        return CMID(**(SMALL | options))
-
-    return make
 
 
 @pytest.fixture

@@ -1,0 +1,131 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Whose backbone is better to export: the student's or the teacher's?
+
+    python benchmarks/student_or_teacher.py aid/train --model resnet18 --steps 1000
+
+Pretrains on a folder of images (one folder a class; the labels are not used), and at each
+quarter of the run compares both backbones by kNN on their mean features: five neighbours
+by cosine, features standardised. Three in ten images ask, the others answer. Choose the
+default on training images only: the test images are for reporting.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from cmid_geo import CMID
+
+
+class Images(Dataset):
+    """Images in memory: 128x128 pixels, 48 kB each."""
+
+    def __init__(self, folder: str) -> None:
+        files = ImageFolder(folder)
+        self.images = torch.stack([pil_to_tensor(image) for image, _ in files])
+        self.labels = torch.tensor(files.targets)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {'image': self.images[index].float() / 255}
+
+
+@torch.no_grad()
+def features(backbone: Any, task: CMID, images: Tensor) -> Tensor:
+    """Mean features of whole images; batch norms use the statistics they gathered."""
+    training = backbone.training
+    backbone.eval()
+    mean, std = task.mean[:, None, None], task.std[:, None, None]
+    out = [
+        backbone((part.float() / 255 - mean) / std).mean((2, 3))
+        for part in images.split(128)
+    ]
+    backbone.train(training)
+    return torch.cat(out)
+
+
+def accuracy(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> float:
+    """Share of the asked whose five nearest known images vote for the truth."""
+    mean, std = known.mean(0), known.std(0).clamp_min(1e-6)
+    known, asked = (F.normalize((x - mean) / std, dim=1) for x in (known, asked))
+    nearest = (asked @ known.T).topk(5).indices
+    votes = F.one_hot(labels[nearest], int(labels.max()) + 1).sum(1)
+    return float((votes.argmax(1) == truth).float().mean())
+
+
+class Compare(Callback):
+    """Compares the backbones at the start and at each quarter."""
+
+    def __init__(self, data: Images, steps: int) -> None:
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1))
+        split = len(order) * 3 // 10
+        self.asked, self.known = order[:split], order[split:]
+        self.data, self.quarter = data, steps // 4
+
+    def report(self, task: Any, step: int) -> None:
+        scores = {}
+        for name in ('student', 'teacher'):
+            made = features(getattr(task, name).backbone, task, self.data.images)
+            labels = self.data.labels
+            scores[name] = accuracy(made[self.known], labels[self.known],
+                                    made[self.asked], labels[self.asked])  # fmt: skip
+        said = ' '.join(f'{name} {100 * score:.1f} %' for name, score in scores.items())
+        losses = {
+            k: round(float(v), 3)
+            for k, v in task.trainer.callback_metrics.items()
+            if k.startswith('train_') or k in ('key_rank', 'embedding_std')
+        }
+        print(f'{step} steps: {said} {losses}', flush=True)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.report(pl_module, 0)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step % self.quarter == 0:
+            self.report(pl_module, trainer.global_step)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('folder')
+    parser.add_argument('--model', default='resnet18')
+    parser.add_argument('--steps', type=int, default=1000)
+    parser.add_argument('--batch', type=int, default=32)
+    parser.add_argument('--size', type=int, default=96)
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--out', default='student_or_teacher.ckpt')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    seed_everything(0)
+    data = Images(args.folder)
+    task = CMID(
+        args.model, size=args.size, queue_size=2048, hidden_dim=512, output_dim=128,
+        num_prototypes=512, momentum=0.99, lr=4e-3, teacher_temp=0.04,
+        warmup_steps=args.steps // 10, teacher_temp_steps=0,
+    )  # fmt: skip
+    trainer = Trainer(
+        accelerator='cpu', devices=1, max_steps=args.steps, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False,
+        callbacks=[Compare(data, args.steps)],
+    )  # fmt: skip
+    start = time.time()
+    trainer.fit(
+        task, DataLoader(data, batch_size=args.batch, shuffle=True, drop_last=True)
+    )
+    trainer.save_checkpoint(args.out)
+    print(f'{args.model}, {args.steps} steps: {(time.time() - start) / 60:.0f} minutes')
+
+
+if __name__ == '__main__':
+    main()

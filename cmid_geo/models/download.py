@@ -1,0 +1,165 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The cache of downloaded checkpoints."""
+
+import hashlib
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from .files import MAGIC
+
+#: Times that a download which broke off is taken up again.
+ATTEMPTS = 3
+#: Seconds without a byte after which a connection counts as broken.
+TIMEOUT = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+class Broken(OSError):
+    """A transfer ended before the file did."""
+
+
+def fetch(
+    url: str, name: str, sha256: str | None = None, progress: bool = True
+) -> Path:
+    """Find a checkpoint in the cache, or download it once.
+
+    The cache is torch's own, ``$TORCH_HOME/hub/checkpoints``. The content's hash is known or
+    else recorded beside the file when it first comes, as ``NAME.sha256``, and checked each
+    time. A download that is killed leaves a ``NAME.part``, from which the next one goes on
+    if the server can; the name itself appears only when all has come. Processes that start
+    together download once.
+
+    Args:
+        url: Where to download from.
+        name: Name of the file in the cache.
+        sha256: Hash of the content in hexadecimal digits, where known.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        ConnectionError: If the download fails: names the file to place by hand, and where.
+        ValueError: If the content is no checkpoint, or not what it was known to be.
+    """
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f'{name}.lock')):
+        if not path.exists():
+            part = _download(url, path, progress)
+            _refuse_other(part, url)
+            _check_hash(part, path, sha256)
+            os.replace(part, path)
+            path.with_name(f'{name}.etag').unlink(missing_ok=True)
+        else:
+            _check_hash(path, path, sha256)
+    return path
+
+
+def _download(url: str, path: Path, progress: bool) -> Path:
+    """Download beside the path, going on where an earlier attempt broke off."""
+    part = path.with_name(f'{path.name}.part')
+    logger.info('downloading %s to %s', url, path)
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            _transfer(url, part, path.with_name(f'{path.name}.etag'), progress)
+            return part
+        except (OSError, HTTPException) as error:
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if refused or attempt == ATTEMPTS:
+                reason = getattr(error, 'reason', None) or error
+                raise ConnectionError(
+                    f'{url} could not be downloaded ({reason}): try again, or download it on a '
+                    f'machine that can and place it as {path}'
+                ) from error
+            time.sleep(0.1 * 4**attempt)
+
+
+def _transfer(url: str, part: Path, etag: Path, progress: bool) -> None:
+    """Bring what is missing of a file."""
+    headers = {'User-Agent': 'cmid_geo'}
+    begun = part.stat().st_size if part.exists() and etag.exists() else 0
+    if begun:
+        # Only the rest of the very same file; of another the server sends all
+        headers |= {'Range': f'bytes={begun}-', 'If-Range': etag.read_text()}
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        part.unlink()
+        raise Broken('the server has nothing after what came before') from error
+    with answer:
+        resumed = getattr(answer, 'status', 200) == 206
+        begun = begun if resumed else 0
+        validator = answer.headers.get('ETag') or answer.headers.get('Last-Modified')
+        # Without anything to know the same file by, a rest cannot be asked for
+        if validator and not validator.startswith('W/'):
+            etag.write_text(validator)
+        else:
+            etag.unlink(missing_ok=True)
+        length = answer.headers.get('Content-Length')
+        total = begun + int(length) if length else None
+        with (
+            open(part, 'ab' if resumed else 'wb') as file,
+            tqdm(total=total, initial=begun, unit='B', unit_scale=True, disable=not progress) as bar,
+        ):  # fmt: skip
+            while block := answer.read(1 << 20):
+                file.write(block)
+                bar.update(len(block))
+    size = part.stat().st_size
+    if total is not None and size != total:
+        raise Broken(f'the connection ended after {size} of {total} bytes')
+
+
+def _refuse_other(part: Path, url: str) -> None:
+    """Refuse what is no checkpoint: shared links like to answer with a page."""
+    with open(part, 'rb') as file:
+        start = file.read(64)
+    if not start.startswith(MAGIC):
+        part.unlink()
+        raise ValueError(
+            f'{url} answered with something that is no checkpoint (it begins with {start[:32]!r}): '
+            'open the address in a browser to see what it says'
+        )
+
+
+def _check_hash(file: Path, path: Path, known: str | None) -> None:
+    """Compare a file with what is known of it; where nothing is, remember it."""
+    record = path.with_name(f'{path.name}.sha256')
+    expected = known or (record.read_text().strip() if record.exists() else None)
+    with open(file, 'rb') as opened:
+        found = hashlib.file_digest(opened, 'sha256').hexdigest()
+    if expected is None:
+        beside = record.with_name(f'.{record.name}.{os.getpid()}')
+        beside.write_text(found)
+        os.replace(beside, record)
+        logger.info('recorded the hash of %s: %s', path.name, found)
+    elif found != expected:
+        if file != path:
+            file.unlink()
+        which = 'the one known' if known else f'the one recorded in {record}'
+        raise ValueError(
+            f'{path.name} has the SHA-256 {found}, not {expected}, {which}: '
+            + (
+                f'the file was changed or damaged, delete {path} to download it again'
+                if file == path
+                else 'the server now has another file, which was not kept'
+                + ('' if known else f'; if that is meant, delete {record}')
+            )
+        )

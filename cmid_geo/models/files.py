@@ -1,0 +1,132 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Files of tensors, read without running what is in them."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+#: Files of torch begin as a zip archive or as a pickle.
+MAGIC = (b'PK', b'\x80')
+
+#: Key of a safetensors file's metadata that holds ours, as JSON.
+ABOUT = 'cmid_geo'
+
+#: Where the usual programs put the tensors of a checkpoint.
+WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'module', 'teacher')
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file of PyTorch, or of safetensors.
+
+    Args:
+        path: A file; of safetensors if its name ends so.
+
+    Returns:
+        What was saved. Of safetensors ``state_dict``, and ``hyper_parameters`` where we
+        wrote the file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If the file is damaged, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{path} is no file: check the path, or take the name of released weights'
+        )
+    if path.suffix == '.safetensors':
+        return _open_safetensors(path)
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Read whole, as an archive, or at least begun as a pickle: it met what is not allowed
+        if not _begins_like_torch(path):
+            raise _damaged(path) from error
+        raise ValueError(
+            f'{path} was refused: it holds more than tensors and plain values, and reading that '
+            'could run any program. Where you trust its origin, save its state_dict alone: '
+            f'torch.save(model.state_dict(), path). {_first_sentence(error)}'
+        ) from error
+    # What torch raises for damage depends on where in the file it is
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, UnicodeDecodeError,
+            AttributeError, TypeError) as error:  # fmt: skip
+        raise _damaged(path) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(  # noqa: TRY004
+            f'{path} holds a {type(content).__name__}: a checkpoint is a dictionary of tensors by '
+            'name, save model.state_dict()'
+        )
+    return dict(content)
+
+
+def _open_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework='pt') as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = json.loads((file.metadata() or {}).get(ABOUT, '{}'))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path) from error
+    return {'hyper_parameters': about, 'state_dict': state}
+
+
+def _begins_like_torch(path: Path) -> bool:
+    with open(path, 'rb') as file:
+        return file.read(2).startswith(MAGIC)
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(
+        f'{path} is truncated, damaged or no checkpoint ({path.stat().st_size:,} bytes): compare its '
+        'size with the original, and copy or download it again'
+    )
+
+
+def _first_sentence(error: Exception) -> str:
+    """Of torch's long message the line that says what was met."""
+    lines = [line for line in str(error).splitlines() if 'nsupported' in line]
+    return f'({lines[0].strip()[:200]})' if lines else ''
+
+
+def tensors_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Find the tensors of a checkpoint, wrapped or bare.
+
+    Args:
+        content: What :func:`open_checkpoint` gives.
+
+    Returns:
+        Tensors by name; none if there are none.
+    """
+    for wrapper in WRAPPERS:
+        inner = content.get(wrapper)
+        if isinstance(inner, Mapping) and any(_tensors(inner)):
+            return _tensors(inner)
+    return _tensors(content)
+
+
+def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside the path, then rename: a reader never meets half a file.
+
+    Args:
+        path: File to write; its folder is made.
+        write: Called with the path beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f'.{os.getpid()}.{path.name}')
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

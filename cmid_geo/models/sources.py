@@ -1,0 +1,174 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Where weights come from: names, enums, files and dictionaries."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import torchgeo.models
+import torchvision.models
+from torch import Tensor
+from torchvision.models import WeightsEnum
+
+from .files import open_checkpoint, tensors_in
+from .released import convert_released_training_state, is_full
+from .weights import CMIDResNet50_Weights, CMIDSwinB_Weights, CMIDWeights
+
+#: What may be named as weights.
+Weights = WeightsEnum | str | os.PathLike[str] | Mapping[str, Any]
+
+ENUMS: tuple[type[CMIDWeights], ...] = (CMIDResNet50_Weights, CMIDSwinB_Weights)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights that were read.
+
+    Attributes:
+        name: What to call them in messages.
+        tensors: By the names they were found under.
+        model: timm's name of the network, where known.
+        about: What else is known: ``bands``, ``low``, ``high``, ``mean``, ``std``, ...
+        training: All of CMID's ``state_dict``, where the source holds it.
+    """
+
+    name: str
+    tensors: dict[str, Tensor]
+    model: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Tensor] | None = None
+
+    @property
+    def title(self) -> str:
+        """Name of the source and of its network."""
+        known = self.model and self.model not in self.name
+        return f'{self.name} ({self.model})' if known else self.name
+
+
+def read_source(
+    weights: Weights, side: Literal['student', 'teacher'] | None = None
+) -> Source:
+    """Read weights of any kind.
+
+    Args:
+        weights: Member of a weights enum of ours, TorchGeo's or torchvision's, its name,
+            path of a file, or tensors by name.
+        side: Whose backbone to take of a checkpoint that has two. By default that which
+            our task says to export, and of a released file the student's as its authors do.
+
+    Returns:
+        The weights.
+
+    Raises:
+        ConnectionError: If they must be downloaded and cannot.
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no such name, or the file is damaged, refused or empty.
+    """
+    if isinstance(weights, str) and '_Weights.' in weights:
+        weights = get_weight(weights)
+    if isinstance(weights, WeightsEnum):
+        state = weights.get_state_dict(
+            progress=True, check_hash=True, weights_only=True
+        )
+        model = weights.meta.get('model')
+        return Source(str(weights), dict(state), model, dict(weights.meta))
+    if isinstance(weights, Mapping):
+        return _read_content('a state dict', dict(weights), side)
+    path = Path(weights)
+    return _read_content(path.name, open_checkpoint(path), side)
+
+
+def read_training_state(weights: Weights) -> Source:
+    """Read weights to pretrain on from: of released ones the full file.
+
+    Args:
+        weights: As for :func:`read_source`.
+
+    Returns:
+        The weights, with ``training`` where they hold more than a backbone.
+
+    Raises:
+        ConnectionError: If they must be downloaded and cannot.
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no such name, or the file is damaged, refused or empty.
+    """
+    if isinstance(weights, str) and '_Weights.' in weights:
+        weights = get_weight(weights)
+    if isinstance(weights, CMIDWeights):
+        training = weights.get_training_state()
+        return _of_training(str(weights), training, 'student', dict(weights.meta))
+    return read_source(weights, 'student')
+
+
+def get_weight(name: str) -> WeightsEnum:
+    """Get a member of a weights enum by its name: one of ours, TorchGeo's or torchvision's.
+
+    Args:
+        name: Such as ``CMIDResNet50_Weights.MILLIONAID_RGB``.
+
+    Returns:
+        The member.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    ours = {str(member): member for enum in ENUMS for member in enum}
+    if name in ours:
+        return ours[name]
+    for library in (torchgeo.models, torchvision.models):
+        try:
+            return library.get_weight(name)
+        except (ValueError, KeyError, AttributeError):
+            continue
+    near = get_close_matches(name, ours, n=1) or list(ours)
+    raise ValueError(
+        f'{name!r} is the name of no weights: ours are listed by cmid_geo.models.list_weights(), '
+        f'such as {near[0]}'
+    )
+
+
+def _read_content(name: str, content: dict[str, Any], side: Any) -> Source:
+    """Tell what kind of checkpoint this is by the names in it."""
+    tensors = tensors_in(content)
+    about = content.get('hyper_parameters')
+    about = dict(about) if isinstance(about, Mapping) else {}
+    for ours, theirs in (('steps', 'global_step'), ('epochs', 'epoch')):
+        if content.get(theirs) is not None:
+            about[ours] = content[theirs]
+    if not tensors:
+        raise ValueError(
+            f'{name} holds no tensors: save model.state_dict(), or the checkpoint of a task'
+        )
+    if is_full(tensors):
+        training = convert_released_training_state(tensors)
+        return _of_training(name, training, side or 'student', about)
+    if any(key.startswith('student.backbone.network.') for key in tensors):
+        values = {
+            key: tensors[key].tolist()
+            for key in ('low', 'high', 'mean', 'std')
+            if key in tensors
+        }
+        side = side or about.get('export_source', 'teacher')
+        return _of_training(name, tensors, side, about | values)
+    # In TorchGeo's segmentation tasks 'model' is the decoder
+    model = about.get('backbone') or about.get('model')
+    return Source(name, tensors, model if isinstance(model, str) else None, about)
+
+
+def _of_training(
+    name: str, training: dict[str, Tensor], side: str, about: dict[str, Any]
+) -> Source:
+    prefix = f'{side}.backbone.network.'
+    tensors = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in training.items()
+        if key.startswith(prefix)
+    }
+    return Source(
+        f'{name}, {side}', tensors, about.get('model'), about | {'source': side}, training
+    )  # fmt: skip

@@ -1,0 +1,25 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Entry points of ``torch.hub``.
+
+.. code-block:: python
+
+   torch.hub.load(
+       REPOSITORY, 'cmid_resnet50', weights='CMIDResNet50_Weights.MILLIONAID_RGB'
+   )
+"""
+
+dependencies = [
+    'jaxtyping',
+    'kornia',
+    'lightning',
+    'rasterio',
+    'safetensors',
+    'timm',
+    'torchgeo',
+]
+
+from cmid_geo.models import cmid_resnet50, cmid_swin_b
+
+__all__ = ('cmid_resnet50', 'cmid_swin_b')
