@@ -16,10 +16,12 @@ from torchgeo.tasks import BaseTask
 import cmid_geo.datamodules
 import cmid_geo.tasks
 from cmid_geo.demo import demo
+from cmid_geo.models.export import Format, Side, export_backbone
 
 DESCRIPTION = """Self-supervised pretraining for Earth observation.
-'cmid-geo demo [--scenes PATH] [--out DIR] [--steps N]' shows all of it in a few minutes;
-'cmid-geo demo --help' tells more."""
+'cmid-geo demo [--scenes PATH] [--out DIR] [--steps N]' shows all of it in a few minutes.
+'cmid-geo export CKPT OUT [--source teacher|student] [--format ckpt|safetensors|onnx|torchscript]'
+writes a backbone for use elsewhere. Each tells more with --help."""
 
 #: For scenes read by URL; https://github.com/pangeo-data/cog-best-practices
 GDAL = {
@@ -42,6 +44,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if words[:1] == ['demo']:
         auto_cli(demo, args=words[1:], as_positional=False)
         return
+    if words[:1] == ['export']:
+        auto_cli(export, args=words[1:], as_positional=True)
+        return
     try:
         LightningCLI(
             model_class=BaseTask,
@@ -58,6 +63,21 @@ def main(args: Sequence[str] | None = None) -> None:
             f'the output folder {error.filename} cannot be written ({error.strerror}): make it '
             'writable, or choose another with --trainer.default_root_dir'
         ) from error
+
+
+def export(
+    checkpoint: str, out: str, source: Side | None = None, format: Format | None = None
+) -> None:
+    """Write a backbone for use elsewhere, with what it expects in the file.
+
+    Args:
+        checkpoint: Checkpoint of CMID, exported file, or name of released weights.
+        out: File to write, such as backbone.onnx.
+        source: Whose backbone to take; by default that which the task says.
+        format: Told by the ending of *out* by default.
+    """
+    path = export_backbone(checkpoint, out, source, format)
+    print(f'wrote {path} ({path.stat().st_size / 1e6:.1f} MB)')
 
 
 if __name__ == '__main__':

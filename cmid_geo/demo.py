@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from matplotlib import pyplot as plt
 
+from .card import model_card
 from .datamodules import SceneDataModule
 from .datasets import Chip, SceneDataset, SyntheticScenes
 from .evaluation import CollapseAlarm
@@ -64,7 +65,9 @@ def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90) -> 
     bands = datamodule.bands or ()
     task = small_task(len(bands), steps)
     trainer = train(task, datamodule, folder, steps)
-    draw(task, datamodule, folder, Path(trainer.log_dir or folder) / 'metrics.csv')
+    metrics = Path(trainer.log_dir or folder) / 'metrics.csv'
+    draw(task, datamodule, folder, metrics)
+    say_what_it_is(task, datamodule, folder, metrics)
     watching: Any = trainer
     alarms = next(c for c in watching.callbacks if isinstance(c, CollapseAlarm)).raised
     say_what_next(folder, scenes, len(bands), alarms)
@@ -173,6 +176,27 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
     plt.close('all')
 
 
+def say_what_it_is(
+    task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path
+) -> None:
+    """Write a model card beside the backbone.
+
+    Args:
+        task: Trained.
+        datamodule: Scenes.
+        folder: With the backbone.
+        metrics: Logged by the run.
+    """
+    dataset = cast(SceneDataset, datamodule.dataset)
+    scenes, first = dataset.scenes, Path(dataset.scenes[0].files[0])
+    data = (
+        f'{len(scenes)} scene{"s" * (len(scenes) > 1)}, the first of them `{first.name}`, '
+        f'at {dataset.res[0]:g} units of {dataset.crs.to_string()} a pixel'
+    )
+    card = model_card(folder / 'backbone.ckpt', task, data, metrics, BATCH)
+    (folder / 'MODEL_CARD.md').write_text(card)
+
+
 def say_what_next(
     folder: Path, scenes: str, in_channels: int, alarms: dict[str, int]
 ) -> None:
@@ -191,7 +215,7 @@ def say_what_next(
 
 In {folder}:
   checkpoint.ckpt      student, teacher, queue and optimizer; trains on with --ckpt_path
-  backbone.ckpt        the backbone alone, for TorchGeo
+  backbone.ckpt        the backbone alone, for TorchGeo; MODEL_CARD.md tells what it is
   views.png            two views of each chip, their masks and matched cells
   reconstructions.png  what the student makes of what it sees
   curves.png           losses; logs/ holds all numbers, also for TensorBoard
@@ -200,6 +224,7 @@ In {folder}:
 What next:
   your own scenes      cmid-geo demo --scenes FOLDER
   a real run           cmid-geo fit --config configs/pretrain_resnet50.yaml --data.paths FOLDER
+  in another format    cmid-geo export {folder / 'checkpoint.ckpt'} backbone.onnx
   use the backbone     torchgeo.tasks.SemanticSegmentation(model='unet', backbone='resnet18',
                            in_channels={in_channels}, weights='{folder / 'backbone.ckpt'}', num_classes=...)
 """

@@ -5,21 +5,19 @@
 
 import json
 import os
-import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from .backbones import CELL, MaskedBackbone, create_backbone
+from .backbones import create_backbone
 from .files import ABOUT, write_atomically
 from .loading import load_backbone
+from .programs import VALUES, RawBackbone, write_onnx, write_torchscript
 from .sources import Source, read_source
 
 Side = Literal['teacher', 'student']
@@ -34,12 +32,6 @@ ENDINGS: dict[str, Format] = {
     '.torchscript': 'torchscript',
     '.ts': 'torchscript',
 }
-
-#: What a file says of how to bring raw values to the network.
-VALUES = ('low', 'high', 'mean', 'std')
-
-#: Largest relative difference that a translated network may show, in float32.
-TOLERANCE = 1e-4
 
 
 def export_backbone(
@@ -101,50 +93,13 @@ def export_backbone(
             file,
         ),
         'safetensors': lambda file: save_file(state, file, {ABOUT: json.dumps(about)}),
-        'onnx': lambda file: _write_onnx(RawBackbone(backbone, about), about, file),
-        'torchscript': lambda file: _write_torchscript(
+        'onnx': lambda file: write_onnx(RawBackbone(backbone, about), about, file),
+        'torchscript': lambda file: write_torchscript(
             RawBackbone(backbone, about), about, file
         ),
     }
     write_atomically(path, writers[kind])
     return path
-
-
-class RawBackbone(nn.Module):
-    """A backbone that takes the values of a raster as they are in the file."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, backbone: MaskedBackbone, about: dict[str, Any]) -> None:
-        """Initialize a new RawBackbone instance.
-
-        Args:
-            backbone: Takes standardised images.
-            about: With ``low``, ``high``, ``mean`` and ``std`` of each band.
-        """
-        super().__init__()
-        self.backbone = backbone
-        low, high, mean, std = (
-            torch.tensor(about[name], dtype=torch.float64) for name in VALUES
-        )
-        scale = 1 / ((high - low) * std)
-        shift = -(low + mean * (high - low)) * scale
-        self.register_buffer('scale', scale.float()[:, None, None])
-        self.register_buffer('shift', shift.float()[:, None, None])
-
-    def forward(
-        self, image: Float[Tensor, 'batch bands height width']
-    ) -> Float[Tensor, 'batch dim rows cols']:
-        """Standardise and encode.
-
-        Args:
-            image: Raw values.
-
-        Returns:
-            Features of each cell of 32x32 pixels.
-        """
-        return self.backbone(image * self.scale + self.shift)
 
 
 def _format(path: Path, format: str | None) -> str:
@@ -172,7 +127,6 @@ def _describe(weights: Any, side: Side | None) -> tuple[Source, dict[str, Any]]:
             'state_dict': weights.state_dict(),
             'hyper_parameters': dict(getattr(weights, 'hparams', {})),
             'global_step': getattr(trainer, 'global_step', None),
-            'epoch': getattr(trainer, 'current_epoch', None),
         }
     found = read_source(weights, side)
     known = found.about
@@ -186,15 +140,6 @@ def _describe(weights: Any, side: Side | None) -> tuple[Source, dict[str, Any]]:
             f'{found.name} holds no backbone of the {side}, leave out source=...'
         )
     first = next(tensor for tensor in found.tensors.values() if tensor.ndim == 4)
-    provenance = {
-        'from': Path(origin).name,
-        'cmid_geo': version('cmid-geo'),
-        **{
-            name: known[name]
-            for name in ('steps', 'epochs', 'dataset', 'publication', 'license')
-            if known.get(name) is not None
-        },
-    }
     about = {
         'model': found.model,
         'in_channels': first.shape[1],
@@ -202,89 +147,13 @@ def _describe(weights: Any, side: Side | None) -> tuple[Source, dict[str, Any]]:
         'bands': list(known.get('bands') or ()),
         'source': known.get('source', 'student'),
         'ssl_method': 'CMID',
-        'provenance': known.get('provenance', provenance),
+        'provenance': known.get('provenance') or _provenance(Path(origin).name, known),
     }
     return found, about | {name: list(known[name]) for name in VALUES}
 
 
-def _example(about: dict[str, Any], batch: int, rows: int, cols: int) -> Tensor:
-    """Raw values such as the network expects."""
-    low, high = (torch.tensor(about[name])[:, None, None] for name in ('low', 'high'))
-    generator = torch.Generator().manual_seed(0)
-    shape = (batch, len(low), rows * CELL, cols * CELL)
-    return torch.rand(shape, generator=generator) * (high - low) + low
-
-
-def _check(
-    raw: nn.Module, about: dict[str, Any], run: Callable[[Tensor], Tensor]
-) -> None:
-    """Compare a translated network with PyTorch's, at sizes it was not translated with."""
-    for batch, rows, cols in ((1, 7, 7), (2, 8, 6), (1, 3, 4)):
-        image = _example(about, batch, rows, cols)
-        with torch.no_grad():
-            expected = raw(image)
-        difference = float((run(image) - expected).abs().max() / expected.abs().max())
-        # NaN must not pass
-        if not difference < TOLERANCE:
-            raise RuntimeError(
-                f'the translated {about["model"]} differs from PyTorch by {difference:.1e} of its '
-                f'largest value for images of {tuple(image.shape)}: nothing was written. Other '
-                'versions of torch, onnx and onnxruntime may do better'
-            )
-
-
-def _write_onnx(raw: RawBackbone, about: dict[str, Any], file: Path) -> None:
-    """Translate by torch.export, note what is known, and compare in onnxruntime."""
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f'{error.name} is missing: pip install "cmid-geo[export]"'
-        ) from error
-    dynamic = torch.export.Dim.DYNAMIC
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        program = torch.onnx.export(
-            raw, (_example(about, 2, 7, 8),), dynamo=True, verbose=False,
-            input_names=['image'], output_names=['features'],
-            dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
-        )  # fmt: skip
-    if program is None:
-        raise RuntimeError(f'torch.onnx gave no program of {about["model"]}')
-    model = program.model_proto
-    axes = ('batch', None, 'height', 'width'), ('batch', None, 'rows', 'cols')
-    for value, names in zip((model.graph.input[0], model.graph.output[0]), axes):
-        for dimension, name in zip(value.type.tensor_type.shape.dim, names):
-            if name is not None:
-                dimension.dim_param = name
-    onnx.helper.set_model_props(model, _metadata(about))
-    onnx.save(model, file)
-    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
-
-    def run(image: Tensor) -> Tensor:
-        (features,) = session.run(None, {'image': image.numpy()})
-        return torch.from_numpy(np.asarray(features))
-
-    _check(raw, about, run)
-
-
-def _write_torchscript(raw: RawBackbone, about: dict[str, Any], file: Path) -> None:
-    """Trace, note what is known, and compare."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        traced = torch.jit.trace(raw, (_example(about, 2, 7, 8),), check_trace=False)
-        extra = {'cmid_geo.json': json.dumps(about)}
-        torch.jit.save(traced, file, _extra_files=extra)
-        loaded = torch.jit.load(file)
-    with torch.no_grad():
-        _check(raw, about, loaded)
-
-
-def _metadata(about: dict[str, Any]) -> dict[str, str]:
-    """Metadata of ONNX are strings."""
-    return {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in about.items()
-    }
+def _provenance(origin: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Collect where weights come from; it stays with them from file to file."""
+    kept = ('steps', 'dataset', 'publication', 'license')
+    provenance = {'from': origin, 'cmid_geo': version('cmid-geo')}
+    return provenance | {k: known[k] for k in kept if known.get(k) is not None}

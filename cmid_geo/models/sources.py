@@ -137,9 +137,8 @@ def _read_content(name: str, content: dict[str, Any], side: Any) -> Source:
     tensors = tensors_in(content)
     about = content.get('hyper_parameters')
     about = dict(about) if isinstance(about, Mapping) else {}
-    for ours, theirs in (('steps', 'global_step'), ('epochs', 'epoch')):
-        if content.get(theirs) is not None:
-            about[ours] = content[theirs]
+    if content.get('global_step') is not None:
+        about['steps'] = content['global_step']
     if not tensors:
         raise ValueError(
             f'{name} holds no tensors: save model.state_dict(), or the checkpoint of a task'

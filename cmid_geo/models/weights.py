@@ -93,7 +93,7 @@ class CMIDWeights(WeightsEnum):
         """
         return convert_released_training_state(self._read('full', progress))
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+    def __reduce_ex__(self, proto: Any) -> tuple[Any, ...]:
         """Pickle by name: an equal copy of ``transforms`` is not equal to Python."""
         return getattr, (type(self), self.name)
 
