@@ -12,7 +12,7 @@ from released_swin import ReleasedSwin
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
-from cmid_geo.models import convert_released_state_dict
+from cmid_geo.models import CMIDResNet50_Weights, convert_released_state_dict
 from cmid_geo.tasks import CMID
 
 
@@ -139,6 +139,31 @@ def test_full_file_restores_pretraining(
     newest = expected['queue.keys'].roll(-5, 0)
     assert torch.equal(found['queue.keys'].roll(-int(new.queue.cursor), 0), newest)
     assert int(new.queue.filled) == size
+
+
+def test_released_weights_by_name_restore_pretraining(
+    make_task: Callable[..., CMID], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    cache = tmp_path / 'hub' / 'checkpoints'
+    cache.mkdir(parents=True)
+    old = disturbed(make_task())
+    torch.save(
+        {'model': as_released(old)},
+        cache / CMIDResNet50_Weights.MILLIONAID_RGB.file_name('full'),
+    )
+    for weights in (
+        CMIDResNet50_Weights.MILLIONAID_RGB,
+        'CMIDResNet50_Weights.MILLIONAID_RGB',
+    ):
+        new = make_task(weights=weights)
+        assert torch.equal(
+            new.teacher.prototypes.directions, old.teacher.prototypes.directions
+        )
+        assert torch.equal(
+            new.student.backbone.network.conv1.weight,
+            old.student.backbone.network.conv1.weight,
+        )
 
 
 def test_full_swin_file_restores_pretraining(
