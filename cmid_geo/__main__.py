@@ -5,7 +5,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jsonargparse import auto_cli
 from lightning.pytorch.cli import LightningCLI
@@ -42,10 +42,10 @@ def main(args: Sequence[str] | None = None) -> None:
     for name, value in GDAL.items():
         os.environ.setdefault(name, value)
     if words[:1] == ['demo']:
-        auto_cli(demo, args=words[1:], as_positional=False)
+        _call(demo, words, as_positional=False)
         return
     if words[:1] == ['export']:
-        auto_cli(export, args=words[1:], as_positional=True)
+        _call(export, words, as_positional=True)
         return
     try:
         LightningCLI(
@@ -63,6 +63,14 @@ def main(args: Sequence[str] | None = None) -> None:
             f'the output folder {error.filename} cannot be written ({error.strerror}): make it '
             'writable, or choose another with --trainer.default_root_dir'
         ) from error
+
+
+def _call(command: Callable[..., None], words: list[str], as_positional: bool) -> None:
+    """Run a command of our own; what the user can mend ends with its message alone."""
+    try:
+        auto_cli(command, args=words[1:], as_positional=as_positional)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f'cmid-geo {words[0]}: {error}')
 
 
 def export(

@@ -270,7 +270,7 @@ def _part(plain: str) -> tuple[str, int]:
 def _plain(name: str) -> str:
     """Give timm's name of a network's own tensor."""
     # Encoders of segmentation_models_pytorch and extractors of timm wrap the network
-    return canonical_name(re.sub(r'^(model\.)+', '', name))
+    return canonical_name(re.sub(r'^((model|module|_orig_mod)\.)+', '', name))
 
 
 def _backbone_of(model: Any) -> nn.Module:

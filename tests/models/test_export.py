@@ -233,5 +233,7 @@ def test_what_cannot_be_exported(task: CMID, tmp_path: Path) -> None:
         ValueError, match='holds no backbone of the student, leave out source'
     ):
         export_backbone(exported, tmp_path / 'b.ckpt', 'student')
+    with pytest.raises(SystemExit, match='cmid-geo export: .*nowhere.ckpt is no file'):
+        main(['export', str(tmp_path / 'nowhere.ckpt'), str(tmp_path / 'b.ckpt')])
     with pytest.raises(FileNotFoundError, match='nowhere.ckpt is no file'):
         export_backbone(tmp_path / 'nowhere.ckpt', tmp_path / 'b.ckpt')
