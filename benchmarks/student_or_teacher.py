@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=1000)
     parser.add_argument('--batch', type=int, default=32)
     parser.add_argument('--size', type=int, default=96)
+    parser.add_argument('--momentum', type=float, default=0.99)
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--out', default='student_or_teacher.ckpt')
     args = parser.parse_args()
@@ -111,7 +112,7 @@ def main() -> None:
     data = Images(args.folder)
     task = CMID(
         args.model, size=args.size, queue_size=2048, hidden_dim=512, output_dim=128,
-        num_prototypes=512, momentum=0.99, lr=4e-3, teacher_temp=0.04,
+        num_prototypes=512, momentum=args.momentum, lr=4e-3, teacher_temp=0.04,
         warmup_steps=args.steps // 10, teacher_temp_steps=0,
     )  # fmt: skip
     trainer = Trainer(
