@@ -11,6 +11,7 @@
 """
 
 dependencies = [
+    'filelock',
     'jaxtyping',
     'kornia',
     'lightning',
@@ -18,6 +19,7 @@ dependencies = [
     'safetensors',
     'timm',
     'torchgeo',
+    'tqdm',
 ]
 
 from cmid_geo.models import cmid_resnet50, cmid_swin_b

@@ -3,8 +3,6 @@
 
 """CMID for Earth observation: self-supervised pretraining as a TorchGeo extension."""
 
-from importlib.metadata import version
-
 from .datamodules import SceneDataModule
 from .datasets import SceneDataset, SyntheticScenes
 from .models import (
@@ -18,8 +16,7 @@ from .models import (
 )
 from .tasks import CMID
 from .transforms import TwoViews, View
-
-__version__ = version('cmid-geo')
+from .version import __version__
 
 __all__ = (
     'CMID',

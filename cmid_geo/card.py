@@ -10,6 +10,64 @@ from typing import Any
 
 import torch
 
+#: With the header that model hubs read.
+CARD = """---
+library_name: cmid_geo
+tags: [remote-sensing, self-supervised-learning, feature-extraction, {model}]
+---
+
+# {model}, pretrained by CMID on {bands}
+
+The {source}'s backbone of a run of *Contrastive Mask Image Distillation*
+(Muhtar et al., IEEE TGRS 2023, https://doi.org/10.1109/TGRS.2023.3268232).
+
+| | |
+| --- | --- |
+| file | `{file}`: timm's tensors, and all that is said here of values |
+| network | timm's `{model}`, {in_channels} bands, no classifier |
+| data | {data} |
+| labels | none were used |
+| training | {steps} steps of {images} chips, views of {size} px, queue of {queue_size} |
+| software | cmid_geo {version}, torch {torch} |
+
+## Values
+
+The network takes `((raw - low) / (high - low) - mean) / std`.
+
+| band | low | high | mean | std |
+| --- | --- | --- | --- | --- |
+{rows}
+
+## How the run went
+
+{course}
+
+These are losses of pretraining. What the features are worth for a task has **not** been measured: compare them with
+ImageNet's and with random weights on labels of your own.
+
+## Use
+
+```python
+from torchgeo.tasks import Classification
+
+task = Classification(model='{model}', weights='{file}', in_channels={in_channels}, num_classes=10)
+```
+
+```python
+import timm
+from cmid_geo import load_backbone
+
+model = timm.create_model('{model}', in_chans={in_channels}, num_classes=10)
+print(load_backbone(model, '{file}'))
+```
+
+## Limits
+
+A run of minutes on few scenes shows that training works; it is no general-purpose backbone. It knows the sensor, the ground
+sampling distance, the season and the place it saw. The licence of the imagery holds for what is made of it: it is not known here, so
+name it before you pass this file on.
+"""
+
 
 def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int) -> str:
     """Describe an exported backbone, by what is in the file and what the run logged.
@@ -25,69 +83,30 @@ def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int)
         Markdown, with the header that model hubs read.
     """
     about = torch.load(backbone, weights_only=True)['hyper_parameters']
-    hparams, bands = task.hparams, about['bands']
+    hparams, provenance = task.hparams, about['provenance']
+    bands = about['bands'] or [f'band {i + 1}' for i in range(about['in_channels'])]
     rows = '\n'.join(
         f'| {band} | {low:g} | {high:g} | {mean:.4f} | {std:.4f} |'
         for band, low, high, mean, std in zip(
             bands, about['low'], about['high'], about['mean'], about['std']
         )
     )
-    return f"""---
-library_name: cmid_geo
-tags: [remote-sensing, self-supervised-learning, feature-extraction, {about['model']}]
----
-
-# {about['model']}, pretrained by CMID on {', '.join(bands)}
-
-The {about['source']}'s backbone of a run of *Contrastive Mask Image Distillation*
-(Muhtar et al., IEEE TGRS 2023, https://doi.org/10.1109/TGRS.2023.3268232).
-
-| | |
-| --- | --- |
-| file | `{backbone.name}`: timm's tensors, and all that is said here of values |
-| network | timm's `{about['model']}`, {about['in_channels']} bands, no classifier |
-| data | {data} |
-| labels | none were used |
-| training | {about['provenance']['steps']} steps of {images} chips, views of {hparams['size']} px, queue of {hparams['queue_size']} |
-| software | cmid_geo {about['provenance']['cmid_geo']}, torch {torch.__version__} |
-
-## Values
-
-The network takes `((raw - low) / (high - low) - mean) / std`.
-
-| band | low | high | mean | std |
-| --- | --- | --- | --- | --- |
-{rows}
-
-## How the run went
-
-{_course(metrics, hparams['queue_size'])}
-
-These are losses of pretraining. What the features are worth for a task has **not** been measured: compare them with
-ImageNet's and with random weights on labels of your own.
-
-## Use
-
-```python
-from torchgeo.tasks import Classification
-
-task = Classification(model='{about['model']}', weights='{backbone.name}', in_channels={about['in_channels']}, num_classes=10)
-```
-
-```python
-import timm
-from cmid_geo import load_backbone
-
-model = timm.create_model('{about['model']}', in_chans={about['in_channels']}, num_classes=10)
-print(load_backbone(model, '{backbone.name}'))
-```
-
-## Limits
-
-A run of minutes on few scenes shows that training works; it is no general-purpose backbone. It knows the sensor, the ground
-sampling distance, the season and the place it saw. The licence of the imagery holds for what is made of it: it is not known here, so
-name it before you pass this file on.
-"""
+    return CARD.format(
+        model=about['model'],
+        bands=', '.join(bands),
+        source=about['source'],
+        file=backbone.name,
+        in_channels=about['in_channels'],
+        data=data,
+        steps=provenance.get('steps', 'an unknown number of'),
+        images=images,
+        size=hparams['size'],
+        queue_size=hparams['queue_size'],
+        version=provenance['cmid_geo'],
+        torch=torch.__version__,
+        rows=rows,
+        course=_course(metrics, hparams['queue_size']),
+    )
 
 
 def _course(metrics: Path, queue_size: int) -> str:

@@ -16,9 +16,10 @@ from .builders import (
 from .encoder import Encoder, Encoding
 from .export import export_backbone
 from .heads import PixelDecoder, Projector, PrototypeHead
-from .loading import LoadReport, load_backbone
+from .loading import load_backbone
 from .memory import KeyQueue, make_teacher, update_teacher
 from .released import convert_released_state_dict
+from .report import LoadReport
 from .weights import CMIDResNet50_Weights, CMIDSwinB_Weights
 
 __all__ = (

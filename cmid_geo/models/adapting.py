@@ -52,6 +52,10 @@ def copy_bands(weight: Tensor, given: Sequence[str], wanted: Sequence[str]) -> T
             f'the weights name {len(given)} bands ({", ".join(given) or "none"}) but have filters for '
             f'{weight.shape[1]}: leave out bands=..., the filters are then repeated over all bands'
         )
+    if not all(isinstance(name, str) for name in wanted):
+        raise ValueError(
+            f'bands={list(wanted)}: name the bands, as in bands=("red", "green", "blue")'
+        )
     places = {plain_band(name): place for place, name in enumerate(given)}
     found = [places.get(plain_band(name)) for name in wanted]
     if all(place is None for place in found):
@@ -113,13 +117,21 @@ def replace_first_convolution(model: nn.Module, name: str, bands: int) -> None:
         model: Changed in place.
         name: Name of its weight.
         bands: Bands to take.
+
+    Raises:
+        ValueError: If the convolution is grouped.
     """
-    path = name.removesuffix('.weight')
-    old: Any = model.get_submodule(path)
-    new = nn.Conv2d(
-        bands, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation,
-        bias=old.bias is not None, padding_mode=old.padding_mode,
-    ).to(old.weight.device, old.weight.dtype)  # fmt: skip
-    new.requires_grad_(old.weight.requires_grad)
-    new.train(old.training)
-    model.set_submodule(path, new)
+    owner: Any = model.get_submodule(name.removesuffix('.weight'))
+    if owner.groups != 1:
+        raise ValueError(
+            f'{name} is a convolution of {owner.groups} groups, which takes other bands only if the '
+            f'network is built so: in_chans={bands} when you create it'
+        )
+    # The module stays: it may standardise its weights or pad in its own way
+    filters = owner.weight
+    owner.weight = nn.Parameter(
+        filters.new_empty(len(filters), bands, *filters.shape[2:]),
+        requires_grad=filters.requires_grad,
+    )
+    nn.init.kaiming_uniform_(owner.weight, a=5**0.5)
+    owner.in_channels = bands

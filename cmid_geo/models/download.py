@@ -3,20 +3,24 @@
 
 """The cache of downloaded checkpoints."""
 
+import contextlib
 import hashlib
 import logging
 import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Generator
 from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
+from typing import Any
 
 import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from .files import MAGIC
+from .files import MAGIC, write_atomically
 
 #: Times that a download which broke off is taken up again.
 ATTEMPTS = 3
@@ -30,8 +34,23 @@ class Broken(OSError):
     """A transfer ended before the file did."""
 
 
+#: What trying again may help against; a full disk is not among them.
+NETWORK = (
+    urllib.error.URLError,
+    HTTPException,
+    Broken,
+    ConnectionError,
+    TimeoutError,
+    SSLError,
+)
+
+
 def fetch(
-    url: str, name: str, sha256: str | None = None, progress: bool = True
+    url: str,
+    name: str,
+    sha256: str | None = None,
+    progress: bool = True,
+    check: Callable[[Path], object] | None = None,
 ) -> Path:
     """Find a checkpoint in the cache, or download it once.
 
@@ -46,26 +65,51 @@ def fetch(
         name: Name of the file in the cache.
         sha256: Hash of the content in hexadecimal digits, where known.
         progress: Whether to show a progress bar.
+        check: Called with a file whose hash is neither known nor recorded yet: raises what
+            :func:`~cmid_geo.models.files.open_checkpoint` does if it is not worth keeping.
 
     Returns:
         Path of the file.
 
     Raises:
         ConnectionError: If the download fails: names the file to place by hand, and where.
+        OSError: If the cache cannot be written.
         ValueError: If the content is no checkpoint, or not what it was known to be.
     """
     path = Path(torch.hub.get_dir()) / 'checkpoints' / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f'{name}.lock')):
-        if not path.exists():
-            part = _download(url, path, progress)
+    with _only_one(path):
+        if path.exists():
+            _check_hash(path, path, sha256, check)
+            return path
+        part = _download(url, path, progress)
+        try:
             _refuse_other(part, url)
-            _check_hash(part, path, sha256)
-            os.replace(part, path)
-            path.with_name(f'{name}.etag').unlink(missing_ok=True)
-        else:
-            _check_hash(path, path, sha256)
+            _check_hash(part, path, sha256, check)
+        except ValueError:
+            part.unlink()
+            raise
+        os.replace(part, path)
+        path.with_name(f'{name}.etag').unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Generator[None]:
+    """Let one process at a time fill the cache; from one that is read-only all may read."""
+    lock = FileLock(path.with_name(f'{path.name}.lock'))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        if not path.exists():
+            raise OSError(
+                f'the cache {path.parent} cannot be written ({error.strerror}): set TORCH_HOME to a '
+                f'folder that can, or place {path.name} there'
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _download(url: str, path: Path, progress: bool) -> Path:
@@ -78,7 +122,7 @@ def _download(url: str, path: Path, progress: bool) -> Path:
         try:
             _transfer(url, part, path.with_name(f'{path.name}.etag'), progress)
             return part
-        except (OSError, HTTPException) as error:
+        except NETWORK as error:
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if refused or attempt == ATTEMPTS:
                 reason = getattr(error, 'reason', None) or error
@@ -96,8 +140,8 @@ def _transfer(url: str, part: Path, etag: Path, progress: bool) -> None:
     if begun:
         # Only the rest of the very same file; of another the server sends all
         headers |= {'Range': f'bytes={begun}-', 'If-Range': etag.read_text()}
-    request = urllib.request.Request(url, headers=headers)
     try:
+        request = urllib.request.Request(url, headers=headers)
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416:
@@ -105,26 +149,34 @@ def _transfer(url: str, part: Path, etag: Path, progress: bool) -> None:
         part.unlink()
         raise Broken('the server has nothing after what came before') from error
     with answer:
-        resumed = getattr(answer, 'status', 200) == 206
-        begun = begun if resumed else 0
-        validator = answer.headers.get('ETag') or answer.headers.get('Last-Modified')
-        # Without anything to know the same file by, a rest cannot be asked for
-        if validator and not validator.startswith('W/'):
-            etag.write_text(validator)
-        else:
+        rest = answer.headers.get('Content-Range', '')
+        resumed = answer.status == 206 and rest.startswith(f'bytes {begun}-')
+        if not resumed:
+            # In this order: killed in between, no part may stand beside another's tag
             etag.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+            if answer.status == 206:
+                raise Broken(f'the server sent {rest!r} instead of the rest')
+            begun = 0
+            _remember(etag, answer)
         length = answer.headers.get('Content-Length')
         total = begun + int(length) if length else None
         with (
-            open(part, 'ab' if resumed else 'wb') as file,
+            open(part, 'ab') as file,
             tqdm(total=total, initial=begun, unit='B', unit_scale=True, disable=not progress) as bar,
         ):  # fmt: skip
             while block := answer.read(1 << 20):
                 file.write(block)
                 bar.update(len(block))
-    size = part.stat().st_size
-    if total is not None and size != total:
-        raise Broken(f'the connection ended after {size} of {total} bytes')
+    if total is not None and part.stat().st_size != total:
+        raise Broken(f'{part.stat().st_size} of {total} bytes came')
+
+
+def _remember(etag: Path, answer: Any) -> None:
+    """Note what to know the same file by; without that a rest cannot be asked for."""
+    tag = answer.headers.get('ETag') or answer.headers.get('Last-Modified')
+    if tag and not tag.startswith('W/'):
+        etag.write_text(tag)
 
 
 def _refuse_other(part: Path, url: str) -> None:
@@ -132,34 +184,37 @@ def _refuse_other(part: Path, url: str) -> None:
     with open(part, 'rb') as file:
         start = file.read(64)
     if not start.startswith(MAGIC):
-        part.unlink()
         raise ValueError(
             f'{url} answered with something that is no checkpoint (it begins with {start[:32]!r}): '
             'open the address in a browser to see what it says'
         )
 
 
-def _check_hash(file: Path, path: Path, known: str | None) -> None:
-    """Compare a file with what is known of it; where nothing is, remember it."""
+def _check_hash(
+    file: Path, path: Path, known: str | None, check: Callable[[Path], object] | None
+) -> None:
+    """Compare a file with what is known of it; where nothing is, check and remember it."""
     record = path.with_name(f'{path.name}.sha256')
     expected = known or (record.read_text().strip() if record.exists() else None)
     with open(file, 'rb') as opened:
         found = hashlib.file_digest(opened, 'sha256').hexdigest()
     if expected is None:
-        beside = record.with_name(f'.{record.name}.{os.getpid()}')
-        beside.write_text(found)
-        os.replace(beside, record)
-        logger.info('recorded the hash of %s: %s', path.name, found)
+        if check is not None:
+            check(file)
+        # A read-only cache is somebody else's to vouch for
+        with contextlib.suppress(PermissionError):
+            write_atomically(record, lambda beside: beside.write_text(found))
+            logger.info('recorded the hash of %s: %s', path.name, found)
     elif found != expected:
-        if file != path:
-            file.unlink()
         which = 'the one known' if known else f'the one recorded in {record}'
+        meant = (
+            '' if known else f'; delete {record} if the new file is the one you mean'
+        )
         raise ValueError(
             f'{path.name} has the SHA-256 {found}, not {expected}, {which}: '
             + (
-                f'the file was changed or damaged, delete {path} to download it again'
+                f'the file was changed or damaged, delete {path} to download it again{meant}'
                 if file == path
-                else 'the server now has another file, which was not kept'
-                + ('' if known else f'; if that is meant, delete {record}')
+                else f'the server now has another file, which was not kept{meant}'
             )
         )

@@ -6,7 +6,6 @@
 import json
 import os
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..version import __version__
 from .backbones import create_backbone
 from .files import ABOUT, write_atomically
 from .loading import load_backbone
@@ -50,8 +50,8 @@ def export_backbone(
     onnx          takes **raw** values (batch, bands, height, width), gives features (batch,
                   dim, rows, cols), any batch and any sides that are multiples of 32; the
                   rest in the metadata
-    torchscript   the same as a program of PyTorch; the rest in the extra file
-                  ``cmid_geo.json``
+    torchscript   the same as a program of PyTorch, for the CPU in float32: a trace keeps
+                  the device it was made on; the rest in the extra file ``cmid_geo.json``
     ============= =====================================================================
 
     The rest is timm's name as ``model``, ``in_channels``, the names of the ``bands``, for
@@ -155,5 +155,5 @@ def _describe(weights: Any, side: Side | None) -> tuple[Source, dict[str, Any]]:
 def _provenance(origin: str, known: dict[str, Any]) -> dict[str, Any]:
     """Collect where weights come from; it stays with them from file to file."""
     kept = ('steps', 'dataset', 'publication', 'license')
-    provenance = {'from': origin, 'cmid_geo': version('cmid-geo')}
+    provenance = {'from': origin, 'cmid_geo': __version__}
     return provenance | {k: known[k] for k in kept if known.get(k) is not None}

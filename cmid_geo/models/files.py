@@ -20,15 +20,16 @@ MAGIC = (b'PK', b'\x80')
 #: Key of a safetensors file's metadata that holds ours, as JSON.
 ABOUT = 'cmid_geo'
 
-#: Where the usual programs put the tensors of a checkpoint.
-WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'module', 'teacher')
+#: Where the usual programs put the tensors of a checkpoint; as timm does, averages first.
+WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model_state_dict', 'model', 'module', 'teacher',
+            'student', 'network', 'net', 'backbone')  # fmt: skip
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a file of PyTorch, or of safetensors.
 
     Args:
-        path: A file; of safetensors if its name ends so.
+        path: A file.
 
     Returns:
         What was saved. Of safetensors ``state_dict``, and ``hyper_parameters`` where we
@@ -43,22 +44,30 @@ def open_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(
             f'{path} is no file: check the path, or take the name of released weights'
         )
-    if path.suffix == '.safetensors':
+    with open(path, 'rb') as file:
+        start = file.read(9)
+    # Told by what is in it: files are renamed
+    if start[8:9] == b'{':
         return _open_safetensors(path)
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Read whole, as an archive, or at least begun as a pickle: it met what is not allowed
-        if not _begins_like_torch(path):
-            raise _damaged(path) from error
-        raise ValueError(
-            f'{path} was refused: it holds more than tensors and plain values, and reading that '
-            'could run any program. Where you trust its origin, save its state_dict alone: '
-            f'torch.save(model.state_dict(), path). {_first_sentence(error)}'
-        ) from error
+        # From an open file: by its name torch, too, would guess
+        with open(path, 'rb') as file:
+            content = torch.load(file, map_location='cpu', weights_only=True)
     # What torch raises for damage depends on where in the file it is
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, UnicodeDecodeError,
-            AttributeError, TypeError) as error:  # fmt: skip
+    except Exception as error:
+        if 'TorchScript' in str(error):
+            raise ValueError(
+                f'{path} is a program of TorchScript, read by torch.jit.load: for its tensors take the '
+                'checkpoint it was made of'
+            ) from error
+        # Of an archive all was there, and something in it is not allowed
+        if isinstance(error, pickle.UnpicklingError) and start.startswith(MAGIC):
+            doubt = '' if start.startswith(b'PK') else ', or is damaged'
+            raise ValueError(
+                f'{path} was refused: it holds more than tensors and plain values{doubt}, and reading '
+                'that could run any program. Where you trust its origin, save its state_dict alone: '
+                f'torch.save(model.state_dict(), path). {_first_sentence(error)}'
+            ) from error
         raise _damaged(path) from error
     if not isinstance(content, Mapping):
         raise ValueError(  # noqa: TRY004
@@ -76,11 +85,6 @@ def _open_safetensors(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path) from error
     return {'hyper_parameters': about, 'state_dict': state}
-
-
-def _begins_like_torch(path: Path) -> bool:
-    with open(path, 'rb') as file:
-        return file.read(2).startswith(MAGIC)
 
 
 def _damaged(path: Path) -> ValueError:

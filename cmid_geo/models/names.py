@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 
 from torch import Tensor
 
@@ -98,9 +99,10 @@ def find_backbone(
     Returns:
         The prefix of the backbone's names there, and its tensors by timm's names.
     """
+    anchors = (*FIRST, *islice(wanted, 1))
     wanted = set(wanted)
     prefixes = {''}
-    for first in FIRST:
+    for first in anchors:
         ends = (name for name in state if name == first or name.endswith(f'.{first}'))
         prefixes |= {name.removesuffix(first) for name in ends}
     best, found = '', to_timm(state)

@@ -4,6 +4,7 @@
 """Where weights come from: names, enums, files and dictionaries."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -69,8 +70,7 @@ def read_source(
         FileNotFoundError: If there is no such file.
         ValueError: If there is no such name, or the file is damaged, refused or empty.
     """
-    if isinstance(weights, str) and '_Weights.' in weights:
-        weights = get_weight(weights)
+    weights = _named(weights)
     if isinstance(weights, WeightsEnum):
         state = weights.get_state_dict(
             progress=True, check_hash=True, weights_only=True
@@ -79,7 +79,12 @@ def read_source(
         return Source(str(weights), dict(state), model, dict(weights.meta))
     if isinstance(weights, Mapping):
         return _read_content('a state dict', dict(weights), side)
-    path = Path(weights)
+    if not isinstance(weights, str | os.PathLike):
+        raise ValueError(  # noqa: TRY004
+            f'weights of type {type(weights).__name__}: give a weights enum or its name, the path of a '
+            'file, or a state dict'
+        )
+    path = Path(weights).expanduser()
     return _read_content(path.name, open_checkpoint(path), side)
 
 
@@ -97,19 +102,24 @@ def read_training_state(weights: Weights) -> Source:
         FileNotFoundError: If there is no such file.
         ValueError: If there is no such name, or the file is damaged, refused or empty.
     """
-    if isinstance(weights, str) and '_Weights.' in weights:
-        weights = get_weight(weights)
+    weights = _named(weights)
     if isinstance(weights, CMIDWeights):
         training = weights.get_training_state()
         return _of_training(str(weights), training, 'student', dict(weights.meta))
     return read_source(weights, 'student')
 
 
-def get_weight(name: str) -> WeightsEnum:
+def _named(weights: Weights) -> Weights:
+    """Find the member that a string names, unless it is a file."""
+    named = isinstance(weights, str) and re.fullmatch(r'\w+_Weights\.\w+', weights)
+    return get_weight(weights) if named and not os.path.isfile(weights) else weights
+
+
+def get_weight(name: str | WeightsEnum) -> WeightsEnum:
     """Get a member of a weights enum by its name: one of ours, TorchGeo's or torchvision's.
 
     Args:
-        name: Such as ``CMIDResNet50_Weights.MILLIONAID_RGB``.
+        name: Such as ``CMIDResNet50_Weights.MILLIONAID_RGB``; a member stays as it is.
 
     Returns:
         The member.
@@ -117,6 +127,8 @@ def get_weight(name: str) -> WeightsEnum:
     Raises:
         ValueError: If there is none of that name.
     """
+    if isinstance(name, WeightsEnum):
+        return name
     ours = {str(member): member for enum in ENUMS for member in enum}
     if name in ours:
         return ours[name]
@@ -134,7 +146,10 @@ def get_weight(name: str) -> WeightsEnum:
 
 def _read_content(name: str, content: dict[str, Any], side: Any) -> Source:
     """Tell what kind of checkpoint this is by the names in it."""
-    tensors = tensors_in(content)
+    tensors = {
+        re.sub(r'^((module|_orig_mod)\.)+', '', key): tensor
+        for key, tensor in tensors_in(content).items()
+    }
     about = content.get('hyper_parameters')
     about = dict(about) if isinstance(about, Mapping) else {}
     if content.get('global_step') is not None:
@@ -154,8 +169,10 @@ def _read_content(name: str, content: dict[str, Any], side: Any) -> Source:
         }
         side = side or about.get('export_source', 'teacher')
         return _of_training(name, tensors, side, about | values)
-    # In TorchGeo's segmentation tasks 'model' is the decoder
-    model = about.get('backbone') or about.get('model')
+    # Where TorchGeo's tasks have an encoder inside, 'model' is what is around it
+    around = any('encoder.' in key or 'body.' in key for key in tensors)
+    first, second = ('backbone', 'model') if around else ('model', 'backbone')
+    model = about.get(first) or about.get(second)
     return Source(name, tensors, model if isinstance(model, str) else None, about)
 
 

@@ -3,6 +3,7 @@
 
 """Weights that the authors of CMID released."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,6 +47,16 @@ def _weights(model: str, dataset: str, backbone: str, full: str) -> Weights:
         meta=_META
         | {'dataset': dataset, 'model': model, 'full_url': f'{host}/{full}/?dl=1'},
     )
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """Read a released file."""
+    tensors = tensors_in(open_checkpoint(file))
+    if not tensors:
+        raise ValueError(
+            f'{file} holds no tensors: it is not what the authors released, delete it'
+        )
+    return tensors
 
 
 class CMIDWeights(WeightsEnum):
@@ -101,9 +112,8 @@ class CMIDWeights(WeightsEnum):
         url, known = self.url, self.meta['sha256']
         if kind == 'full':
             url, known = self.meta['full_url'], self.meta['full_sha256']
-        return tensors_in(
-            open_checkpoint(fetch(url, self.file_name(kind), known, progress))
-        )
+        file = fetch(url, self.file_name(kind), known, progress, _read_tensors)
+        return _read_tensors(file)
 
     def file_name(self, kind: str = 'backbone') -> str:
         """Name of a file in the cache: the addresses hold none.

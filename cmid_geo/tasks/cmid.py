@@ -143,7 +143,7 @@ class CMID(Pretraining):
         super().__init__()
         # By this LightningCLI knows the class of a checkpoint
         self.hparams.setdefault('_class_path', 'cmid_geo.tasks.CMID')
-        if weights and weights is not True:
+        if not (weights is None or isinstance(weights, bool)):
             start_from(self, weights)
         if augmentations is not None:
             self.augmentations = augmentations

@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from ..models.loading import LoadReport, load_backbone
+from ..models.loading import load_backbone
 from ..models.memory import KeyQueue
+from ..models.report import LoadReport
 from ..models.sources import Weights, read_training_state
 
 #: What is restored as a whole or not at all; the student's before the teacher's.

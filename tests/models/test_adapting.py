@@ -33,7 +33,10 @@ def test_bands_are_repeated_as_timm_does(bands: int) -> None:
     report = load_backbone(
         network, resnet().state_dict() | {'conv1.weight': torch.randn(64, 3, 7, 7)}
     )
-    assert report.adapted == {'conv1.weight': f'3 bands repeated and scaled to {bands}'}
+    how = f'3 bands repeated and scaled to {bands}'
+    if bands == 2:
+        how = 'the first 2 of 3 bands kept and scaled; bands=... chooses by name'
+    assert report.adapted == {'conv1.weight': how}
     assert len(report.loaded) == report.total == 120
 
 
@@ -153,6 +156,7 @@ REFUSED = [
     ('resnet18', 'resnet34', '120 of 120 tensors match.*80 tensors are left over, layer1.2'),
     ('resnet50', 'resnet101', r'318 of 318 tensors match.*255 tensors are left over'),
     ('swin_tiny_patch4_window7_224', 'swin_small_patch4_window7_224', 'tensors are left over, layers.2.blocks.6'),
+    ('vit_medium_patch16_gap_256', 'vit_mediumd_patch16_reg4_gap_256', 'match between .*norm.weight'),
     ('vit_tiny_patch16_224', 'vit_small_patch16_224', r'\d of 150 tensors match'),
 ]  # fmt: skip
 
@@ -248,3 +252,115 @@ def test_torchvisions_other_families(theirs: str, timms: str) -> None:
         expected = old.norm(expected)
     found = new.forward_features(image)
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_shorter_transformer_is_another_one() -> None:
+    whole = timm.create_model('vit_tiny_patch16_224')
+    short = timm.create_model('vit_tiny_patch16_224', depth=6)
+    with pytest.raises(
+        ValueError, match='78 of 78 tensors match .*72 tensors are left over, blocks.6'
+    ):
+        load_backbone(short, whole.state_dict())
+    averaged = timm.create_model('vit_tiny_patch16_224', global_pool='avg')
+    with pytest.raises(ValueError, match='left over, norm.weight'):
+        load_backbone(averaged, whole.state_dict())
+    # An extractor of the first features only is the same network
+    first = timm.create_model(
+        'vit_tiny_patch16_224', features_only=True, out_indices=(2,)
+    )
+    report = load_backbone(first, whole.state_dict())
+    assert report.skipped['blocks.3.norm1.weight'] == 'the network ends before it'
+
+
+@pytest.mark.parametrize('name', ['resnetv2_50x1_bit', 'tf_efficientnet_b0'])
+def test_a_first_convolution_of_its_own_kind_stays_so(name: str) -> None:
+    old = timm.create_model(name, num_classes=0).eval()
+    built = timm.create_model(name, num_classes=0, in_chans=4).eval()
+    changed = timm.create_model(name, num_classes=0).eval()
+    load_backbone(built, old.state_dict())
+    load_backbone(
+        changed, {f'module.{k}': v for k, v in old.state_dict().items()}, in_channels=4
+    )
+    image = torch.randn(1, 4, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(changed(image), built(image))
+
+
+@pytest.mark.parametrize('fault', ['meta', 'sparse', 'nan', 'int8', 'overflow'])
+def test_all_or_nothing(fault: str) -> None:
+    state, network = resnet().state_dict(), resnet()
+    name = 'layer4.1.bn2.bias'
+    bad = {
+        'meta': lambda t: t.to('meta'),
+        'sparse': lambda t: t.to_sparse(),
+        'nan': lambda t: t + torch.nan,
+        'int8': lambda t: t.to(torch.int8),
+        'overflow': lambda t: t + 1e6,
+    }[fault]
+    state[name] = bad(state[name])
+    if fault == 'overflow':
+        network = network.half()
+    before = state_of(network)
+    with pytest.raises(
+        ValueError, match=f'{name} of a state dict is .*nothing was loaded'
+    ):
+        load_backbone(network, state, in_channels=4)
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+def test_what_holds_nothing_is_refused() -> None:
+    with torch.device('meta'):
+        network = resnet()
+    with pytest.raises(ValueError, match='resnet18 is on the meta device.*to_empty'):
+        load_backbone(network, resnet().state_dict())
+    with pytest.raises(
+        ValueError, match='in_channels=0: a network takes at least one band'
+    ):
+        load_backbone(resnet(), resnet().state_dict(), in_channels=0)
+    with pytest.raises(ValueError, match='is a convolution of 2 groups'):
+        grouped = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2, bias=False))
+        load_backbone(grouped, {'0.weight': torch.zeros(4, 1, 3, 3)}, in_channels=4)
+
+
+def test_wrapped_networks_are_unwrapped() -> None:
+    import segmentation_models_pytorch as smp
+    from torchgeo.tasks import SemanticSegmentation
+
+    state = resnet().state_dict()
+    unet = smp.Unet('resnet18', encoder_weights=None)
+    task = SemanticSegmentation(model='unet', backbone='resnet18', num_classes=3)
+    for model in (
+        nn.DataParallel(unet),
+        torch.compile(create_backbone('resnet18')),
+        task,
+    ):
+        assert len(load_backbone(model, state).loaded) == 120
+
+
+def test_networks_that_share_their_tensors_are_told_apart() -> None:
+    source = {
+        'hyper_parameters': {'model': 'resnet50'},
+        'state_dict': timm.create_model('resnet50').state_dict(),
+    }
+    with pytest.warns(
+        UserWarning, match='weights are of resnet50, the network is resnetblur50'
+    ):
+        load_backbone(timm.create_model('resnetblur50'), source)
+
+
+def test_fewer_bands_keep_the_first_and_say_so() -> None:
+    report = load_backbone(resnet(), resnet(in_chans=12).state_dict())
+    assert (
+        report.adapted['conv1.weight']
+        == 'the first 3 of 12 bands kept and scaled; bands=... chooses by name'
+    )
+
+
+def test_a_state_in_parallel_or_averaged(tmp_path: Path) -> None:
+    one, two = resnet(), resnet()
+    path = saved(
+        tmp_path, {'state_dict': one.state_dict(), 'state_dict_ema': two.state_dict()}
+    )
+    network = resnet()
+    load_backbone(network, path)
+    assert torch.equal(network.conv1.weight, two.conv1.weight), 'as timm, the average'

@@ -28,6 +28,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(('127.0.0.1', 0), Handler)
         #: What is served, and how.
         self.content, self.etag, self.status, self.cut = b'', '"one"', 200, [0]
+        self.ranges = True
         #: What was asked for: where each request began.
         self.asked: list[int] = []
         self.url = f'http://127.0.0.1:{self.server_port}/f/b2e7/?dl=1'
@@ -46,6 +47,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(
             server.status if server.status != 200 else 206 if begin else 200
         )
+        if begin:
+            at = begin if server.ranges else 0
+            self.send_header('Content-Range', f'bytes {at}-{len(server.content) - 1}/*')
+            body = server.content[at:]
         if server.etag:
             self.send_header('ETag', server.etag)
         self.send_header('Content-Length', str(len(body)))
@@ -105,7 +110,7 @@ def test_a_file_that_changed_meanwhile_comes_from_its_start(
     server: Server, cache: Path
 ) -> None:
     server.cut = [1000] * 3
-    with pytest.raises(ConnectionError, match='ended after'):
+    with pytest.raises(ConnectionError, match='bytes came'):
         fetch(server.url, 'a.pth')
     assert names(cache) == {'a.pth.part', 'a.pth.etag'}, 'nothing under the final name'
     server.content, server.etag, server.cut = server.content[::-1], '"two"', []
@@ -153,7 +158,8 @@ def test_another_content_than_the_known_or_recorded_one_is_refused(
     path = fetch(server.url, 'b.pth')
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(
-        ValueError, match=f'recorded in .*changed or damaged, delete {path}'
+        ValueError,
+        match=f'recorded in .*changed or damaged, delete {path} .*; delete .*b.pth.sha256 if',
     ):
         fetch(server.url, 'b.pth')
     # Deleted, and other at the server now
@@ -166,6 +172,68 @@ def test_another_content_than_the_known_or_recorded_one_is_refused(
     assert not path.exists()
     (cache / 'b.pth.sha256').unlink()
     assert fetch(server.url, 'b.pth').read_bytes() == server.content
+
+
+def test_a_server_that_sends_another_rest_is_not_spliced(
+    server: Server, cache: Path
+) -> None:
+    server.ranges, server.cut = False, [1000]
+    assert fetch(server.url, 'a.pth').read_bytes() == server.content
+    assert server.asked == [0, 1000, 0]
+
+
+def test_a_full_disk_is_not_the_networks_fault(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(download.tqdm, 'update', full)
+    with pytest.raises(OSError, match='No space left') as error:
+        fetch(server.url, 'a.pth')
+    assert not isinstance(error.value, ConnectionError) and server.asked == [0]
+
+
+def test_a_read_only_cache_is_read(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fetch(server.url, 'a.pth')
+    (cache / 'a.pth.sha256').unlink()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(download.FileLock, 'acquire', refuse)
+    monkeypatch.setattr(download, 'write_atomically', refuse)
+    assert fetch(server.url, 'a.pth') == path
+    with pytest.raises(
+        OSError, match=r'cannot be written \(Permission denied\): set TORCH_HOME.*b.pth'
+    ):
+        fetch(server.url, 'b.pth')
+
+
+def test_a_bad_file_placed_by_hand_is_not_remembered(
+    served: Server, cache: Path
+) -> None:
+    place = cache / CMIDResNet50_Weights.MILLIONAID_RGB.file_name()
+    cache.mkdir(parents=True)
+    place.write_bytes(served.content[:500])
+    with pytest.raises(ValueError, match='truncated, damaged or no checkpoint'):
+        CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()
+    place.write_bytes(served.content)
+    assert list(CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()) == [
+        'conv1.weight'
+    ]
+
+
+def test_a_bad_file_served_is_not_kept(served: Server, cache: Path) -> None:
+    whole, served.content = served.content, served.content[:500]
+    with pytest.raises(ValueError, match='truncated, damaged or no checkpoint'):
+        CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()
+    served.content = whole
+    assert list(CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()) == [
+        'conv1.weight'
+    ]
 
 
 def killed(url: str, folder: str) -> None:

@@ -86,6 +86,18 @@ def test_a_truncated_file_says_so(
         load_backbone(network, file)
 
 
+def test_files_are_told_by_what_is_in_them(
+    network: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    save_file(network.state_dict(), tmp_path / 'renamed.bin')
+    torch.save(network.state_dict(), tmp_path / 'renamed.safetensors')
+    torch.save(network.state_dict(), tmp_path / 'my_Weights.pth')
+    monkeypatch.chdir(tmp_path)
+    for name in ('renamed.bin', '~/renamed.safetensors', 'my_Weights.pth'):
+        assert len(load_backbone(network, name).loaded) == 120
+
+
 def test_other_files(network: torch.nn.Module, tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match='nowhere.pth is no file: check the path'
@@ -98,6 +110,11 @@ def test_other_files(network: torch.nn.Module, tmp_path: Path) -> None:
         ValueError, match='page.pth is truncated, damaged or no checkpoint'
     ):
         load_backbone(network, tmp_path / 'page.pth')
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / 'program.ts')
+    with pytest.raises(
+        ValueError, match='program of TorchScript, read by torch.jit.load'
+    ):
+        load_backbone(network, tmp_path / 'program.ts')
     torch.save(torch.zeros(3), tmp_path / 'one.pth')
     with pytest.raises(ValueError, match='one.pth holds a Tensor: .*model.state_dict'):
         load_backbone(network, tmp_path / 'one.pth')

@@ -5,6 +5,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +193,20 @@ def test_torch_hub(placed: dict[str, torch.Tensor]) -> None:
         num_classes=3,
     )
     assert torch.equal(network.conv1.weight, placed['conv1.weight'])
+
+
+def test_torch_hub_needs_no_installed_package(placed: dict[str, torch.Tensor]) -> None:
+    root = Path(models.__file__).parent.parent.parent
+    code = f"""
+import importlib.metadata as metadata
+version = metadata.version
+def without(name):
+    if name == 'cmid-geo':
+        raise metadata.PackageNotFoundError(name)
+    return version(name)
+metadata.version = without
+import torch
+network = torch.hub.load({str(root)!r}, 'cmid_resnet50', source='local', num_classes=3)
+assert network.fc.out_features == 3
+"""
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
