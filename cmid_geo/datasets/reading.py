@@ -6,6 +6,7 @@
 import functools
 import math
 import os
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -219,7 +220,12 @@ class SceneReader:
         if not self.limit:
             return _open_quietly(path)
         # A forked child leaves its parent's handles alone: even closing one can disturb the parent
-        handles = self._handles.setdefault(os.getpid(), OrderedDict())
+        pid = os.getpid()
+        handles = self._handles.get(pid)
+        if handles is None:
+            handles = self._handles[pid] = OrderedDict()
+            # GDAL complains of files that are still open when Python is half gone
+            weakref.finalize(self, _close_all, handles, pid)
         handle = handles.get(path)
         if handle is None:
             handle = handles[path] = _open_quietly(path)
@@ -228,6 +234,13 @@ class SceneReader:
         else:
             handles.move_to_end(path)
         return handle
+
+
+def _close_all(handles: OrderedDict[str, DatasetReader], pid: int) -> None:
+    """Close the files of a reader that is gone, in the process that opened them."""
+    if os.getpid() == pid:
+        while handles:
+            handles.popitem()[1].close()
 
 
 def _open_quietly(path: str) -> DatasetReader:

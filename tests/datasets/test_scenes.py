@@ -1,6 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import gc
 import pickle
 from pathlib import Path
 
@@ -213,3 +214,16 @@ class TestValidity:
         sample = SceneDataset(tmp_path, res=40.0)[Chip((0,), 0, 0, 16, 16)]
         expected = array.reshape(1, 16, 4, 16, 4).mean((2, 4))
         np.testing.assert_allclose(sample['image'].numpy(), expected, rtol=1e-5)
+
+
+def test_files_are_closed_when_the_dataset_goes(tmp_path: Path) -> None:
+    path = write(tmp_path / 'a.tif', noise(2, 80, 80))
+    dataset = SceneDataset(str(path))
+    dataset[Chip((0,), 0, 0, 32, 32)]
+    (handles,) = dataset._reader._handles.values()
+    (handle,) = handles.values()
+    assert not handle.closed
+    # As at the end of the interpreter, where GDAL would complain of it
+    del dataset
+    gc.collect()
+    assert handle.closed
