@@ -167,7 +167,7 @@ def _read_content(name: str, content: dict[str, Any], side: Any) -> Source:
             for key in ('low', 'high', 'mean', 'std')
             if key in tensors
         }
-        side = side or about.get('export_source', 'teacher')
+        side = side or about.get('export_source', 'student')
         return _of_training(name, tensors, side, about | values)
     # Where TorchGeo's tasks have an encoder inside, 'model' is what is around it
     around = any('encoder.' in key or 'body.' in key for key in tensors)

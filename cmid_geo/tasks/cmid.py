@@ -85,7 +85,7 @@ class CMID(Pretraining):
         bands: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        export_source: Literal['teacher', 'student'] = 'teacher',
+        export_source: Literal['teacher', 'student'] = 'student',
         augmentations: nn.Module | None = None,
     ) -> None:
         """Initialize a new CMID instance; the defaults are the paper's.
@@ -131,7 +131,8 @@ class CMID(Pretraining):
             mean: Mean of each band in [0, 1]; taken from the datamodule where it has them,
                 else the authors' for RGB.
             std: Standard deviation of each band in [0, 1], likewise.
-            export_source: Whose backbone the fit ends with.
+            export_source: Whose backbone the fit ends with. The student's made better
+                neighbours in our runs, see ``benchmarks/results/weights.md``.
             augmentations: Module called with chips and valid that gives two
                 :class:`~cmid_geo.transforms.View`; ``TwoViews(size)`` by default.
 

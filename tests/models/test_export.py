@@ -47,7 +47,7 @@ def raw(batch: int, height: int, width: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def expected(task: CMID, image: torch.Tensor, side: str = 'teacher') -> torch.Tensor:
+def expected(task: CMID, image: torch.Tensor, side: str = 'student') -> torch.Tensor:
     low, high, mean, std = (
         getattr(task, n)[:, None, None] for n in ('low', 'high', 'mean', 'std')
     )
@@ -55,7 +55,7 @@ def expected(task: CMID, image: torch.Tensor, side: str = 'teacher') -> torch.Te
     return encoder.backbone(((image - low) / (high - low) - mean) / std)
 
 
-def check_about(about: dict[str, Any], source: str = 'teacher') -> None:
+def check_about(about: dict[str, Any], source: str = 'student') -> None:
     assert about['model'] == 'resnet18' and about['in_channels'] == 4
     assert about['bands'] == ['red', 'green', 'blue', 'nir']
     assert about['low'] == [10, 20, 30, 40] and about['high'] == [
@@ -77,7 +77,7 @@ def test_ckpt_and_safetensors_hold_the_same(task: CMID, tmp_path: Path) -> None:
     with safe_open(export_backbone(task, tmp_path / 'a.safetensors'), 'pt') as file:
         check_about(json.loads(file.metadata()['cmid_geo']))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    own = task.teacher.backbone.network.state_dict()
+    own = task.student.backbone.network.state_dict()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in own.items())
     assert all(
         torch.equal(content['state_dict'][f'model.{n}'], t) for n, t in own.items()
@@ -228,11 +228,11 @@ def test_what_cannot_be_exported(task: CMID, tmp_path: Path) -> None:
         ValueError, match='plain.pth does not say which network it holds'
     ):
         export_backbone(plain, tmp_path / 'a.ckpt')
-    exported = export_backbone(task, tmp_path / 'teacher.ckpt')
+    exported = export_backbone(task, tmp_path / 'student.ckpt')
     with pytest.raises(
-        ValueError, match='holds no backbone of the student, leave out source'
+        ValueError, match='holds no backbone of the teacher, leave out source'
     ):
-        export_backbone(exported, tmp_path / 'b.ckpt', 'student')
+        export_backbone(exported, tmp_path / 'b.ckpt', 'teacher')
     with pytest.raises(SystemExit, match='cmid-geo export: .*nowhere.ckpt is no file'):
         main(['export', str(tmp_path / 'nowhere.ckpt'), str(tmp_path / 'b.ckpt')])
     with pytest.raises(FileNotFoundError, match='nowhere.ckpt is no file'):

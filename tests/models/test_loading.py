@@ -111,7 +111,7 @@ class Bench:
         save('torchvision.pth', other.state_dict())
         self.expected_torchvision = torchvision_features(family, other, self.image)
 
-        task = CMID(**(SMALL | {'model': name}))
+        task = CMID(**(SMALL | {'model': name, 'export_source': 'teacher'}))
         randomised(task.student.backbone), randomised(task.teacher.backbone)
         self.states['checkpoint'] = task.teacher.backbone.network.state_dict()
         self.states['exported'] = self.states['safetensors'] = self.states['checkpoint']

@@ -155,7 +155,7 @@ def test_standardises_features_by_its_own_values(make_task: Make) -> None:
     task = make_task(mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7]).eval()
     image = torch.rand(2, 3, 64, 64)
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
-    expected = task.teacher.backbone((image - mean[:, None, None]) / std[:, None, None])
+    expected = task.student.backbone((image - mean[:, None, None]) / std[:, None, None])
     torch.testing.assert_close(task(image), expected)
     pooled = task.predict_step({'image': image}, 0)
     torch.testing.assert_close(pooled, expected.mean((2, 3)))

@@ -49,15 +49,15 @@ def same(tensors: dict, backbone: torch.nn.Module) -> bool:
 def test_torchgeo_classification_loads_it(exported: tuple[CMID, Path]) -> None:
     task, path = exported
     loaded = Classification(model='resnet50', weights=str(path), num_classes=7).model
-    teacher = task.teacher.backbone.network
+    student = task.student.backbone.network
     tensors = {k: v for k, v in loaded.state_dict().items() if not k.startswith('fc.')}
-    assert same(tensors, teacher)
-    assert not same(tensors, task.student.backbone.network)
+    assert same(tensors, student)
+    assert not same(tensors, task.teacher.backbone.network)
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        expected = task.teacher.backbone.eval()(image)
+        expected = task.student.backbone.eval()(image)
         torch.testing.assert_close(loaded.eval().forward_features(image), expected)
-    task.teacher.backbone.train()
+    task.student.backbone.train()
 
 
 def test_torchgeo_segmentation_loads_it(exported: tuple[CMID, Path]) -> None:
@@ -65,7 +65,7 @@ def test_torchgeo_segmentation_loads_it(exported: tuple[CMID, Path]) -> None:
     loaded = SemanticSegmentation(
         model='unet', backbone='resnet50', weights=str(path), num_classes=7
     )
-    assert same(dict(loaded.model.encoder.state_dict()), task.teacher.backbone.network)
+    assert same(dict(loaded.model.encoder.state_dict()), task.student.backbone.network)
 
 
 def test_file_says_what_it_is(exported: tuple[CMID, Path], tmp_path: Path) -> None:
@@ -77,12 +77,12 @@ def test_file_says_what_it_is(exported: tuple[CMID, Path], tmp_path: Path) -> No
     assert (
         about['low'] == [0, 0, 0]
         and about['high'] == [1, 1, 1]
-        and about['source'] == 'teacher'
+        and about['source'] == 'student'
     )
     assert all(key.startswith('model.') for key in content['state_dict'])
-    student = export_backbone(task, tmp_path / 'student.ckpt', source='student')
-    tensors = torch.load(student, weights_only=True)['state_dict']
-    network = task.student.backbone.network.state_dict()
+    other = export_backbone(task, tmp_path / 'teacher.ckpt', source='teacher')
+    tensors = torch.load(other, weights_only=True)['state_dict']
+    network = task.teacher.backbone.network.state_dict()
     assert all(
         torch.equal(v, network[k.removeprefix('model.')]) for k, v in tensors.items()
     )
@@ -134,7 +134,7 @@ def test_weights_start_from_a_backbone_file(
         num_prototypes=4,
         queue_size=8,
     )
-    for name, value in first.teacher.backbone.network.state_dict().items():
+    for name, value in first.student.backbone.network.state_dict().items():
         assert torch.equal(second.student.backbone.network.state_dict()[name], value)
         assert torch.equal(second.teacher.backbone.network.state_dict()[name], value)
 
@@ -159,7 +159,7 @@ def test_weights_of_other_bands_are_adapted(
     first = make_task()
     path = export_backbone(first, tmp_path / 'backbone.ckpt')
     second = make_task(in_channels=5, weights=str(path))
-    given = first.teacher.backbone.network.conv1.weight
+    given = first.student.backbone.network.conv1.weight
     for encoder in (second.student, second.teacher):
         found = encoder.backbone.network.conv1.weight
         assert torch.allclose(found, given[:, [0, 1, 2, 0, 1]] * 3 / 5)
