@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .files import MAGIC, write_atomically
 
-#: Times that a download which broke off is taken up again.
+#: Times that a download is tried, each going on where the last one broke off.
 ATTEMPTS = 3
 #: Seconds without a byte after which a connection counts as broken.
 TIMEOUT = 60.0

@@ -4,7 +4,7 @@
 """timm's names of the tensors of a backbone, whoever wrote them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from itertools import islice
 
 from torch import Tensor
@@ -88,7 +88,7 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def find_backbone(
-    state: Mapping[str, Tensor], wanted: Iterable[str]
+    state: Mapping[str, Tensor], wanted: Collection[str]
 ) -> tuple[str, dict[str, Tensor]]:
     """Find the backbone inside of a larger model, by how many of its names are wanted.
 
@@ -145,15 +145,13 @@ def is_computed(name: str) -> bool:
 
 
 def _torchvision_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Translate Swin: torchvision counts embedding, stages and mergings as one row of layers."""
+    """Translate Swin."""
     second = any('.cpb_mlp.' in name for name in state)
     converted = {}
     for name, tensor in state.items():
         layer = re.match(r'features\.([1-7])\.(.*)', name)
         if layer:
-            number = int(layer[1])
-            part = 'blocks' if number % 2 else 'downsample'
-            name = f'layers.{number // 2}.{part}.{layer[2]}'
+            name = f'layers.{_stage(layer[1])}.{layer[2]}'
         name = _substitute(name, SWIN)
         if second and name.endswith('attn.qkv.bias'):
             # The second version has no bias for keys; timm keeps the other two apart
@@ -168,14 +166,18 @@ def _torchvision_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _torchvision_convnext(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     converted = {}
     for name, tensor in state.items():
-        layer = re.match(r'features\.([1-7])\.(\d+)\.(.*)', name)
+        layer = re.match(r'features\.([1-7])\.(.*)', name)
         if layer:
-            number = int(layer[1])
-            part = 'blocks' if number % 2 else 'downsample'
-            name = f'stages.{number // 2}.{part}.{layer[2]}.{layer[3]}'
+            name = f'stages.{_stage(layer[1])}.{layer[2]}'
         name = _substitute(name, CONVNEXT)
         converted[name] = tensor.flatten() if name.endswith('.gamma') else tensor
     return converted
+
+
+def _stage(layer: str) -> str:
+    """Stage and part of a layer: torchvision counts stems, stages and mergings in one row."""
+    number = int(layer)
+    return f'{number // 2}.{"blocks" if number % 2 else "downsample"}'
 
 
 def _substitute(name: str, table: tuple[tuple[str, str], ...]) -> str:
