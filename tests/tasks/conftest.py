@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from chips import Chips
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from torch.utils.data import DataLoader
 
 
@@ -28,6 +29,11 @@ def make_trainer(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
             'devices': 1,
             'logger': False,
             'default_root_dir': tmp_path,
+            # A checkpoint of the smallest task is 150 MB: only where one is asked for
+            'enable_checkpointing': any(
+                isinstance(callback, Checkpoint)
+                for callback in options.get('callbacks', ())
+            ),
             'enable_progress_bar': False,
             'enable_model_summary': False,
         }

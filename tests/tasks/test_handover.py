@@ -97,7 +97,7 @@ def test_every_fit_ends_with_one(
     loader: DataLoader,
     tmp_path: Path,
 ) -> None:
-    task, trainer = make_task(), make_trainer(max_epochs=1)
+    task, trainer = make_task(), make_trainer(max_epochs=1, enable_checkpointing=True)
     trainer.fit(task, loader)
     (path,) = tmp_path.rglob('backbone.ckpt')
     (checkpoint,) = (p for p in tmp_path.rglob('*.ckpt') if p != path)
