@@ -31,8 +31,12 @@ HOMES = {
         'models/backbones.py',
         'models/adapting.py',
         'models/builders.py',
+        'models/networks.py',
+        'models/pyramid.py',
         'tasks/pretraining.py',
+        'tasks/recipe.py',
     ),
+    'segmentation_models_pytorch': ('models/segmentation.py',),
     'rasterio': ('datasets', 'predict.py'),
     'torch.distributed': (),
 }

@@ -4,10 +4,8 @@
 """Backbones of timm that accept a mask of hidden cells."""
 
 from abc import ABC, abstractmethod
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -20,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..transforms.masking import expand_mask
+from .networks import check_name, create_network
 
 #: Side of a cell in pixels.
 CELL = 32
@@ -166,23 +165,12 @@ def create_backbone(
     Raises:
         ValueError: If the name is unknown to timm or its family is not supported.
     """
-    if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), n=3)
-        hint = f' (did you mean {", ".join(near)}?)' if near else ''
-        raise ValueError(f'backbone {name!r} is not known to timm{hint}: {SUPPORTED}')
-
-    options: dict[str, Any] = {'in_chans': in_channels, 'num_classes': 0}
-    options |= {'pretrained': pretrained}
-    if name.startswith('swin'):
-        options |= {'strict_img_size': False, 'drop_path_rate': 0.0}
-    elif name.startswith(('vit', 'deit')):
-        options |= {'dynamic_img_size': True}
-    elif not name.startswith(
-        ('resn', 'wide_resn', 'convnext', 'ecaresn', 'seresn', 'skresn')
-    ):
+    check_name(name, SUPPORTED)
+    families = ('resn', 'wide_resn', 'convnext', 'ecaresn', 'seresn', 'skresn')
+    if not name.startswith(('swin', 'vit', 'deit', *families)):
         raise ValueError(f'backbone {name!r} cannot hide cells: {SUPPORTED}')
     try:
-        network = timm.create_model(name, **options)
+        network = create_network(name, in_channels, pretrained=pretrained)
     except TypeError as error:
         raise ValueError(
             f'backbone {name!r} cannot hide cells ({error}): {SUPPORTED}'

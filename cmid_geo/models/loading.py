@@ -12,6 +12,7 @@ from torch import nn
 from .backbones import MaskedBackbone
 from .names import find_backbone
 from .plan import Plan
+from .pyramid import Pyramid
 from .report import LoadReport
 from .sources import Source, Weights, read_source
 
@@ -96,6 +97,11 @@ def _backbone_of(model: Any) -> tuple[Any, nn.Module]:
             break
         model = inner
     if isinstance(model, MaskedBackbone):
+        return model, model.network
+    encoder = getattr(model, 'encoder', None)
+    if isinstance(encoder, Pyramid):
+        return model, encoder.network
+    if isinstance(model, Pyramid):
         return model, model.network
     if hasattr(model, 'encoder') and hasattr(model, 'decoder'):
         return model, model.encoder

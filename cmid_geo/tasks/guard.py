@@ -33,29 +33,31 @@ def check_data(datamodule: Any, parameters: Mapping[str, Any]) -> None:
         )
 
 
-def check_bands(bands: int, expected: int) -> None:
+def check_bands(bands: int, expected: int, task: str = 'CMID') -> None:
     """Refuse another number of bands than the network takes.
 
     Args:
         bands: Number of bands of the data.
         expected: Number of bands of the network.
+        task: Name of the task, for the message.
 
     Raises:
         ValueError: If they differ.
     """
     if bands != expected:
         raise ValueError(
-            f'the data have {bands} bands but CMID(in_channels={expected}): pass in_channels={bands}, '
+            f'the data have {bands} bands but {task}(in_channels={expected}): pass in_channels={bands}, '
             'or choose bands with SceneDataModule(bands=[...])'
         )
 
 
-def check_batch(batch: Any, bands: int) -> None:
+def check_batch(batch: Any, bands: int, task: str = 'CMID') -> None:
     """Refuse chips that are not in [0, 1], or have other bands.
 
     Args:
         batch: With ``image`` and optionally ``valid``.
         bands: Number of bands of the network.
+        task: Name of the task, for the message.
 
     Raises:
         ValueError: If a value is off.
@@ -63,16 +65,16 @@ def check_batch(batch: Any, bands: int) -> None:
     if not isinstance(batch, dict) or 'image' not in batch:
         found = list(batch) if isinstance(batch, dict) else type(batch).__name__
         raise ValueError(
-            f"the batch holds {found}: CMID reads 'image', and 'valid' where given"
+            f"the batch holds {found}: {task} reads 'image', and 'valid' where given"
         )
     image, valid = batch['image'], batch.get('valid')
-    check_bands(image.shape[-3], bands)
+    check_bands(image.shape[-3], bands, task)
     seen = image if valid is None else image.where(valid.unsqueeze(-3), 0.5)
     low, high = (value.item() for value in torch.aminmax(seen.float()))
     # A resampled or rounded value may stand out a little; NaN compares as False
     if not (low >= -0.1 and high <= 1.1):
         raise ValueError(
-            f'chips hold values from {low:.4g} to {high:.4g} but views are drawn in [0, 1]: use '
+            f'chips hold values from {low:.4g} to {high:.4g} but {task} takes [0, 1]: use '
             'SceneDataModule, or let a TorchGeo datamodule only scale: dm.aug = AugmentationSequential('
             'Normalize(mean=0, std=scale), data_keys=None, keepdim=True) of kornia.augmentation'
         )

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import Adan, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchgeo.tasks import BaseTask
 
 from ..evaluation import CollapseAlarm, Throughput
 from ..losses import (
@@ -27,16 +26,17 @@ from ..models.encoder import Encoder
 from ..models.memory import KeyQueue, momentum_at, rate_at, temperature_at
 from ..transforms.views import TwoViews, default_standardisation
 from .comparison import Comparison
-from .guard import StopOnNonFinite, check_bands, check_batch, check_data
+from .guard import StopOnNonFinite, check_batch, check_data
 from .handover import ExportBackbone
 from .horizon import Horizon
 from .remember import Remember
+from .values import Values
 
 #: In the order of a comparison's losses.
 LOSSES = ('reconstruction', 'global', 'local')
 
 
-class Pretraining(BaseTask):
+class Pretraining(Values):
     """Values, schedules, logs and callbacks of :class:`~cmid_geo.tasks.CMID`."""
 
     ignore = ('weights', 'augmentations')
@@ -47,11 +47,6 @@ class Pretraining(BaseTask):
     queue: KeyQueue
     assign: PrototypeLoss
     augmentations: nn.Module
-    #: Raw values that stand for 0 and 1, and statistics of the scaled values, of each band.
-    low: Tensor
-    high: Tensor
-    mean: Tensor
-    std: Tensor
     #: Length of the run in steps; known once a Trainer has set up the data.
     horizon: Horizon | None = None
 
@@ -61,15 +56,9 @@ class Pretraining(BaseTask):
         """Register what the values of chips mean, until the data tell."""
         given = self.hparams
         mean, std = default_standardisation(given['in_channels'])
-        values = {
-            'low': 0.0,
-            'high': 1.0,
-            'mean': given['mean'] or mean,
-            'std': given['std'] or std,
-        }
-        for name, value in values.items():
-            filled = torch.tensor(value, dtype=torch.float32)
-            self.register_buffer(name, filled.expand(given['in_channels']).clone())
+        self.register_values(
+            given['in_channels'], given['mean'] or mean, given['std'] or std
+        )
         self.share_standardisation()
 
     def setup(self, stage: str) -> None:
@@ -89,30 +78,15 @@ class Pretraining(BaseTask):
         statistics = getattr(datamodule, 'statistics', None)
         if statistics is not None:
             self.hparams['bands'] = list(statistics.bands)
-            given = {name for name in ('mean', 'std') if self.hparams[name]}
-            for name in {'low', 'high', 'mean', 'std'} - given:
-                getattr(self, name).copy_(torch.tensor(getattr(statistics, name)))
-            return
-        # TorchGeo's datamodules deliver (raw - mean) / std, as their Normalize was built
-        aug = getattr(datamodule, 'train_aug', None) or getattr(datamodule, 'aug', None)
-        for step in aug.modules() if isinstance(aug, nn.Module) else ():
-            flags = getattr(step, 'flags', {})
-            if {'mean', 'std'} <= set(flags):
-                self.low.copy_(flags['mean'])
-                self.high.copy_(flags['mean'] + flags['std'])
+            for name in ('mean', 'std'):
+                if not self.hparams[name]:
+                    getattr(self, name).copy_(torch.tensor(getattr(statistics, name)))
+        self.learn_limits(datamodule)
 
     def on_fit_start(self) -> None:
         """Use the values that were set up or restored, also on scenes new to a restored run."""
         self.share_standardisation()
-        datamodule: Any = getattr(self.trainer, 'datamodule', None)
-        known = bool((self.low != 0).any() or (self.high != 1).any())
-        if (
-            known
-            and hasattr(datamodule, 'limits')
-            and datamodule.statistics is not None
-        ):
-            check_bands(len(datamodule.statistics.low), self.hparams['in_channels'])
-            datamodule.limits = (tuple(self.low.tolist()), tuple(self.high.tolist()))
+        self.share_limits()
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 

@@ -119,9 +119,7 @@ def test_data_that_do_not_fit() -> None:
 @pytest.mark.parametrize('scale', [255.0, -1.0, math.nan])
 def test_values_that_are_not_in_the_unit_range(scale: float) -> None:
     image = torch.rand(2, 3, 64, 64) * scale
-    with pytest.raises(
-        ValueError, match=r'views are drawn in \[0, 1\].*only scale: dm.aug = '
-    ):
+    with pytest.raises(ValueError, match=r'CMID takes \[0, 1\].*only scale: dm.aug = '):
         check_batch({'image': image}, 3)
     check_batch({'image': image, 'valid': torch.zeros(2, 64, 64, dtype=torch.bool)}, 3)
 

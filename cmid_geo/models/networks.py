@@ -1,0 +1,82 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Networks of timm, of any size of image."""
+
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+
+#: Families that are fixed to one size unless told: how to tell them.
+ANY_SIZE: dict[tuple[str, ...], dict[str, Any]] = {
+    ('swin',): {'strict_img_size': False},
+    ('vit', 'deit', 'eva', 'flexivit'): {'dynamic_img_size': True},
+}
+
+
+def create_network(
+    name: str,
+    in_channels: int = 3,
+    num_classes: int = 0,
+    pretrained: bool = False,
+    drop_path_rate: float = 0.0,
+    **options: Any,
+) -> Any:
+    """Create a network of timm that accepts images of any size its patches divide.
+
+    Args:
+        name: timm's name of the network.
+        in_channels: Number of bands.
+        num_classes: Number of classes; 0 for no classifier.
+        pretrained: Whether to start from timm's weights.
+        drop_path_rate: Stochastic depth, in [0, 1): the largest probability with which a block
+            is skipped in training.
+        options: Of timm's, such as ``features_only``.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: If timm does not know the name, or the network has no stochastic depth
+            and shall have one.
+    """
+    check_name(name)
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(
+            f'drop_path_rate={drop_path_rate} is the probability of skipping a block: give one in [0, 1)'
+        )
+    options |= {'in_chans': in_channels, 'pretrained': pretrained}
+    if not options.get('features_only'):
+        options['num_classes'] = num_classes
+    for families, option in ANY_SIZE.items():
+        if name.startswith(families):
+            options |= option
+    try:
+        return timm.create_model(name, drop_path_rate=drop_path_rate, **options)
+    except TypeError as error:
+        if 'drop_path_rate' not in str(error):
+            raise
+        if drop_path_rate:
+            raise ValueError(
+                f'{name!r} has no stochastic depth: set drop_path_rate=0'
+            ) from error
+        return timm.create_model(name, **options)
+
+
+def check_name(name: str, supported: str = '') -> None:
+    """Refuse a name that timm does not know.
+
+    Args:
+        name: Of a network.
+        supported: What may be chosen, for the message.
+
+    Raises:
+        ValueError: If timm has no such network.
+    """
+    if timm.is_model(name):
+        return
+    near = get_close_matches(name, timm.list_models(), n=3)
+    hint = f' (did you mean {", ".join(near)}?)' if near else ''
+    supported = supported or "timm.list_models('resnet*') lists the names of a family"
+    raise ValueError(f'backbone {name!r} is not known to timm{hint}: {supported}')

@@ -1,0 +1,185 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""What all tasks on pretrained backbones do alike."""
+
+from typing import Any
+
+from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from ..models.loading import load_backbone
+from ..models.report import LoadReport
+from .guard import check_batch
+from .recipe import configure_recipe
+from .values import Values
+
+
+class Downstream(Values):
+    """Weights, values, recipe and checks of the tasks on pretrained backbones.
+
+    Images come in [0, 1]; the task standardises them by the mean and standard deviation of its
+    weights, and by none where it starts from random ones.
+
+    Attributes:
+        weights: What the backbone starts from.
+        report: What was loaded; None for random weights and for timm's.
+    """
+
+    weights: Any
+    report: LoadReport | None = None
+
+    # ------------------------------------------------------------------ start
+
+    def adopt(self, target: nn.Module) -> None:
+        """Load the weights into the backbone, and take over how they standardise.
+
+        Args:
+            target: A network of timm, or one of ours that has it as ``network``; built with
+                timm's weights where ``weights`` is True.
+
+        Raises:
+            ValueError: If the weights do not fill the backbone.
+        """
+        given = self.hparams
+        about: dict[str, Any] = {}
+        if self.weights is True:
+            network: Any = getattr(target, 'network', target)
+            about = dict(network.pretrained_cfg)
+        elif self.weights:
+            self.report = load_backbone(target, self.weights, bands=given['bands'])
+            rank_zero_info(str(self.report))
+            about = self.report.about
+        mean, std = given['mean'] or about.get('mean'), given['std'] or about.get('std')
+        if self.weights and not (mean and std):
+            rank_zero_warn(
+                'the weights do not tell how they standardise images: values in [0, 1] are used as they '
+                'are; pass mean= and std= of each band if you know them'
+            )
+        bands = given['in_channels']
+        self.register_values(
+            bands, _of_bands(mean or 0.0, bands), _of_bands(std or 1.0, bands)
+        )
+
+    def standardise(
+        self, image: Float[Tensor, '*batch bands height width']
+    ) -> Float[Tensor, '*batch bands height width']:
+        """Standardise images as the weights expect.
+
+        Args:
+            image: In [0, 1].
+
+        Returns:
+            The standardised images.
+        """
+        return (image - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def backbone_module(self) -> nn.Module:
+        """The part that ``freeze_backbone`` freezes."""
+        return self.model.encoder
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training mode; the batch norms of a frozen backbone keep their statistics.
+
+        Args:
+            mode: Whether to train, or to evaluate.
+
+        Returns:
+            The task.
+        """
+        super().train(mode)
+        if self.hparams.get('freeze_backbone'):
+            self.backbone_module().eval()
+        return self
+
+    # ------------------------------------------------------------------ data
+
+    def setup(self, stage: str) -> None:
+        """Take the values' meaning from the datamodule, before anything is restored."""
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        if stage == 'fit' and datamodule is not None:
+            self.learn_limits(datamodule)
+
+    def on_fit_start(self) -> None:
+        """Let the datamodule read images as the task knows them."""
+        self.share_limits()
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse labels that do not exist while they are still on the CPU."""
+        if isinstance(batch, dict):
+            self.check_labels(batch)
+        return batch
+
+    def check_labels(self, batch: dict[str, Any]) -> None:
+        """Refuse labels that do not exist; each task knows its own.
+
+        Args:
+            batch: On the CPU, before it is scaled.
+        """
+
+    def check_images(self, batch: Any, batch_idx: int) -> None:
+        """Refuse images that are not what the task was made for, at the first of an epoch.
+
+        Args:
+            batch: With ``image``.
+            batch_idx: Index of the batch in its epoch.
+
+        Raises:
+            ValueError: If the number of bands is another, or values are not in [0, 1].
+        """
+        if batch_idx == 0:
+            check_batch(batch, self.hparams['in_channels'], type(self).__name__)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """See :meth:`check_images`."""
+        self.check_images(batch, batch_idx)
+
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """See :meth:`check_images`."""
+        self.check_images(batch, batch_idx)
+
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+
+    # ------------------------------------------------------------------ recipe
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and schedule of the recipe, by step."""
+        return configure_recipe(self, self.model)
+
+
+def check_classes(
+    labels: Tensor, num_classes: int, ignore_index: int | None, name: str
+) -> None:
+    """Refuse labels that are no class.
+
+    Args:
+        labels: Whole numbers of any shape.
+        num_classes: Number of classes.
+        ignore_index: Label that is not learned, which may be any number.
+        name: What to call the labels.
+
+    Raises:
+        ValueError: If a label is no class and not ignored.
+    """
+    off = (labels < 0) | (labels >= num_classes)
+    if ignore_index is not None:
+        off &= labels != ignore_index
+    if off.any():
+        found = sorted({int(label) for label in labels[off].unique()[:5]})
+        raise ValueError(
+            f'{name} holds {found} but num_classes={num_classes} knows 0 to {num_classes - 1}: raise '
+            'num_classes=, correct the labels, or leave one out with ignore_index='
+        )
+
+
+def _of_bands(values: Any, bands: int) -> Any:
+    """Values of each band; of weights of other bands their mean."""
+    if isinstance(values, int | float) or len(values) == bands:
+        return values
+    return sum(values) / len(values)
