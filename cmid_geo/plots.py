@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
+from .figures import stretch
 from .losses import nearest_cells
 from .tasks import CMID
 from .transforms import View, expand_mask, hide_cells
@@ -46,26 +47,6 @@ def display_bands(bands: Sequence[str]) -> list[int]:
         if all(name.lower() in lower for name in names):
             return [lower.index(name.lower()) for name in names]
     return [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
-
-
-def stretch(
-    image: Float[Tensor, 'bands height width'], like: Tensor | None = None
-) -> Float[np.ndarray, 'height width bands']:
-    """Make bands fit to be seen.
-
-    Args:
-        image: Bands to show.
-        like: Bands whose 2nd and 98th percentiles become black and white; *image* itself by
-            default.
-
-    Returns:
-        Channels last, in [0, 1].
-    """
-    image, like = image.float().cpu(), (image if like is None else like).float().cpu()
-    sample = like.flatten(1)[:, :: max(1, like[0].numel() // 100_000)]
-    low, high = torch.quantile(sample, torch.tensor([0.02, 0.98]), dim=1)
-    span = (high - low).clamp_min(1e-6)[:, None, None]
-    return ((image - low[:, None, None]) / span).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
 def plot_views(

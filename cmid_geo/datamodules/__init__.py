@@ -1,8 +1,10 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Datamodules: scenes in batches, scaled to [0, 1]."""
+"""Datamodules: batches for the tasks."""
 
+from .classification import ImageFolderDataModule
 from .scenes import SceneDataModule
+from .segmentation import SegmentationDataModule
 
-__all__ = ('SceneDataModule',)
+__all__ = ('ImageFolderDataModule', 'SceneDataModule', 'SegmentationDataModule')

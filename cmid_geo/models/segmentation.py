@@ -3,7 +3,7 @@
 
 """Decoders of segmentation_models_pytorch on any timm backbone."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -82,7 +82,7 @@ def create_segmenter(
 
 
 @contextmanager
-def _offered(encoder: Pyramid) -> Iterator[str]:
+def _offered(encoder: Pyramid) -> Generator[str]:
     """Offer an encoder under a name: models of the library build theirs by name."""
     name = f'cmid_geo {id(encoder)}'
     entry: Any = {

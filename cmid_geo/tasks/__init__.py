@@ -3,7 +3,9 @@
 
 """Tasks: the methods, as TorchGeo's users run them."""
 
+from .classification import Classification
 from .cmid import CMID
 from .remember import Remember
+from .segmentation import SemanticSegmentation
 
-__all__ = ('CMID', 'Remember')
+__all__ = ('CMID', 'Classification', 'Remember', 'SemanticSegmentation')

@@ -52,6 +52,9 @@ class Downstream(Values):
             self.report = load_backbone(target, self.weights, bands=given['bands'])
             rank_zero_info(str(self.report))
             about = self.report.about
+        if given['freeze_backbone']:
+            # Lightning trains in the modes that it finds
+            self.backbone_module().eval()
         mean, std = given['mean'] or about.get('mean'), given['std'] or about.get('std')
         if self.weights and not (mean and std):
             rank_zero_warn(
@@ -108,43 +111,48 @@ class Downstream(Values):
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Refuse labels that do not exist while they are still on the CPU."""
-        if isinstance(batch, dict):
-            self.check_labels(batch)
-        return batch
-
-    def check_labels(self, batch: dict[str, Any]) -> None:
+    def check_labels(self, batch: Any) -> None:
         """Refuse labels that do not exist; each task knows its own.
 
         Args:
-            batch: On the CPU, before it is scaled.
+            batch: As the step gets it.
         """
 
-    def check_images(self, batch: Any, batch_idx: int) -> None:
-        """Refuse images that are not what the task was made for, at the first of an epoch.
+    def check(self, batch: Any, batch_idx: int, labelled: bool = True) -> None:
+        """Refuse what the task was not made for, before it fails in less clear a way.
+
+        Looking at values makes a GPU wait: there only the first batch of an epoch is.
 
         Args:
             batch: With ``image``.
             batch_idx: Index of the batch in its epoch.
+            labelled: Whether it must have labels.
 
         Raises:
-            ValueError: If the number of bands is another, or values are not in [0, 1].
+            ValueError: If bands, values or labels are off.
         """
         if batch_idx == 0:
             check_batch(batch, self.hparams['in_channels'], type(self).__name__)
+        if labelled and (batch_idx == 0 or batch['image'].device.type == 'cpu'):
+            self.check_labels(batch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """See :meth:`check_images`."""
-        self.check_images(batch, batch_idx)
+        """See :meth:`check`."""
+        self.check(batch, batch_idx)
 
     def on_validation_batch_start(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """See :meth:`check_images`."""
-        self.check_images(batch, batch_idx)
+        """See :meth:`check`."""
+        self.check(batch, batch_idx)
 
-    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_start = on_validation_batch_start
+
+    def on_predict_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """See :meth:`check`."""
+        self.check(batch, batch_idx, labelled=False)
 
     # ------------------------------------------------------------------ recipe
 
@@ -175,6 +183,32 @@ def check_classes(
         raise ValueError(
             f'{name} holds {found} but num_classes={num_classes} knows 0 to {num_classes - 1}: raise '
             'num_classes=, correct the labels, or leave one out with ignore_index='
+        )
+
+
+def check_labelling(given: Any) -> None:
+    """Refuse kinds of labels, losses and numbers that do not go together.
+
+    Args:
+        given: Hyperparameters of a task.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    task, loss = given['task'], given['loss']
+    needed = {'multiclass': 'num_classes', 'multilabel': 'num_labels'}.get(task)
+    if needed and not given[needed]:
+        raise ValueError(f'task={task!r} needs {needed}=: give the number of classes')
+    if loss in ('ce', 'bce') and (loss == 'ce') != (task == 'multiclass'):
+        right = 'ce' if task == 'multiclass' else 'bce'
+        raise ValueError(
+            f"loss={loss!r} does not go with task={task!r}: choose loss={right!r}, or 'dice'"
+        )
+    ignored, classes = given['ignore_index'], given['num_classes'] or 1
+    if loss == 'jaccard' and ignored is not None and not 0 <= ignored < classes:
+        raise ValueError(
+            f"loss='jaccard' cannot leave out ignore_index={ignored}, which is no class: choose "
+            "loss='dice'"
         )
 
 

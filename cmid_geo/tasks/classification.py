@@ -1,0 +1,252 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Scene classification on CMID's backbones."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torchgeo.tasks
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision.models import WeightsEnum
+
+from ..figures import confusion_figure, log_figure
+from ..losses.labelled import LabelledBinaryCrossEntropy, LabelledCrossEntropy
+from ..models.networks import create_network
+from ..transforms.mixing import Mixing, RandomAppearance, random_erasing
+from .downstream import Downstream, check_classes, check_labelling
+from .recipe import OptimizerName, Schedule, configure_recipe
+
+
+class Classification(Downstream, torchgeo.tasks.Classification):
+    """Scene classification by any backbone of timm at any size, with any weights.
+
+    Batches hold ``image`` (B, C, H, W) in [0, 1] and ``label`` (B). With ``freeze_backbone`` a
+    linear classifier learns on fixed features (a linear probe), else all is fine-tuned.
+
+    Logs TorchGeo's metrics: ``OverallAccuracy`` is the OA, ``ClasswiseAccuracy`` that of each
+    class; and a figure of which classes are taken for which.
+    """
+
+    def __init__(
+        self,
+        model: str = 'resnet50',
+        weights: WeightsEnum | str | bool | None = None,
+        in_channels: int = 3,
+        task: Literal['binary', 'multiclass', 'multilabel'] = 'multiclass',
+        num_classes: int | None = None,
+        num_labels: int | None = None,
+        labels: list[str] | None = None,
+        pos_weight: Tensor | float | None = None,
+        loss: Literal['ce', 'bce', 'jaccard', 'focal', 'dice'] = 'ce',
+        class_weights: Tensor | Sequence[float] | None = None,
+        ignore_index: int | None = None,
+        lr: float = 1e-3,
+        patience: int = 10,
+        freeze_backbone: bool = False,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        label_smoothing: float = 0.0,
+        randaugment: int | None = None,
+        random_erasing: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_decay: float | None = None,
+        optimizer: OptimizerName = 'adamw',
+        weight_decay: float = 0.02,
+        momentum: float = 0.9,
+        schedule: Schedule = 'cosine',
+        lr_end: float = 1e-6,
+        warmup_epochs: float = 0.0,
+        warmup_steps: int | None = None,
+        bands: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        """Initialize a new Classification instance.
+
+        Args:
+            model: timm's name of the network.
+            weights: Where the backbone starts from, see
+                :func:`~cmid_geo.models.load_backbone`: a weights enum or its name, the path of
+                a file, True for timm's ImageNet weights, or None for random ones.
+            in_channels: Number of bands.
+            task: One of 'binary', 'multiclass', or 'multilabel'.
+            num_classes: Number of classes (only for ``task='multiclass'``).
+            num_labels: Number of labels (only for ``task='multilabel'``).
+            labels: Names of the classes.
+            pos_weight: Weight of what is true, for the 'bce' loss.
+            loss: One of 'ce', 'bce', 'jaccard', 'focal', or 'dice'.
+            class_weights: Weight of each class, for the 'ce' loss.
+            ignore_index: Label that is neither learned nor counted.
+            lr: Learning rate.
+            patience: Epochs without progress, for ``schedule='plateau'``.
+            freeze_backbone: Whether to train the classifier only, on features of fixed statistics.
+            mixup: Strength of mixup, 0.8 in the paper; only for 'multiclass'.
+            cutmix: Strength of CutMix, 1.0 in the paper; only for 'multiclass'.
+            label_smoothing: Share of the target spread over all classes, 0.1 in the paper.
+            randaugment: Magnitude of RandAugment, 9 in the paper; for three bands only.
+            random_erasing: Probability of erasing a rectangle, 0.25 in the paper.
+            drop_path_rate: Stochastic depth, in [0, 1).
+            layer_decay: Each layer learns this many times as fast as the one behind it.
+            optimizer: One of 'adamw', 'adan', or 'sgd'.
+            weight_decay: On all parameters but biases and norms.
+            momentum: Of 'sgd'.
+            schedule: 'cosine' or 'linear' fall to *lr_end*, 'step' falls to a tenth after 8/12
+                and 11/12 of the run, 'plateau' when the validation loss stays.
+            lr_end: Learning rate at the end.
+            warmup_epochs: Epochs over which the learning rate rises.
+            warmup_steps: Steps of that rise, instead of epochs.
+            bands: Names of the bands, to copy filters by name where the weights know them.
+            mean: Mean of each band in [0, 1]; the weights' by default.
+            std: Standard deviation of each band in [0, 1]; the weights' by default.
+
+        Raises:
+            ValueError: If arguments do not go together, or the weights do not fill the backbone.
+        """
+        self.weights = weights
+        super().__init__(weights=weights)
+
+    def configure_models(self) -> None:
+        """Build the network, load its weights, and what augments images."""
+        given = self.hparams
+        check_labelling(given)
+        self.model = create_network(
+            given['model'],
+            given['in_channels'],
+            given['num_classes'] or given['num_labels'] or 1,
+            self.weights is True,
+            given['drop_path_rate'],
+        )
+        self.adopt(self.model)
+        if given['freeze_backbone']:
+            self.model.requires_grad_(False)
+            self.model.get_classifier().requires_grad_(True)
+        mixes = given['mixup'] or given['cutmix']
+        if mixes and given['task'] != 'multiclass':
+            raise ValueError(
+                f'mixup and cutmix need shares of classes, task={given["task"]!r} has none: set them to 0'
+            )
+        if given['randaugment'] is not None and given['in_channels'] != 3:
+            raise ValueError(
+                f'randaugment={given["randaugment"]} changes colours but in_channels='
+                f'{given["in_channels"]}: set it to None, and augment in the datamodule'
+            )
+        self.mixing = Mixing(given['num_classes'] or 1, given['mixup'], given['cutmix'])
+        chance = given['random_erasing']
+        self.erasing = random_erasing(chance) if chance else nn.Identity()
+        magnitude = given['randaugment']
+        self.appearance = (
+            nn.Identity() if magnitude is None else RandomAppearance(magnitude)
+        )
+
+    def configure_losses(self) -> None:
+        """Build the loss."""
+        given = self.hparams
+        if given['loss'] == 'ce':
+            self.criterion = LabelledCrossEntropy(
+                given['class_weights'], given['ignore_index'], given['label_smoothing']
+            )
+        elif given['loss'] == 'bce':
+            self.criterion = LabelledBinaryCrossEntropy(
+                given['pos_weight'], given['ignore_index']
+            )
+        else:
+            super().configure_losses()
+
+    def configure_metrics(self) -> None:
+        """Build TorchGeo's metrics and the matrix of which classes are taken for which."""
+        super().configure_metrics()
+        given = self.hparams
+        if given['task'] == 'multiclass':
+            self.confusion = MulticlassConfusionMatrix(
+                given['num_classes'], given['ignore_index']
+            )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and schedule of the recipe, by step."""
+        return configure_recipe(self, self.model, self.hparams['layer_decay'])
+
+    def backbone_module(self) -> nn.Module:
+        """All of the network: its classifier has no training mode of its own."""
+        return self.model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predict scores.
+
+        Args:
+            x: Images (B, C, H, W) in [0, 1].
+
+        Returns:
+            Scores (B, classes).
+        """
+        return self.model(self.standardise(x))
+
+    def training_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Tensor:
+        """Compute the loss of augmented images.
+
+        Args:
+            batch: ``image`` and ``label``, see the class.
+            batch_idx: Index of the batch in its epoch.
+            dataloader_idx: Not used.
+
+        Returns:
+            The loss.
+        """
+        label = batch['label']
+        image = self.erasing(self.standardise(self.appearance(batch['image'])))
+        mixed, target = self.mixing(image, label)
+        scores = self.model(mixed).squeeze(1)
+        loss = self.criterion(scores, target)
+        self.train_metrics(scores.detach(), label)
+        self.log('train_loss', loss, prog_bar=True, batch_size=len(label))
+        return loss
+
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count what is right."""
+        self._evaluate(batch, 'val')
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count what is right."""
+        self._evaluate(batch, 'test')
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics and which classes are taken for which."""
+        super().on_validation_epoch_end()
+        self._show_confusion('val')
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics and which classes are taken for which."""
+        super().on_test_epoch_end()
+        self._show_confusion('test')
+
+    def check_labels(self, batch: Any) -> None:
+        """Refuse labels that are missing or no class."""
+        given = self.hparams
+        if 'label' not in batch:
+            raise ValueError(
+                f"the batch holds {list(batch)}: {type(self).__name__} learns from 'label', (B)"
+            )
+        classes = given['num_classes'] if given['task'] == 'multiclass' else 2
+        check_classes(batch['label'], classes, given['ignore_index'], 'label')
+
+    def _evaluate(self, batch: Any, split: str) -> None:
+        scores, label = self(batch['image']).squeeze(1), batch['label']
+        loss = self.criterion(scores, label)
+        getattr(self, f'{split}_metrics')(scores, label)
+        if self.hparams['task'] == 'multiclass':
+            self.confusion.update(scores, label)
+        self.log(f'{split}_loss', loss, batch_size=len(label), sync_dist=True)
+
+    def _show_confusion(self, split: str) -> None:
+        if self.hparams['task'] != 'multiclass':
+            return
+        matrix = self.confusion.compute()
+        self.confusion.reset()
+        names = self.hparams['labels']
+        log_figure(self, f'{split}/confusion', lambda: confusion_figure(matrix, names))

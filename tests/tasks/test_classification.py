@@ -1,0 +1,195 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cmid_geo.models.networks import create_network
+from cmid_geo.tasks import Classification
+from cmid_geo.tasks.recipe import factor_at, make_optimizer
+
+Trainers = Callable[..., Trainer]
+
+
+class Colours(Dataset):
+    """Images of three classes, each of its colour."""
+
+    def __init__(self, number: int = 12, bands: int = 3, size: int = 32) -> None:
+        self.labels = torch.arange(number) % 3
+        noise = torch.rand(
+            number, bands, size, size, generator=torch.Generator().manual_seed(0)
+        )
+        self.images = 0.2 * noise
+        for image, label in zip(self.images, self.labels):
+            image[label] += 0.6
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {'image': self.images[index], 'label': self.labels[index]}
+
+
+@pytest.fixture
+def colours() -> DataLoader:
+    return DataLoader(Colours(), batch_size=4)
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['resnet18', 'resnet50', 'swin_tiny_patch4_window7_224', 'vit_small_patch16_224'],
+)
+def test_trains_saves_and_loads(
+    name: str, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    data = DataLoader(Colours(4, 4, 64), batch_size=2)
+    task = Classification(name, in_channels=4, num_classes=3, drop_path_rate=0.1)
+    trainer = make_trainer(max_epochs=1)
+    before = [p.detach().clone() for p in task.model.parameters()]
+    trainer.fit(task, data, data)
+    moved = [not torch.equal(a, b) for a, b in zip(before, task.model.parameters())]
+    assert all(moved)
+    trainer.save_checkpoint(tmp_path / 'task.ckpt')
+    again = Classification.load_from_checkpoint(
+        tmp_path / 'task.ckpt', weights_only=True
+    )
+    image = torch.rand(2, 4, 96, 64)
+    assert torch.equal(task.eval()(image), again.eval()(image))
+
+
+def test_learns_and_tells_which_class_is_which(
+    make_trainer: Trainers, colours: DataLoader
+) -> None:
+    task = Classification(
+        'resnet18', num_classes=3, lr=1e-3, labels=['red', 'green', 'blue']
+    )
+    trainer = make_trainer(max_epochs=20)
+    trainer.fit(task, colours, colours)
+    (scores,) = trainer.validate(task, colours, verbose=False)
+    assert scores['val_OverallAccuracy'] == 1
+    assert scores['val_ClasswiseAccuracy_green'] == 1
+
+
+def test_linear_probe_moves_the_classifier_only(
+    make_trainer: Trainers, colours: DataLoader
+) -> None:
+    task = Classification('resnet18', num_classes=3, freeze_backbone=True)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    make_trainer(max_epochs=1).fit(task, colours)
+    moved = {
+        n for n, v in task.model.state_dict().items() if not torch.equal(v, before[n])
+    }
+    # Running statistics of batch norms count as the backbone's as well
+    assert moved == {'fc.weight', 'fc.bias'}
+
+
+def test_recipe_of_the_paper(make_trainer: Trainers, colours: DataLoader) -> None:
+    task = Classification(
+        'resnet18', num_classes=3, optimizer='adan', lr=1e-3, warmup_epochs=1, mixup=0.8,
+        cutmix=1.0, label_smoothing=0.1, randaugment=9, random_erasing=0.25, layer_decay=0.5,
+    )  # fmt: skip
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(task, colours)
+    assert trainer.callback_metrics['train_loss'].isfinite()
+    schedule = trainer.lr_scheduler_configs[0].scheduler
+    (factor,) = {lambdas(3) for lambdas in schedule.lr_lambdas}
+    assert factor == pytest.approx(factor_at(3, 6, 3, 'cosine', 1e-3))
+    rates = [group['initial_lr'] for group in trainer.optimizers[0].param_groups]
+    assert max(rates) == pytest.approx(1e-3) and min(rates) < 1e-4
+
+
+def test_no_decay_of_biases_and_norms() -> None:
+    network = create_network('resnet18', num_classes=3)
+    optimizer = make_optimizer(network, 'sgd', 0.1, 0.02, 0.9)
+    for group in optimizer.param_groups:
+        assert all(
+            (p.ndim == 1) == (group['weight_decay'] == 0) for p in group['params']
+        )
+    assert {group['nesterov'] for group in optimizer.param_groups} == {False}
+
+
+def test_schedules() -> None:
+    for schedule in ('cosine', 'linear', 'step'):
+        values = [factor_at(step, 120, 0, schedule, 0.01) for step in range(121)]
+        assert values[0] == 1 and values == sorted(values, reverse=True)
+        assert values[-1] == pytest.approx(0.01)
+    assert [factor_at(s, 120, 0, 'step') for s in (79, 80, 110)] == pytest.approx(
+        [1, 0.1, 0.01]
+    )
+    assert factor_at(0, 100, 10, 'linear') == pytest.approx(0.01)
+    assert factor_at(60, 120, 0, 'cosine') == pytest.approx(0.5)
+
+
+def test_standardises_as_the_weights_do(
+    make_task: Callable[..., Any], tmp_path: Path
+) -> None:
+    pretrained = make_task(mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
+    path = tmp_path / 'cmid.ckpt'
+    trainer = Trainer(logger=False, enable_progress_bar=False, accelerator='cpu')
+    trainer.strategy.connect(pretrained)
+    trainer.save_checkpoint(path, weights_only=True)
+    task = Classification('resnet18', str(path), num_classes=3)
+    assert task.report is not None and len(task.report.loaded) == task.report.total
+    torch.testing.assert_close(task.mean, torch.tensor([0.1, 0.2, 0.3]))
+    image = torch.rand(1, 3, 64, 64)
+    standard = (image - task.mean[:, None, None]) / task.std[:, None, None]
+    torch.testing.assert_close(task.eval()(image), task.model(standard))
+    four = Classification('resnet18', str(path), in_channels=4, num_classes=3)
+    torch.testing.assert_close(four.mean, torch.full((4,), 0.2))
+    plain = Classification('resnet18', num_classes=3)
+    assert not plain.mean.any() and (plain.std == 1).all()
+
+
+def test_bad_data_is_refused(make_trainer: Trainers) -> None:
+    def fit(task: Classification, **changed: Tensor) -> None:
+        batch = {
+            'image': torch.rand(4, 3, 32, 32),
+            'label': torch.arange(4) % 3,
+        } | changed
+        samples = [{k: v[i] for k, v in batch.items()} for i in range(4)]
+        make_trainer(max_epochs=1).fit(task, DataLoader(samples, batch_size=2))
+
+    task = Classification('resnet18', num_classes=3)
+    with pytest.raises(
+        ValueError, match=r'label holds \[3, 7\].*num_classes=3.*ignore'
+    ):
+        fit(task, label=torch.tensor([3, 7, 0, 0]))
+    with pytest.raises(
+        ValueError, match=r'4 bands but Classification\(in_channels=3\)'
+    ):
+        fit(task, image=torch.rand(4, 4, 32, 32))
+    with pytest.raises(ValueError, match=r'Classification takes \[0, 1\]'):
+        fit(task, image=255 * torch.rand(4, 3, 32, 32))
+    with pytest.raises(ValueError, match='num_classes='):
+        Classification('resnet18')
+    with pytest.raises(ValueError, match="loss='ce'.*'bce'"):
+        Classification('resnet18', task='binary')
+    with pytest.raises(ValueError, match='randaugment=9.*in_channels=4'):
+        Classification('resnet18', in_channels=4, num_classes=3, randaugment=9)
+    with pytest.raises(ValueError, match='mixup.*multilabel'):
+        Classification(
+            'resnet18', task='multilabel', num_labels=3, loss='bce', mixup=0.8
+        )
+    with pytest.raises(ValueError, match='warm-up of 9 steps is longer'):
+        fit(Classification('resnet18', num_classes=3, warmup_steps=9))
+
+
+@pytest.mark.parametrize('kind', ['binary', 'multilabel'])
+def test_other_kinds_of_labels(kind: Any, make_trainer: Trainers) -> None:
+    labels = torch.randint(2, (4,) if kind == 'binary' else (4, 5))
+    samples = [{'image': torch.rand(3, 32, 32), 'label': label} for label in labels]
+    task = Classification(
+        'resnet18', task=kind, num_labels=labels[0].numel(), loss='bce'
+    )
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(
+        task, DataLoader(samples, batch_size=2), DataLoader(samples, batch_size=2)
+    )
+    assert trainer.callback_metrics['val_loss'].isfinite()
