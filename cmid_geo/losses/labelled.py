@@ -106,3 +106,34 @@ class LabelledBinaryCrossEntropy(nn.Module):
             scores, truth, pos_weight=self.pos_weight, reduction='none'
         )
         return (each * known).sum() / known.sum().clamp_min(1)
+
+
+class WhereLabelled(nn.Module):
+    """Another loss, and 0 where nothing has a label: many are NaN there."""
+
+    def __init__(self, criterion: nn.Module, ignore_index: int | None) -> None:
+        """Initialize a new WhereLabelled instance.
+
+        Args:
+            criterion: Of scores and labels.
+            ignore_index: Label that does not count.
+        """
+        super().__init__()
+        self.criterion = criterion
+        self.ignore_index = NOTHING if ignore_index is None else ignore_index
+
+    def forward(
+        self, scores: Float[Tensor, 'batch *shape'], labels: Tensor
+    ) -> Float[Tensor, '']:
+        """Compute the loss.
+
+        Args:
+            scores: As the loss takes them.
+            labels: Likewise.
+
+        Returns:
+            The loss.
+        """
+        if (labels == self.ignore_index).all():
+            return 0 * scores.sum()
+        return self.criterion(scores, labels)

@@ -13,7 +13,11 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.models import WeightsEnum
 
 from ..figures import confusion_figure, log_figure
-from ..losses.labelled import LabelledBinaryCrossEntropy, LabelledCrossEntropy
+from ..losses.labelled import (
+    LabelledBinaryCrossEntropy,
+    LabelledCrossEntropy,
+    WhereLabelled,
+)
 from ..models.networks import create_network
 from ..transforms.mixing import Mixing, RandomAppearance, random_erasing
 from .downstream import Downstream, check_classes, check_labelling
@@ -106,7 +110,8 @@ class Classification(Downstream, torchgeo.tasks.Classification):
             ValueError: If arguments do not go together, or the weights do not fill the backbone.
         """
         self.weights = weights
-        super().__init__(weights=weights)
+        # Not TorchGeo's own constructor: its arguments would be saved as ours
+        super(torchgeo.tasks.Classification, self).__init__()
 
     def configure_models(self) -> None:
         """Build the network, load its weights, and what augments images."""
@@ -154,6 +159,7 @@ class Classification(Downstream, torchgeo.tasks.Classification):
             )
         else:
             super().configure_losses()
+            self.criterion = WhereLabelled(self.criterion, given['ignore_index'])
 
     def configure_metrics(self) -> None:
         """Build TorchGeo's metrics and the matrix of which classes are taken for which."""

@@ -12,7 +12,11 @@ from torch import Tensor
 from torchvision.models import WeightsEnum
 
 from ..figures import log_figure, prediction_figure
-from ..losses.labelled import LabelledBinaryCrossEntropy, LabelledCrossEntropy
+from ..losses.labelled import (
+    LabelledBinaryCrossEntropy,
+    LabelledCrossEntropy,
+    WhereLabelled,
+)
 from ..models.segmentation import Decoder, FCNHead, create_segmenter
 from .downstream import Downstream, check_classes, check_labelling
 from .recipe import OptimizerName, Schedule
@@ -104,7 +108,8 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
             ValueError: If arguments do not go together, or the weights do not fill the backbone.
         """
         self.weights = weights
-        super().__init__(weights=weights)
+        # Not TorchGeo's own constructor: its arguments would be saved as ours
+        super(torchgeo.tasks.SemanticSegmentation, self).__init__()
 
     def configure_models(self) -> None:
         """Build backbone, decoder and the auxiliary head, and load the weights."""
@@ -149,6 +154,7 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
             self.criterion = LabelledBinaryCrossEntropy(given['pos_weight'], ignored)
         else:
             super().configure_losses()
+            self.criterion = WhereLabelled(self.criterion, given['ignore_index'])
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict scores.

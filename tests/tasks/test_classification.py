@@ -68,9 +68,9 @@ def test_learns_and_tells_which_class_is_which(
     make_trainer: Trainers, colours: DataLoader
 ) -> None:
     task = Classification(
-        'resnet18', num_classes=3, lr=1e-3, labels=['red', 'green', 'blue']
+        'test_resnet', num_classes=3, lr=3e-3, labels=['red', 'green', 'blue']
     )
-    trainer = make_trainer(max_epochs=20)
+    trainer = make_trainer(max_epochs=15)
     trainer.fit(task, colours, colours)
     (scores,) = trainer.validate(task, colours, verbose=False)
     assert scores['val_OverallAccuracy'] == 1
