@@ -3,6 +3,8 @@
 
 """Datamodules: scenes in batches, scaled to [0, 1]."""
 
+from .change import ChangeDataModule
+from .pairs import LEVIRCDDataModule, OSCDDataModule
 from .scenes import SceneDataModule
 
-__all__ = ('SceneDataModule',)
+__all__ = ('ChangeDataModule', 'LEVIRCDDataModule', 'OSCDDataModule', 'SceneDataModule')

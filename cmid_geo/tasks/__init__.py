@@ -3,7 +3,8 @@
 
 """Tasks: the methods, as TorchGeo's users run them."""
 
+from .change import ChangeDetection
 from .cmid import CMID
 from .remember import Remember
 
-__all__ = ('CMID', 'Remember')
+__all__ = ('CMID', 'ChangeDetection', 'Remember')
