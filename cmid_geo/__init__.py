@@ -3,8 +3,8 @@
 
 """CMID for Earth observation: self-supervised pretraining as a TorchGeo extension."""
 
-from .datamodules import SceneDataModule
-from .datasets import SceneDataset, SyntheticScenes
+from .datamodules import ChangeDataModule, SceneDataModule
+from .datasets import ChangePairs, SceneDataset, SyntheticScenes
 from .models import (
     CMIDResNet50_Weights,
     CMIDSwinB_Weights,
@@ -14,7 +14,7 @@ from .models import (
     export_backbone,
     load_backbone,
 )
-from .tasks import CMID
+from .tasks import CMID, ChangeDetection
 from .transforms import TwoViews, View
 from .version import __version__
 
@@ -22,6 +22,9 @@ __all__ = (
     'CMID',
     'CMIDResNet50_Weights',
     'CMIDSwinB_Weights',
+    'ChangeDataModule',
+    'ChangeDetection',
+    'ChangePairs',
     'SceneDataModule',
     'SceneDataset',
     'SyntheticScenes',

@@ -47,7 +47,7 @@ ABOVE = {
     'transforms': ('losses', 'models', 'tasks', 'datasets', 'datamodules'),
     'models': ('losses', 'tasks', 'datasets', 'datamodules'),
     'datasets': ('losses', 'transforms', 'models', 'tasks', 'datamodules'),
-    'datamodules': ('losses', 'transforms', 'models', 'tasks'),
+    'datamodules': ('losses', 'models', 'tasks'),
     'tasks': ('datasets', 'datamodules'),
 }
 

@@ -3,8 +3,17 @@
 
 """Datamodules: batches for the tasks."""
 
+from .change import ChangeDataModule
 from .classification import ImageFolderDataModule
+from .pairs import LEVIRCDDataModule, OSCDDataModule
 from .scenes import SceneDataModule
 from .segmentation import SegmentationDataModule
 
-__all__ = ('ImageFolderDataModule', 'SceneDataModule', 'SegmentationDataModule')
+__all__ = (
+    'ChangeDataModule',
+    'ImageFolderDataModule',
+    'LEVIRCDDataModule',
+    'OSCDDataModule',
+    'SceneDataModule',
+    'SegmentationDataModule',
+)

@@ -20,6 +20,7 @@ from ..datasets import (
     SceneDataset,
     estimate_statistics,
 )
+from ..datasets.chips import HasScenes
 from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
 
 #: Raw values of each band that become 0, and those that become 1.
@@ -216,7 +217,7 @@ class SceneDataModule(GeoDataModule):
         return held
 
     def _random_chips(
-        self, dataset: SceneDataset, length: int, stream: int
+        self, dataset: HasScenes, length: int, stream: int
     ) -> RandomChips:
         """Return a sampler; *stream* sets validation's chips apart from training's."""
         seed = torch.initial_seed() if self.seed is None else self.seed

@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
-from ..datasets import Chip, GridChips, RandomChips, SceneDataset
+from ..datasets import Chip, RandomChips, SceneDataset
 from ..datasets.fractions import ListedChips, covering_fraction
 from ..datasets.masks import LabelledScenes, MaskDataset
+from ..datasets.windows import windows
 from ..transforms.labelled import LabelledAugmentation
 from .scenes import SceneDataModule
 
@@ -138,11 +139,7 @@ class SegmentationDataModule(SceneDataModule):
             held = SceneDataset(paths, **(self.kwargs | grid))
             labelled = LabelledScenes(held, self._open_masks(masks, held))
             setattr(self, f'{split}_dataset', labelled)
-            setattr(
-                self,
-                f'{split}_sampler',
-                list(GridChips(labelled.masks, self.chip_size)),
-            )
+            setattr(self, f'{split}_sampler', windows(labelled.masks, self.chip_size))
 
     def val_dataloader(self) -> Any:
         """Return the validation batches; none where nothing is held out."""
@@ -175,7 +172,7 @@ class SegmentationDataModule(SceneDataModule):
             return RandomChips(
                 masks, size, length, min_valid=self.min_valid, seed=self.seed
             )
-        chips = list(GridChips(masks, size))
+        chips = windows(masks, size)
         counts = count_classes(labelled.masks, chips)
         some = counts.sum(1) >= max(1, self.min_valid * size * size)
         chips = [chip for chip, use in zip(chips, some, strict=True) if use]

@@ -5,6 +5,7 @@
 
 from .chips import Chip
 from .discovery import Scene
+from .pairs import ChangePairs
 from .samplers import GridChips, RandomChips
 from .scenes import SceneDataset
 from .statistics import BandStatistics, estimate_statistics
@@ -12,6 +13,7 @@ from .synthetic import SyntheticScenes, write_synthetic_scenes
 
 __all__ = (
     'BandStatistics',
+    'ChangePairs',
     'Chip',
     'GridChips',
     'RandomChips',

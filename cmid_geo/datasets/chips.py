@@ -3,12 +3,15 @@
 
 """Chips: where one lies, and how samples of one place are joined."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torchgeo.datasets import concat_samples
 from torchgeo.datasets.utils import Sample
+
+from .grids import Bools
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,25 @@ class Chip:
     row: int
     width: int
     height: int
+
+
+@runtime_checkable
+class HasScenes(Protocol):
+    """What windows can be drawn from: scenes, or anything laid out like them.
+
+    Attributes:
+        scenes: Each a :class:`~cmid_geo.datasets.Scene`.
+        res: Pixel size (x, y), which matters only where chips have several dates.
+    """
+
+    @property
+    def scenes(self) -> Sequence[Any]: ...  # noqa: D102
+
+    @property
+    def res(self) -> tuple[float, float]: ...  # noqa: D102
+
+    def validity(self, scene: int, cells: int = 512) -> Bools | None:
+        """Map roughly where a scene is valid; None if all of it is."""
 
 
 def concat_scenes(samples: Iterable[Sample]) -> Sample:

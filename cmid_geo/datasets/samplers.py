@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from .chips import Chip
+from .chips import Chip, HasScenes
 from .coverage import Coverage
-from .scenes import SceneDataset
 
 #: Draws in a row that may lack a second date before the sampler gives up.
 _TRIES = 1000
@@ -29,7 +28,7 @@ class RandomChips(Sampler[Chip]):
 
     def __init__(
         self,
-        dataset: SceneDataset,
+        dataset: HasScenes,
         size: int,
         length: int,
         *,
@@ -216,7 +215,7 @@ class GridChips(Sampler[Chip]):
     """
 
     def __init__(
-        self, dataset: SceneDataset, size: int, stride: int | None = None
+        self, dataset: HasScenes, size: int, stride: int | None = None
     ) -> None:
         """Initialize a new GridChips instance.
 

@@ -5,11 +5,13 @@
 
 from .collapse import entropy, pairwise_cosine, standard_deviation
 from .contrastive import info_nce, key_rank
+from .dense import DenseLoss
 from .distillation import PrototypeLoss
 from .matching import nearest_cells, take_cells
 from .reconstruction import ReconstructionLoss, focal_frequency, focal_l1
 
 __all__ = (
+    'DenseLoss',
     'PrototypeLoss',
     'ReconstructionLoss',
     'entropy',

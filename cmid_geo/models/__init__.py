@@ -4,6 +4,7 @@
 """Networks of CMID, their weights and files, free of Lightning."""
 
 from .backbones import MaskedBackbone, create_backbone
+from .bit import BIT
 from .builders import (
     cmid_resnet50,
     cmid_swin_b,
@@ -13,6 +14,7 @@ from .builders import (
     list_models,
     list_weights,
 )
+from .change import SiameseModel, create_change_model
 from .encoder import Encoder, Encoding
 from .export import export_backbone
 from .heads import PixelDecoder, Projector, PrototypeHead
@@ -23,6 +25,7 @@ from .report import LoadReport
 from .weights import CMIDResNet50_Weights, CMIDSwinB_Weights
 
 __all__ = (
+    'BIT',
     'CMIDResNet50_Weights',
     'CMIDSwinB_Weights',
     'Encoder',
@@ -33,10 +36,12 @@ __all__ = (
     'PixelDecoder',
     'Projector',
     'PrototypeHead',
+    'SiameseModel',
     'cmid_resnet50',
     'cmid_swin_b',
     'convert_released_state_dict',
     'create_backbone',
+    'create_change_model',
     'export_backbone',
     'get_model',
     'get_model_weights',

@@ -3,9 +3,16 @@
 
 """Tasks: the methods, as TorchGeo's users run them."""
 
+from .change import ChangeDetection
 from .classification import Classification
 from .cmid import CMID
 from .remember import Remember
 from .segmentation import SemanticSegmentation
 
-__all__ = ('CMID', 'Classification', 'Remember', 'SemanticSegmentation')
+__all__ = (
+    'CMID',
+    'ChangeDetection',
+    'Classification',
+    'Remember',
+    'SemanticSegmentation',
+)

@@ -117,6 +117,16 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         """Build the network, load its weights, and what augments images."""
         given = self.hparams
         check_labelling(given)
+        ignored, classes = given['ignore_index'], given['num_classes'] or 1
+        if (
+            given['loss'] == 'jaccard'
+            and ignored is not None
+            and not 0 <= ignored < classes
+        ):
+            raise ValueError(
+                f"loss='jaccard' cannot leave out ignore_index={ignored}, which is no class: choose "
+                "loss='dice'"
+            )
         self.model = create_network(
             given['model'],
             given['in_channels'],

@@ -204,12 +204,6 @@ def check_labelling(given: Any) -> None:
         raise ValueError(
             f"loss={loss!r} does not go with task={task!r}: choose loss={right!r}, or 'dice'"
         )
-    ignored, classes = given['ignore_index'], given['num_classes'] or 1
-    if loss == 'jaccard' and ignored is not None and not 0 <= ignored < classes:
-        raise ValueError(
-            f"loss='jaccard' cannot leave out ignore_index={ignored}, which is no class: choose "
-            "loss='dice'"
-        )
 
 
 def _of_bands(values: Any, bands: int) -> Any:

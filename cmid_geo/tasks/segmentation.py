@@ -6,17 +6,14 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 import torchgeo.tasks
 from torch import Tensor
 from torchvision.models import WeightsEnum
 
 from ..figures import log_figure, prediction_figure
-from ..losses.labelled import (
-    LabelledBinaryCrossEntropy,
-    LabelledCrossEntropy,
-    WhereLabelled,
-)
+from ..losses.dense import DenseLoss, DenseLossName
 from ..models.segmentation import Decoder, FCNHead, create_segmenter
 from .downstream import Downstream, check_classes, check_labelling
 from .recipe import OptimizerName, Schedule
@@ -43,7 +40,7 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
         num_labels: int | None = None,
         labels: list[str] | None = None,
         pos_weight: Tensor | float | None = None,
-        loss: Literal['ce', 'bce', 'jaccard', 'focal', 'dice'] = 'ce',
+        loss: DenseLossName = 'ce',
         class_weights: Tensor | Sequence[float] | None = None,
         ignore_index: int | None = None,
         lr: float = 1e-3,
@@ -80,7 +77,7 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
             num_labels: Number of labels (only for ``task='multilabel'``).
             labels: Names of the classes.
             pos_weight: Weight of what is true, for the 'bce' loss.
-            loss: One of 'ce', 'bce', 'jaccard', 'focal', or 'dice'.
+            loss: One of 'ce', 'bce', 'jaccard', 'focal', 'dice', or 'ce+dice'.
             class_weights: Weight of each class, for the 'ce' loss.
             ignore_index: Label that is neither learned nor counted, such as 255.
             lr: Learning rate.
@@ -147,14 +144,14 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
     def configure_losses(self) -> None:
         """Build the loss, which is 0 where nothing has a label."""
         given = self.hparams
-        ignored = given['ignore_index']
-        if given['loss'] == 'ce':
-            self.criterion = LabelledCrossEntropy(given['class_weights'], ignored)
-        elif given['loss'] == 'bce':
-            self.criterion = LabelledBinaryCrossEntropy(given['pos_weight'], ignored)
-        else:
+        if given['task'] == 'multilabel':
             super().configure_losses()
-            self.criterion = WhereLabelled(self.criterion, given['ignore_index'])
+            return
+        weights = (
+            None if given[name] is None else torch.as_tensor(given[name]).float()
+            for name in ('class_weights', 'pos_weight')
+        )
+        self.criterion = DenseLoss(given['loss'], *weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict scores.
@@ -186,13 +183,11 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
             scores = self.model.segmentation_head(self.model.decoder(list(features)))
             coarse = self.model.auxiliary_head(features[-2])
             coarse = F.interpolate(coarse, mask.shape[-2:], mode='bilinear')
-            loss = self.criterion(scores.squeeze(1), mask)
-            loss = loss + self.auxiliary_weight * self.criterion(
-                coarse.squeeze(1), mask
-            )
+            loss = self.measure(scores, mask)
+            loss = loss + self.auxiliary_weight * self.measure(coarse, mask)
         else:
             scores = self(image)
-            loss = self.criterion(scores.squeeze(1), mask)
+            loss = self.measure(scores, mask)
         self.train_metrics(scores.squeeze(1).detach(), mask)
         self.log('train_loss', loss, prog_bar=True, batch_size=len(image))
         return loss
@@ -218,6 +213,24 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
         """Count what is right."""
         self._evaluate(batch, 'test')
 
+    def measure(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Compute the loss of what has a label.
+
+        Args:
+            scores: (B, classes, H, W).
+            mask: (B, H, W), or (B, labels, H, W).
+
+        Returns:
+            The loss.
+        """
+        if self.hparams['task'] == 'multilabel':
+            return self.criterion(scores, mask.to(scores))
+        ignored = self.hparams['ignore_index']
+        known = torch.ones_like(mask, dtype=torch.bool)
+        return self.criterion(
+            scores, mask, known if ignored is None else mask != ignored
+        )
+
     def decide(self, scores: Tensor) -> Tensor:
         """Turn scores into classes.
 
@@ -239,12 +252,18 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
                 f"the batch holds {list(batch)}: {type(self).__name__} learns from 'mask', (B, H, W)"
             )
         classes = given['num_classes'] if given['task'] == 'multiclass' else 2
-        check_classes(batch['mask'], classes, given['ignore_index'], 'mask')
+        mask = batch['mask']
+        if mask.shape[-2:] != batch['image'].shape[-2:]:
+            raise ValueError(
+                f'mask has shape {tuple(mask.shape)} but images {tuple(batch["image"].shape)}: give one '
+                'label a pixel, (B, H, W)'
+            )
+        check_classes(mask, classes, given['ignore_index'], 'mask')
 
     def _evaluate(self, batch: Any, split: str) -> Tensor:
         image, mask = batch['image'], _flat(batch['mask'], self.hparams['task'])
         scores = self(image)
-        loss = self.criterion(scores.squeeze(1), mask)
+        loss = self.measure(scores, mask)
         getattr(self, f'{split}_metrics')(scores.squeeze(1), mask)
         self.log(f'{split}_loss', loss, batch_size=len(image), sync_dist=True)
         return scores

@@ -4,6 +4,14 @@
 """From chips to located, masked views."""
 
 from .masking import expand_mask, hide_cells, random_cell_mask
+from .pairs import PairAugmentation
 from .views import TwoViews, View
 
-__all__ = ('TwoViews', 'View', 'expand_mask', 'hide_cells', 'random_cell_mask')
+__all__ = (
+    'PairAugmentation',
+    'TwoViews',
+    'View',
+    'expand_mask',
+    'hide_cells',
+    'random_cell_mask',
+)

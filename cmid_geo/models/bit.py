@@ -1,0 +1,263 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The bitemporal image transformer: change seen through a few tokens of each date."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .pyramid import Pyramid
+
+
+class BIT(nn.Module):
+    r"""Bitemporal image transformer (Chen, Qi and Shi 2021).
+
+    A date's map :math:`X_i` is summed up in *tokens* vectors, which attend to those of the other
+    date; each pixel of :math:`X_i` then attends to the tokens of its own date, and the absolute
+    difference of the two maps is classified:
+
+    .. math::
+        T_i = \mathrm{softmax}(\phi X_i)^\top X_i, \quad
+        [T'_1, T'_2] = \mathrm{Encoder}([T_1, T_2] + W), \quad
+        X'_i = \mathrm{Decoder}(X_i, T'_i), \quad
+        Y = \mathrm{Head}(|X'_1 - X'_2|)
+
+    The paper takes the map of one stage of a ResNet-18; here the maps of strides 4 to 32 of any
+    backbone are projected, enlarged to stride 4 and summed. If you use this model, please cite
+    https://doi.org/10.1109/TGRS.2021.3095166.
+
+    Attributes:
+        encoder: The pyramid that both dates share.
+        decoder: Neck, tokenizer and transformers.
+        segmentation_head: From the difference to scores.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        in_channels: int = 3,
+        classes: int = 1,
+        pretrained: bool = False,
+        drop_path_rate: float = 0.0,
+        tokens: int = 4,
+        width: int = 32,
+        encoder_depth: int = 1,
+        decoder_depth: int = 8,
+    ) -> None:
+        """Initialize a new BIT instance.
+
+        Args:
+            backbone: timm's name of the backbone.
+            in_channels: Number of bands of a date.
+            classes: Number of maps of scores.
+            pretrained: Whether to start from timm's weights.
+            drop_path_rate: Stochastic depth of the backbone, in [0, 1).
+            tokens: Tokens of a date.
+            width: Channels of tokens and pixels.
+            encoder_depth: Layers in which tokens attend to each other.
+            decoder_depth: Layers in which pixels attend to tokens.
+        """
+        super().__init__()
+        self.encoder = Pyramid(backbone, in_channels, pretrained, drop_path_rate)
+        self.decoder = TokenDecoder(
+            self.encoder.out_channels[2:], tokens, width, encoder_depth, decoder_depth
+        )
+        self.segmentation_head = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, classes, 3, padding=1),
+        )
+
+    def forward(
+        self, pair: Float[Tensor, 'batch 2 bands height width']
+    ) -> Float[Tensor, 'batch classes height width']:
+        """Compute scores of change.
+
+        Args:
+            pair: Both dates, standardised, with sides that are multiples of 32 pixels.
+
+        Returns:
+            Scores of each pixel.
+        """
+        first, second = zip(*encode_dates(self.encoder, pair)[2:])
+        difference = self.decoder(list(first), list(second))
+        size = pair.shape[-2:]
+        enlarged = F.interpolate(difference, size, mode='bilinear')
+        return self.segmentation_head(enlarged)
+
+
+class TokenDecoder(nn.Module):
+    """From the maps of two dates to one map of their difference."""
+
+    def __init__(
+        self,
+        channels: list[int],
+        tokens: int = 4,
+        width: int = 32,
+        encoder_depth: int = 1,
+        decoder_depth: int = 8,
+    ) -> None:
+        """Initialize a new TokenDecoder instance.
+
+        Args:
+            channels: Of the maps, from fine to coarse.
+            tokens: Tokens of a date.
+            width: Channels of tokens and pixels.
+            encoder_depth: Layers in which tokens attend to each other.
+            decoder_depth: Layers in which pixels attend to tokens.
+        """
+        super().__init__()
+        self.project = nn.ModuleList(nn.Conv2d(each, width, 1) for each in channels)
+        self.smooth = nn.Conv2d(width, width, 3, padding=1)
+        # Spatial attention: where on the map each token looks
+        self.attend = nn.Conv2d(width, tokens, 1, bias=False)
+        self.positions = nn.Parameter(torch.randn(1, 2 * tokens, width))
+        self.mix = nn.ModuleList(Layer(width) for _ in range(encoder_depth))
+        self.look = nn.ModuleList(Layer(width) for _ in range(decoder_depth))
+
+    def forward(
+        self,
+        first: list[Float[Tensor, 'batch _ _ _']],
+        second: list[Float[Tensor, 'batch _ _ _']],
+    ) -> Float[Tensor, 'batch width rows cols']:
+        """Compare the dates.
+
+        Args:
+            first: Maps of the first date, from fine to coarse.
+            second: Maps of the second.
+
+        Returns:
+            Absolute difference on the grid of the finest map.
+        """
+        pixels = [self.neck(first), self.neck(second)]
+        tokens = torch.cat([self.tokenize(each) for each in pixels], dim=1)
+        tokens = tokens + self.positions
+        for layer in self.mix:
+            tokens = layer(tokens)
+        seen = [
+            self.look_up(each, own) for each, own in zip(pixels, tokens.chunk(2, dim=1))
+        ]
+        return (seen[0] - seen[1]).abs()
+
+    def neck(
+        self, maps: list[Float[Tensor, 'batch _ _ _']]
+    ) -> Float[Tensor, 'batch width rows cols']:
+        """One map of all scales.
+
+        Args:
+            maps: From fine to coarse.
+
+        Returns:
+            Their sum on the grid of the finest.
+        """
+        size = maps[0].shape[2:]
+        narrow = (project(each) for project, each in zip(self.project, maps))
+        total = torch.stack(
+            [F.interpolate(each, size, mode='bilinear') for each in narrow]
+        )
+        return self.smooth(total.sum(0))
+
+    def tokenize(
+        self, pixels: Float[Tensor, 'batch width rows cols']
+    ) -> Float[Tensor, 'batch tokens width']:
+        """Sum a map up in a few tokens.
+
+        Args:
+            pixels: Map of a date.
+
+        Returns:
+            Means of its pixels, weighted by where each token looks.
+        """
+        weights = self.attend(pixels).flatten(2).softmax(dim=-1)
+        return weights @ pixels.flatten(2).transpose(1, 2)
+
+    def look_up(
+        self,
+        pixels: Float[Tensor, 'batch width rows cols'],
+        tokens: Float[Tensor, 'batch tokens width'],
+    ) -> Float[Tensor, 'batch width rows cols']:
+        """Let each pixel attend to the tokens of its date.
+
+        Args:
+            pixels: Map of a date.
+            tokens: That know both dates.
+
+        Returns:
+            The map, refined.
+        """
+        queries = pixels.flatten(2).transpose(1, 2)
+        for layer in self.look:
+            queries = layer(queries, tokens)
+        return queries.transpose(1, 2).unflatten(2, pixels.shape[2:])
+
+
+class Layer(nn.Module):
+    """Attention and a perceptron, each behind a norm and beside a shortcut."""
+
+    def __init__(self, width: int, heads: int = 8, head_width: int = 8) -> None:
+        """Initialize a new Layer instance.
+
+        Args:
+            width: Channels of queries and tokens.
+            heads: Number of heads.
+            head_width: Channels of each.
+        """
+        super().__init__()
+        inner = heads * head_width
+        self.heads = heads
+        self.norm, self.norm_behind = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query = nn.Linear(width, inner, bias=False)
+        self.key_value = nn.Linear(width, 2 * inner, bias=False)
+        self.out = nn.Linear(inner, width)
+        self.perceptron = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(
+        self,
+        queries: Float[Tensor, 'batch queries width'],
+        tokens: Float[Tensor, 'batch tokens width'] | None = None,
+    ) -> Float[Tensor, 'batch queries width']:
+        """Attend.
+
+        Args:
+            queries: What looks.
+            tokens: What is looked at; the queries themselves by default.
+
+        Returns:
+            The queries, changed.
+        """
+        normed = self.norm(queries)
+        looked_at = normed if tokens is None else self.norm(tokens)
+        key, value = self._split(self.key_value(looked_at)).chunk(2, dim=1)
+        seen = F.scaled_dot_product_attention(
+            self._split(self.query(normed)), key, value
+        )
+        queries = queries + self.out(seen.transpose(1, 2).flatten(2))
+        return queries + self.perceptron(self.norm_behind(queries))
+
+    def _split(self, inner: Tensor) -> Tensor:
+        """(batch, n, k * heads * channels) to (batch, k * heads, n, channels)."""
+        return inner.unflatten(
+            2, (-1, self.query.out_features // self.heads)
+        ).transpose(1, 2)
+
+
+def encode_dates(
+    encoder: nn.Module, pair: Float[Tensor, 'batch 2 bands height width']
+) -> list[tuple[Tensor, Tensor]]:
+    """Maps of both dates, from one pass: batch norm then sees them alike.
+
+    Args:
+        encoder: Gives a list of maps.
+        pair: Both dates.
+
+    Returns:
+        For each scale the map of the first date and that of the second.
+    """
+    maps = encoder(pair.flatten(0, 1))
+    halves = (each.unflatten(0, (len(pair), 2)).unbind(1) for each in maps)
+    return [(first, second) for first, second in halves]

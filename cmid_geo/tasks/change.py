@@ -1,0 +1,241 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Change detection with one shared encoder for both dates."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torchgeo.tasks
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+
+from ..losses.dense import DenseLoss, DenseLossName
+from ..models.change import ChangeDecoder, Fusion, create_change_model
+from .downstream import Downstream
+from .pairs import check_choices, check_masks, check_pairs, known_pixels
+from .recipe import OptimizerName, Schedule
+
+#: Label of pixels that count in no metric.
+IGNORED = -1
+
+
+class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
+    """Change between two dates, binary or multiclass, from any backbone.
+
+    The encoder sees each date as an image of its own, so that weights of single images, such as
+    CMID's, fit; TorchGeo's task stacks the dates as bands. Batches hold ``image``
+    (B, 2, C, H, W) in [0, 1], ``mask`` (B, H, W) or (B, 1, H, W), and optionally ``valid``
+    (B, H, W) or (B, 2, H, W): pixels that are not valid, or have *ignore_index*, count nowhere.
+
+    Binary metrics are those of the class of change: ``val_OverallF1Score``,
+    ``val_OverallJaccardIndex`` (the IoU), ``val_OverallPrecision``, ``val_OverallRecall``.
+    Multiclass ones come also for each class, such as ``val_ClasswiseF1Score_1``.
+    """
+
+    def __init__(
+        self,
+        model: ChangeDecoder = 'unet',
+        backbone: str = 'resnet50',
+        weights: WeightsEnum | str | bool | None = None,
+        in_channels: int = 3,
+        task: Literal['binary', 'multiclass'] = 'binary',
+        num_classes: int | None = None,
+        labels: list[str] | None = None,
+        pos_weight: Tensor | float | None = None,
+        loss: DenseLossName = 'ce+dice',
+        class_weights: Tensor | Sequence[float] | None = None,
+        ignore_index: int | None = None,
+        fusion: Fusion = 'difference',
+        optimizer: OptimizerName = 'adamw',
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        momentum: float = 0.9,
+        schedule: Schedule = 'linear',
+        lr_end: float = 0.0,
+        warmup_epochs: float = 0,
+        warmup_steps: int | None = None,
+        patience: int = 10,
+        drop_path_rate: float = 0.0,
+        bands: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        freeze_backbone: bool = False,
+        freeze_decoder: bool = False,
+    ) -> None:
+        """Initialize a new ChangeDetection instance.
+
+        Args:
+            model: A decoder of segmentation_models_pytorch, or 'bit' for the bitemporal
+                transformer of Chen, Qi and Shi (2021).
+            backbone: timm's name of the backbone.
+            weights: What it starts from: anything that
+                :func:`~cmid_geo.models.load_backbone` reads, True for timm's weights, None or
+                False for random ones.
+            in_channels: Number of bands of a date.
+            task: 'binary' gives one map of scores, 'multiclass' one a class.
+            num_classes: Number of classes; for 'multiclass' only.
+            labels: Names of the classes.
+            pos_weight: How many times a pixel of change counts in the cross-entropy; for
+                'binary' only.
+            loss: 'ce' and 'bce' are the same here, cross-entropy of what the task predicts.
+            class_weights: Weight of each class in the cross-entropy.
+            ignore_index: Label of pixels that count nowhere.
+            fusion: How maps of two dates become one: 'difference' or 'concatenation'; 'bit' is
+                that of ``model='bit'``.
+            optimizer: 'adamw', 'adan' or 'sgd'.
+            lr: Learning rate.
+            weight_decay: On all parameters but biases and norms.
+            momentum: Of 'sgd'.
+            schedule: 'linear', 'cosine', 'step' or 'plateau'.
+            lr_end: Learning rate at the end.
+            warmup_epochs: Length of the warm-up.
+            warmup_steps: The same in steps, which wins.
+            patience: Epochs without progress before 'plateau' lowers the rate.
+            drop_path_rate: Stochastic depth of the backbone, in [0, 1).
+            bands: Names of the bands, to load weights that name theirs.
+            mean: Of each band in [0, 1]; the weights' own by default.
+            std: Likewise.
+            freeze_backbone: Whether the backbone stays as it is.
+            freeze_decoder: Whether the decoder does.
+
+        Raises:
+            ValueError: If choices do not go together, or the weights do not fit.
+        """
+        check_choices(task, num_classes, labels, pos_weight, class_weights)
+        self.weights = weights
+        # Not TorchGeo's own constructor: its arguments would be saved as ours
+        super(torchgeo.tasks.ChangeDetection, self).__init__()
+
+    def configure_models(self) -> None:
+        """Build the model, load the weights and freeze what shall stay."""
+        given = self.hparams
+        self.model = create_change_model(
+            given['model'], given['backbone'], given['in_channels'],
+            given['num_classes'] or 1, given['fusion'], self.weights is True,
+            given['drop_path_rate'],
+        )  # fmt: skip
+        self.adopt(self.model.encoder)
+        if given['freeze_backbone']:
+            self.backbone_module().requires_grad_(False)
+        if given['freeze_decoder']:
+            self.model.decoder.requires_grad_(False)
+
+    def backbone_module(self) -> nn.Module:
+        """What the weights fill: the maps that a pyramid adds to a ViT are not of them."""
+        return self.model.encoder.network
+
+    def configure_losses(self) -> None:
+        """Build the loss, which counts only pixels that are known."""
+        given = self.hparams
+        weights = (
+            None if given[name] is None else torch.as_tensor(given[name]).float()
+            for name in ('class_weights', 'pos_weight')
+        )
+        self.criterion = DenseLoss(given['loss'], *weights)
+
+    def configure_metrics(self) -> None:
+        """Build TorchGeo's metrics, which count only pixels that are known."""
+        # Pixels that are not valid need a label too, also where ignore_index is None
+        given = self.hparams['ignore_index']
+        self.hparams['ignore_index'] = IGNORED
+        super().configure_metrics()
+        self.hparams['ignore_index'] = given
+
+    def forward(
+        self, pair: Float[Tensor, 'batch 2 bands height width']
+    ) -> Float[Tensor, 'batch classes height width']:
+        """Compute scores of change.
+
+        Args:
+            pair: Both dates, in [0, 1], with sides that are multiples of 32 pixels.
+
+        Returns:
+            Scores; one map if binary.
+        """
+        return self.model(self.standardise(pair))
+
+    def check_labels(self, batch: Any) -> None:
+        """Refuse masks that do not fit the images, and labels that do not exist.
+
+        Args:
+            batch: With ``image`` and ``mask``.
+
+        Raises:
+            ValueError: If there is no mask, or a shape or a label is off.
+        """
+        if 'mask' not in batch:
+            raise ValueError(
+                f"the batch holds {list(batch)}: {type(self).__name__} learns from 'mask', (B, H, W)"
+            )
+        classes, ignored = self.hparams['num_classes'], self.hparams['ignore_index']
+        check_masks(batch['image'], batch['mask'], classes, ignored)
+
+    def check(self, batch: Any, batch_idx: int, labelled: bool = True) -> None:
+        """Refuse images that are no pairs, and whatever else does not fit.
+
+        Args:
+            batch: With ``image``.
+            batch_idx: Index of the batch in its epoch.
+            labelled: Whether it must have labels.
+
+        Raises:
+            ValueError: If images are no pairs, have other bands, or are not in [0, 1], or labels
+                do not fit.
+        """
+        image = batch.get('image') if isinstance(batch, dict) else None
+        if batch_idx == 0 and image is not None:
+            check_pairs(image)
+            if 'valid' in batch:
+                both = known_pixels(batch)[:, None].expand(-1, 2, -1, -1)
+                batch = batch | {'valid': both}
+        super().check(batch, batch_idx, labelled)
+
+    def read_labels(
+        self, batch: dict[str, Any]
+    ) -> tuple[Int[Tensor, 'batch height width'], Bool[Tensor, 'batch height width']]:
+        """Labels of a batch, and where they count.
+
+        Args:
+            batch: With ``image`` and ``mask``.
+
+        Returns:
+            Labels, with :data:`IGNORED` where they do not count; and whether they do.
+        """
+        mask = batch['mask']
+        labels = (mask.squeeze(1) if mask.ndim == 4 else mask).long()
+        known = known_pixels(batch)
+        if self.hparams['ignore_index'] is not None:
+            known = known & (labels != self.hparams['ignore_index'])
+        return labels.where(known, IGNORED), known
+
+    def _shared_step(self, batch: Any, batch_idx: int, stage: str) -> Tensor:
+        """Loss and metrics of a batch, for all three stages."""
+        scores = self(batch['image'])
+        labels, known = self.read_labels(batch)
+        loss = self.criterion(scores, labels, known)
+        self.log(f'{stage}_loss', loss, batch_size=len(scores))
+        # Of scores that all lie in [0, 1] metrics would believe that they are probabilities
+        binary = self.hparams['task'] == 'binary'
+        shares = scores[:, 0].sigmoid() if binary else scores.softmax(dim=1)
+        getattr(self, f'{stage}_metrics').update(shares, labels)
+        return loss
+
+    def predict_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Float[Tensor, 'batch classes height width']:
+        """Compute probabilities.
+
+        Args:
+            batch: With ``image``.
+            batch_idx: Not used.
+            dataloader_idx: Not used.
+
+        Returns:
+            Of change, one map, if binary; else of each class.
+        """
+        scores = self(batch['image'])
+        binary = self.hparams['task'] == 'binary'
+        return scores.sigmoid() if binary else scores.softmax(dim=1)
