@@ -107,6 +107,9 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         check_choices(task, num_classes, labels, pos_weight, class_weights)
         # TorchGeo's __init__ saves the hyperparameters of all frames, of which this one wins
         super().__init__(weights=weights)
+        # What TorchGeo's takes and this one does not would come back from checkpoints
+        for name in ('num_filters', 'num_labels'):
+            self.hparams.pop(name, None)
 
     def configure_models(self) -> None:
         """Build the model, load the weights and freeze what shall stay."""
@@ -118,7 +121,8 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         )  # fmt: skip
         self.adopt(self.model.encoder)
         if given['freeze_backbone']:
-            self.backbone_module().requires_grad_(False)
+            # Lightning trains modules in the mode it finds them in
+            self.backbone_module().requires_grad_(False).eval()
         if given['freeze_decoder']:
             self.model.decoder.requires_grad_(False)
 
@@ -219,7 +223,8 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         # Of scores that all lie in [0, 1] metrics would believe that they are probabilities
         binary = self.hparams['task'] == 'binary'
         shares = scores[:, 0].sigmoid() if binary else scores.softmax(dim=1)
-        getattr(self, f'{stage}_metrics').update(shares, labels)
+        # Called, not updated: an update mixes the metrics of single classes up
+        getattr(self, f'{stage}_metrics')(shares, labels)
         return loss
 
     def predict_step(
