@@ -44,13 +44,18 @@ class HasScenes(Protocol):
     """
 
     @property
-    def scenes(self) -> Sequence[Any]: ...  # noqa: D102
+    def scenes(self) -> Sequence[Any]:
+        """The scenes."""
+        ...
 
     @property
-    def res(self) -> tuple[float, float]: ...  # noqa: D102
+    def res(self) -> tuple[float, float]:
+        """Pixel size (x, y)."""
+        ...
 
     def validity(self, scene: int, cells: int = 512) -> Bools | None:
         """Map roughly where a scene is valid; None if all of it is."""
+        ...
 
 
 def concat_scenes(samples: Iterable[Sample]) -> Sample:

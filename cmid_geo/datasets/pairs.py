@@ -83,7 +83,7 @@ class ChangePairs(Dataset[Sample]):
             'band_regex': band_regex, 'date_regex': date_regex, 'skip_unreadable': False,
         }  # fmt: skip
 
-        def scenes_of(files: list[str], is_mask: bool = False) -> list[Scene]:
+        def scenes_of(files: list[str], is_mask: bool) -> list[Scene]:
             wanted, zero = ([1], False) if is_mask else (bands, zero_is_nodata)
             return find_scenes(files, wanted, zero_is_nodata=zero, **options)
 

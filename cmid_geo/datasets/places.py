@@ -3,9 +3,8 @@
 
 """Which files show one place at two dates, and what changed there."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import PurePath
-from typing import Protocol
 
 import numpy as np
 from torchgeo.datasets.utils import Path
@@ -18,12 +17,8 @@ from .grids import natural_res
 Place = tuple[str, Scene, Scene, Scene]
 
 
-class ScenesOf(Protocol):
-    """From files of dates, or of masks, to scenes."""
-
-    def __call__(self, files: list[str], is_mask: bool = False) -> list[Scene]:
-        """Describe the scenes that files make up."""
-        ...
+#: From files, and whether they are masks, to scenes.
+ScenesOf = Callable[[list[str], bool], list[Scene]]
 
 
 def pairs_in_folders(root: Path, mask_name: str, scenes_of: ScenesOf) -> list[Place]:
@@ -46,7 +41,7 @@ def pairs_in_folders(root: Path, mask_name: str, scenes_of: ScenesOf) -> list[Pl
     found = []
     for folder, files in sorted(folders.items()):
         masks = [path for path in files if stem(path) == mask_name]
-        images = scenes_of([path for path in files if path not in masks])
+        images = scenes_of([path for path in files if path not in masks], False)
         images.sort(key=lambda scene: (scene.start, scene.files))
         dates = len({scene.start for scene in images})
         if len(masks) != 1 or len(images) != 2 or dates != 2:
@@ -83,7 +78,7 @@ def pairs_in_lists(
         ValueError: If the lists do not fit together.
     """
     several = [
-        scenes_of(_listed(before)), scenes_of(_listed(after)), scenes_of(_listed(masks), True),
+        scenes_of(_listed(before), False), scenes_of(_listed(after), False), scenes_of(_listed(masks), True),
     ]  # fmt: skip
     counts = [len(scenes) for scenes in several]
     if len(set(counts)) != 1:

@@ -119,7 +119,8 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         )  # fmt: skip
         self.adopt(self.model.encoder)
         if given['freeze_backbone']:
-            self.backbone_module().requires_grad_(False)
+            # Lightning trains modules in the mode it finds them in
+            self.backbone_module().requires_grad_(False).eval()
         if given['freeze_decoder']:
             self.model.decoder.requires_grad_(False)
 
@@ -220,7 +221,8 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         # Of scores that all lie in [0, 1] metrics would believe that they are probabilities
         binary = self.hparams['task'] == 'binary'
         shares = scores[:, 0].sigmoid() if binary else scores.softmax(dim=1)
-        getattr(self, f'{stage}_metrics').update(shares, labels)
+        # Called, not updated: an update mixes the metrics of single classes up
+        getattr(self, f'{stage}_metrics')(shares, labels)
         return loss
 
     def predict_step(
