@@ -139,11 +139,13 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
 
     def configure_metrics(self) -> None:
         """Build TorchGeo's metrics, which count only pixels that are known."""
-        # Pixels that are not valid need a label too, also where ignore_index is None
+        # Pixels that are not valid need a label too, also where ignore_index is None; and
+        # TorchGeo's asks for a number of labels that this task does not know
         given = self.hparams['ignore_index']
-        self.hparams['ignore_index'] = IGNORED
+        self.hparams.update({'ignore_index': IGNORED, 'num_labels': None})
         super().configure_metrics()
         self.hparams['ignore_index'] = given
+        del self.hparams['num_labels']
 
     def forward(
         self, pair: Float[Tensor, 'batch 2 bands height width']

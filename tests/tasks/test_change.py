@@ -72,7 +72,7 @@ def batch(size: int = 64, **changes: Any) -> dict[str, Any]:
 
 def step(task: ChangeDetection, given: dict[str, Any]) -> torch.Tensor:
     task.check_labels(given)
-    task.check_images(given, 0)
+    task.check(given, 0)
     return task.training_step(given, 0)
 
 
