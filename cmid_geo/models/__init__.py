@@ -13,6 +13,7 @@ from .builders import (
     list_models,
     list_weights,
 )
+from .detection import FPNBackbone, create_detector
 from .encoder import Encoder, Encoding
 from .export import export_backbone
 from .heads import PixelDecoder, Projector, PrototypeHead
@@ -27,6 +28,7 @@ __all__ = (
     'CMIDSwinB_Weights',
     'Encoder',
     'Encoding',
+    'FPNBackbone',
     'KeyQueue',
     'LoadReport',
     'MaskedBackbone',
@@ -37,6 +39,7 @@ __all__ = (
     'cmid_swin_b',
     'convert_released_state_dict',
     'create_backbone',
+    'create_detector',
     'export_backbone',
     'get_model',
     'get_model_weights',
