@@ -3,7 +3,15 @@
 
 """From chips to located, masked views."""
 
+from .boxes import BoxAugmentation
 from .masking import expand_mask, hide_cells, random_cell_mask
 from .views import TwoViews, View
 
-__all__ = ('TwoViews', 'View', 'expand_mask', 'hide_cells', 'random_cell_mask')
+__all__ = (
+    'BoxAugmentation',
+    'TwoViews',
+    'View',
+    'expand_mask',
+    'hide_cells',
+    'random_cell_mask',
+)
