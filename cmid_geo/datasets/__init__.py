@@ -4,6 +4,7 @@
 """Datasets: folders of scenes, read a chip at a time."""
 
 from .chips import Chip
+from .coco import CocoDetection
 from .discovery import Scene
 from .samplers import GridChips, RandomChips
 from .scenes import SceneDataset
@@ -13,6 +14,7 @@ from .synthetic import SyntheticScenes, write_synthetic_scenes
 __all__ = (
     'BandStatistics',
     'Chip',
+    'CocoDetection',
     'GridChips',
     'RandomChips',
     'Scene',
