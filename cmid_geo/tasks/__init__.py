@@ -4,6 +4,7 @@
 """Tasks: the methods, as TorchGeo's users run them."""
 
 from .cmid import CMID
+from .detection import ObjectDetection
 from .remember import Remember
 
-__all__ = ('CMID', 'Remember')
+__all__ = ('CMID', 'ObjectDetection', 'Remember')
