@@ -109,7 +109,7 @@ class CocoDataModule(NonGeoDataModule):
         self.val_fraction, self.label_fraction = val_fraction, label_fraction
         self.seed = seed
         self.augmentation = BoxAugmentation(flips, turns, scale, contrast, brightness)
-        self.collate_fn = collate_fn_detection
+        self.collate_fn = collate_alike
         self._whole: Any = None
         self.classes: tuple[str, ...] | None = None
         self.statistics: BandStatistics | None = None
@@ -239,3 +239,24 @@ class CocoDataModule(NonGeoDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def collate_alike(samples: list[Sample]) -> Any:
+    """Make a batch of images that are of one size.
+
+    Args:
+        samples: With ``image``, ``bbox_xyxy`` and ``label``.
+
+    Returns:
+        The images in one tensor, boxes and labels in lists.
+
+    Raises:
+        ValueError: If sizes or bands differ.
+    """
+    shapes = sorted({tuple(sample['image'].shape) for sample in samples})
+    if len(shapes) > 1:
+        raise ValueError(
+            f'images of (bands, height, width) {shapes[0]} and {shapes[1]} are in one batch: bring them '
+            'to one size by size=, and choose bands that all have by bands='
+        )
+    return collate_fn_detection(samples)

@@ -1,6 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,3 +110,21 @@ def test_bad_arguments_are_refused(root: Path, options: dict, message: str) -> N
 def test_scaling_needs_the_range(root: Path) -> None:
     with pytest.raises(ValueError, match=r"call setup\('fit'\)"):
         CocoDataModule(str(root)).scale({'image': torch.rand(1, 3, 8, 8)})
+
+
+def test_images_of_several_sizes_need_one(root: Path) -> None:
+    listed = write_coco(root / 'wide', 'train', 4, width=80)
+    for entry in listed['images'] + listed['annotations']:
+        entry['id'] += 1000
+    for entry in listed['images']:
+        target = root / 'train' / f'wide_{entry["file_name"]}'
+        (root / 'wide' / 'train' / entry['file_name']).rename(target)
+        entry['file_name'] = target.name
+    known = json.loads((root / 'train.json').read_text())
+    known['images'] = known['images'][:4] + listed['images']
+    known['annotations'] = known['annotations'][:4]
+    (root / 'train.json').write_text(json.dumps(known))
+    data = make(root, val='train', batch_size=8)
+    assert next(iter(data.train_dataloader()))['image'].shape == (8, 3, 48, 48)
+    with pytest.raises(ValueError, match=r'\(3, 40, 60\) and \(3, 40, 80\).*by size='):
+        next(iter(make(root, val='train', size=None, batch_size=8).train_dataloader()))

@@ -4,6 +4,7 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torchgeo.tasks
 import yaml
 from cocofiles import write_coco
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.ops import box_iou
@@ -117,7 +119,7 @@ def test_it_learns() -> None:
     batch['label'][1] += 1
     task = make(model='fcos').train()
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-3)
-    for _ in range(30):
+    for _ in range(20):
         optimizer.zero_grad()
         task.training_step(batch, 0).backward()
         optimizer.step()
@@ -126,13 +128,37 @@ def test_it_learns() -> None:
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 0.5
     with torch.no_grad():
-        for _ in range(5):
+        for _ in range(4):
             task.model.backbone(task.standardise(image))
         found = task.eval()(image)
     for each, boxes, labels in zip(found, batch['bbox_xyxy'], batch['label']):
         best = each['scores'].argmax()
         assert each['labels'][best] == labels[0]
         assert box_iou(each['boxes'][best][None], boxes) > 0.5
+
+
+def test_figures_of_what_is_found(
+    tmp_path: Path, make_trainer: Callable[..., Trainer]
+) -> None:
+    class Recorder(DummyLogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.figures = {}
+
+        @property
+        def experiment(self) -> Any:
+            return SimpleNamespace(
+                add_figure=lambda name, figure, global_step: self.figures.update({
+                    name: [text.get_text() for text in figure.axes[1].texts]
+                })
+            )  # fmt: skip
+
+    write_coco(tmp_path, 'train', 5)
+    data = CocoDataModule(str(tmp_path), 64, val='train')
+    task, logger = make(), Recorder()
+    task.model = Found([([[5, 5, 40, 40]], [2], [0.75])] + [([], [], [])] * 4)
+    make_trainer(logger=logger).validate(task, data, verbose=False)
+    assert logger.figures == {'val/boxes': ['ship 0.75']}
 
 
 def test_precision_is_of_the_epoch_not_the_mean_of_batches(
