@@ -38,7 +38,8 @@ class Curve(Callback):
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         epoch = trainer.current_epoch + 1
-        if epoch % self.every and epoch != trainer.max_epochs:
+        last = epoch == trainer.max_epochs or trainer.should_stop
+        if epoch % self.every and not last:
             return
         pl_module.eval()
         for batch in self.loader:
@@ -54,7 +55,7 @@ class Curve(Callback):
         self.rows.append(row)
         print(row, flush=True)
         self.out.write_text(json.dumps(self.rows))
-        trainer.should_stop = row['map_50'] >= self.enough
+        trainer.should_stop |= row['map_50'] >= self.enough
 
 
 def show(task: Any, data: Any, dataset: Any, places: list[int], path: Path) -> None:
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument('--model', default='faster-rcnn')
     parser.add_argument('--backbone', default='resnet18')
     parser.add_argument('--weights')
+    parser.add_argument('--trainable-layers', type=int, default=5)
     parser.add_argument('--channels', type=int, default=128)
     parser.add_argument('--size', type=int, default=320)
     parser.add_argument('--batch', type=int, default=4)
@@ -112,7 +114,7 @@ def main() -> None:
     # Half the sizes of torchvision's, and at 320 px half of these again
     task = ObjectDetection(
         args.model, args.backbone, args.weights, num_classes=5, labels=list(data.classes or ()),
-        fpn_channels=args.channels, lr=args.lr, schedule='cosine', warmup_steps=20,
+        trainable_layers=args.trainable_layers, fpn_channels=args.channels, lr=args.lr, schedule='cosine', warmup_steps=20,
         anchor_sizes=(8, 16, 32, 64, 128) if args.model == 'faster-rcnn' else None,
     )  # fmt: skip
     if args.model == 'faster-rcnn':
