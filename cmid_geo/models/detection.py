@@ -155,6 +155,8 @@ class FPNBackbone(nn.Module):
         self.out_channels = out_channels
         # A tuple, so that they are not registered a second time
         self._still = freeze_parts(self.body, trainable_layers, freeze_bn)
+        # Lightning keeps the modes it finds
+        self.train()
 
     def forward(
         self, image: Float[Tensor, 'batch bands height width']

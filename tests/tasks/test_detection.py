@@ -285,6 +285,19 @@ def test_a_frozen_backbone_stays_and_the_rest_learns(name: str) -> None:
     assert scales is None or scales.levels[0][0].weight.grad is not None
 
 
+@pytest.mark.parametrize('options', ({'freeze_backbone': True}, {'freeze_bn': True}))
+def test_frozen_statistics_stay_through_a_run(
+    options: dict, make_trainer: Callable[..., Trainer]
+) -> None:
+    task = make(**options)
+    network = task.model.backbone.body.network
+    before = {key: value.clone() for key, value in network.named_buffers()}
+    make_trainer(max_steps=2).fit(task, loader(*[batch_of([[8, 8, 40, 40]], [])] * 2))
+    assert before
+    for key, value in network.named_buffers():
+        assert torch.equal(value, before[key]), key
+
+
 def test_frozen_batch_norms_stay_in_evaluation_under_the_task() -> None:
     task = make(freeze_bn=True, trainable_layers=3).eval().train()
     network = task.model.backbone.body.network
