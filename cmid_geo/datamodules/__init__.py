@@ -5,12 +5,14 @@
 
 from .change import ChangeDataModule
 from .classification import ImageFolderDataModule
+from .coco import CocoDataModule
 from .pairs import LEVIRCDDataModule, OSCDDataModule
 from .scenes import SceneDataModule
 from .segmentation import SegmentationDataModule
 
 __all__ = (
     'ChangeDataModule',
+    'CocoDataModule',
     'ImageFolderDataModule',
     'LEVIRCDDataModule',
     'OSCDDataModule',

@@ -4,6 +4,7 @@
 """Datasets: folders of scenes, read a chip at a time."""
 
 from .chips import Chip
+from .coco import CocoDetection
 from .discovery import Scene
 from .pairs import ChangePairs
 from .samplers import GridChips, RandomChips
@@ -15,6 +16,7 @@ __all__ = (
     'BandStatistics',
     'ChangePairs',
     'Chip',
+    'CocoDetection',
     'GridChips',
     'RandomChips',
     'Scene',

@@ -15,6 +15,7 @@ from .builders import (
     list_weights,
 )
 from .change import SiameseModel, create_change_model
+from .detection import FPNBackbone, create_detector
 from .encoder import Encoder, Encoding
 from .export import export_backbone
 from .heads import PixelDecoder, Projector, PrototypeHead
@@ -30,6 +31,7 @@ __all__ = (
     'CMIDSwinB_Weights',
     'Encoder',
     'Encoding',
+    'FPNBackbone',
     'KeyQueue',
     'LoadReport',
     'MaskedBackbone',
@@ -42,6 +44,7 @@ __all__ = (
     'convert_released_state_dict',
     'create_backbone',
     'create_change_model',
+    'create_detector',
     'export_backbone',
     'get_model',
     'get_model_weights',

@@ -107,6 +107,8 @@ def _backbone_of(model: Any) -> tuple[Any, nn.Module]:
         return model, model.encoder
     for holder in (getattr(model, 'backbone', None), model):
         body = getattr(holder, 'body', None)
+        if isinstance(body, Pyramid):
+            return model, body.network
         if isinstance(body, nn.Module):
             return model, body
     return model, model

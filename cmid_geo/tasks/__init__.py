@@ -6,6 +6,7 @@
 from .change import ChangeDetection
 from .classification import Classification
 from .cmid import CMID
+from .detection import ObjectDetection
 from .remember import Remember
 from .segmentation import SemanticSegmentation
 
@@ -13,6 +14,7 @@ __all__ = (
     'CMID',
     'ChangeDetection',
     'Classification',
+    'ObjectDetection',
     'Remember',
     'SemanticSegmentation',
 )

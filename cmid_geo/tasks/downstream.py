@@ -65,6 +65,8 @@ class Downstream(Values):
         self.register_values(
             bands, _of_bands(mean or 0.0, bands), _of_bands(std or 1.0, bands)
         )
+        # Lightning keeps the modes it finds: what is frozen must be in evaluation before it starts
+        self.train()
 
     def standardise(
         self, image: Float[Tensor, '*batch bands height width']

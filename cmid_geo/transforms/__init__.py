@@ -3,11 +3,13 @@
 
 """From chips to located, masked views."""
 
+from .boxes import BoxAugmentation
 from .masking import expand_mask, hide_cells, random_cell_mask
 from .pairs import PairAugmentation
 from .views import TwoViews, View
 
 __all__ = (
+    'BoxAugmentation',
     'PairAugmentation',
     'TwoViews',
     'View',

@@ -1,0 +1,100 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Images with boxes drawn on them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from jaxtyping import Float, Integer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+
+def draw_boxes(
+    axis: Axes,
+    image: Float[Tensor, 'bands height width'],
+    boxes: Float[Tensor, 'n 4'],
+    labels: Integer[Tensor, ' n'],
+    names: Sequence[str] | None = None,
+    scores: Float[Tensor, ' n'] | None = None,
+    shown: Sequence[int] = (0, 1, 2),
+) -> None:
+    """Draw boxes with their names, and scores, on an image.
+
+    Args:
+        axis: To draw on.
+        image: In [0, 1].
+        boxes: (x1, y1, x2, y2) in pixels from the upper left corner.
+        labels: Class of each box.
+        names: Of the classes, background first; numbers by default.
+        scores: In [0, 1].
+        shown: Bands to show as red, green and blue.
+    """
+    bands = [min(band, len(image) - 1) for band in shown]
+    height, width = image.shape[1:]
+    # Edges of pixels, not their centres, are at whole numbers, as in the boxes
+    extent = (0, width, height, 0)
+    axis.imshow(image[bands].clamp(0, 1).permute(1, 2, 0).cpu().numpy(), extent=extent)
+    told = [None] * len(boxes) if scores is None else scores.tolist()
+    for box, label, score in zip(boxes.tolist(), labels.tolist(), told, strict=True):
+        colour = plt.get_cmap('tab10')((label - 1) % 10)
+        x1, y1, x2, y2 = box
+        axis.add_patch(
+            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour, lw=1.2)
+        )
+        name = str(label) if names is None else names[label]
+        text = name if score is None else f'{name} {score:.2f}'
+        axis.text(
+            x1, y1, text, fontsize=6, color='white', va='bottom', clip_on=True,
+            bbox={'facecolor': colour, 'edgecolor': 'none', 'pad': 0.6},
+        )  # fmt: skip
+    axis.set_axis_off()
+
+
+def boxes_figure(
+    images: Float[Tensor, 'batch bands height width'],
+    truth: Sequence[Sequence[Tensor]],
+    found: Sequence[Sequence[Tensor]] | None = None,
+    names: Sequence[str] | None = None,
+    min_score: float = 0.3,
+    shown: Sequence[int] = (0, 1, 2),
+    titles: bool = True,
+) -> Figure:
+    """Show images with their true boxes, and beside them what was found.
+
+    Args:
+        images: In [0, 1].
+        truth: Boxes (N, 4) and labels (N) of each image.
+        found: Boxes, labels and scores of each image.
+        names: Of the classes, background first.
+        min_score: Least score of what is drawn, in [0, 1].
+        shown: Bands to show as red, green and blue.
+        titles: Whether to say which is which.
+
+    Returns:
+        A column for each image: truth above, what was found below.
+    """
+    rows = 1 if found is None else 2
+    count = len(images)
+    figure, axes = plt.subplots(
+        rows, count, figsize=(4 * count, 4.2 * rows), squeeze=False
+    )
+    for column, (image, (boxes, labels)) in enumerate(zip(images, truth)):
+        draw_boxes(axes[0][column], image, boxes, labels, names, shown=shown)
+        if found is not None:
+            below: Any = axes[1][column]
+            boxes, labels, scores = (each.cpu() for each in found[column])
+            kept = scores >= min_score
+            draw_boxes(
+                below, image, boxes[kept], labels[kept], names, scores[kept], shown
+            )
+            if titles:
+                below.set_title(f'found, score {min_score} and above')
+        if titles:
+            axes[0][column].set_title('truth')
+    figure.tight_layout()
+    return figure

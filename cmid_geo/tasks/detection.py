@@ -1,0 +1,270 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Object detection on CMID's backbones."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torchgeo.tasks
+from matplotlib import pyplot as plt
+from torch import Tensor, nn
+from torchmetrics.detection.mean_ap import MeanAveragePrecision
+from torchvision.models import WeightsEnum
+
+from ..models.detection import ASPECT_RATIOS, Detector, create_detector
+from ..transforms.boxes import check_boxes, keep_visible
+from .downstream import Downstream
+from .recipe import OptimizerName, Schedule
+
+#: What is logged of COCO's numbers.
+LOGGED = ('map', 'map_50', 'map_75', 'map_small', 'map_medium', 'map_large', 'mar_100')
+
+
+class ObjectDetection(Downstream, torchgeo.tasks.ObjectDetection):
+    """Detection by Faster R-CNN, FCOS or RetinaNet on any backbone of timm, with any weights.
+
+    Batches hold ``image`` (B, C, H, W) in [0, 1], and lists over the images of ``bbox_xyxy``
+    (N, 4) in pixels and ``label`` (N). As in TorchGeo, class 0 is the background: objects have
+    the labels 1 to ``num_classes - 1``. Images may have no boxes. Boxes are clipped to their
+    image, and those of which no area is left are not learned or counted.
+
+    Logs COCO's mean average precision over an epoch: ``val_map`` (overlaps 0.5 to 0.95),
+    ``val_map_50``, ``val_map_75``, by size of the objects, and ``val_map_<class>``; -1 where
+    there are no such objects.
+    """
+
+    monitor = 'val_map'
+    mode = 'max'
+
+    def __init__(
+        self,
+        model: Detector = 'faster-rcnn',
+        backbone: str = 'resnet50',
+        weights: WeightsEnum | str | bool | None = None,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        trainable_layers: int = 5,
+        lr: float = 1e-4,
+        patience: int = 10,
+        freeze_backbone: bool = False,
+        freeze_bn: bool = False,
+        fpn_channels: int = 256,
+        labels: list[str] | None = None,
+        anchor_sizes: Sequence[float] | None = None,
+        aspect_ratios: Sequence[float] = ASPECT_RATIOS,
+        score_thresh: float | None = None,
+        nms_thresh: float | None = None,
+        detections_per_img: int | None = None,
+        drop_path_rate: float = 0.0,
+        optimizer: OptimizerName = 'adamw',
+        weight_decay: float = 0.05,
+        momentum: float = 0.9,
+        schedule: Schedule = 'step',
+        lr_end: float = 0.0,
+        warmup_epochs: float = 0.0,
+        warmup_steps: int | None = None,
+        bands: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        """Initialize a new ObjectDetection instance.
+
+        Args:
+            model: One of 'faster-rcnn', 'fcos', or 'retinanet'.
+            backbone: timm's name of the backbone.
+            weights: Where the backbone starts from, see
+                :func:`~cmid_geo.models.load_backbone`: a weights enum or its name, the path of
+                a file, True for timm's ImageNet weights, or None for random ones.
+            in_channels: Number of bands.
+            num_classes: Number of classes (including the background).
+            trainable_layers: Parts of the backbone to train, counted from its end: four stages
+                and the stem. 5 trains all, the paper's ResNets 3. With random weights train all.
+            lr: Learning rate.
+            patience: Epochs without progress, for ``schedule='plateau'``.
+            freeze_backbone: Whether to train only what is behind the backbone.
+            freeze_bn: Whether the backbone's batch norms keep statistics, scale and shift of
+                the weights, as small batches want; not for random weights.
+            fpn_channels: Channels of the feature pyramid's levels, a multiple of 32.
+            labels: Names of the classes, background first, for the logs.
+            anchor_sizes: Side in pixels of the anchors of each level, see
+                :data:`~cmid_geo.models.detection.ANCHOR_SIZES`.
+            aspect_ratios: Heights of the anchors by their widths.
+            score_thresh: Least score of a detection; torchvision's by default.
+            nms_thresh: Overlap above which the lower score goes; torchvision's by default.
+            detections_per_img: Most detections of an image; torchvision's by default. COCO
+                counts the best 100.
+            drop_path_rate: Stochastic depth of the backbone, in [0, 1).
+            optimizer: One of 'adamw', 'adan', or 'sgd'.
+            weight_decay: On all parameters but biases and norms.
+            momentum: Of 'sgd'.
+            schedule: 'step' falls to a tenth after 8/12 and 11/12 of the run, 'cosine' and
+                'linear' fall to *lr_end*, 'plateau' when the mAP stays.
+            lr_end: Learning rate at the end.
+            warmup_epochs: Epochs over which the learning rate rises.
+            warmup_steps: Steps of that rise, instead of epochs.
+            bands: Names of the bands, to copy filters by name where the weights know them.
+            mean: Mean of each band in [0, 1]; the weights' by default.
+            std: Standard deviation of each band in [0, 1]; the weights' by default.
+
+        Raises:
+            ValueError: If arguments do not go together, or the weights do not fill the backbone.
+        """
+        self.weights = weights
+        # Not TorchGeo's own constructor: its arguments would be saved as ours
+        super(torchgeo.tasks.ObjectDetection, self).__init__()
+
+    def configure_models(self) -> None:
+        """Build the detector and load its backbone's weights."""
+        given = self.hparams
+        names = ('model', 'backbone', 'in_channels', 'num_classes', 'drop_path_rate', 'trainable_layers',
+                 'freeze_bn', 'fpn_channels', 'anchor_sizes', 'aspect_ratios', 'score_thresh', 'nms_thresh',
+                 'detections_per_img')  # fmt: skip
+        labels = given['labels']
+        if labels is not None and len(labels) != given['num_classes']:
+            raise ValueError(
+                f'{len(labels)} labels for num_classes={given["num_classes"]}: name the background first, '
+                'then each class'
+            )
+        self.model = create_detector(
+            pretrained=self.weights is True, **{name: given[name] for name in names}
+        )
+        self.adopt(self.model.backbone.body)
+        if given['freeze_backbone']:
+            self.backbone_module().requires_grad_(False)
+
+    def configure_metrics(self) -> None:
+        """Build COCO's metric, of all and of each class."""
+        # Images with more than 100 objects are usual from above
+        options: dict[str, Any] = {'class_metrics': True, 'average': 'macro'}
+        for split in ('val', 'test'):
+            metric = MeanAveragePrecision(**options)
+            metric.warn_on_many_detections = False
+            setattr(self, f'{split}_metrics', metric)
+
+    def backbone_module(self) -> nn.Module:
+        """timm's network: the pyramid on it is new and always trained."""  # noqa: D403
+        return self.model.backbone.body.network
+
+    def forward(self, x: Tensor, targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Detect objects or, in training mode, compute the losses.
+
+        Args:
+            x: Images (B, C, H, W) in [0, 1].
+            targets: ``boxes`` and ``labels`` of each image, in training mode.
+
+        Returns:
+            ``boxes``, ``labels`` and ``scores`` of each image, or losses by name.
+        """
+        return self.model(self.standardise(x), targets)
+
+    def training_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            batch: ``image``, ``bbox_xyxy`` and ``label``, see the class.
+            batch_idx: Index of the batch in its epoch.
+            dataloader_idx: Not used.
+
+        Returns:
+            The sum of the detector's losses.
+        """
+        losses = self(batch['image'], _targets(batch))
+        loss = torch.stack(list(losses.values())).sum()
+        size = len(batch['image'])
+        self.log('train_loss', loss, prog_bar=True, batch_size=size)
+        self.log_dict({f'train_{name}': each for name, each in losses.items()}, batch_size=size)  # fmt: skip
+        return loss
+
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Compare what is found with the truth."""
+        found = self._evaluate(batch, 'val')
+        if batch_idx == 0:
+            self._show(batch, found)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compare what is found with the truth."""
+        self._evaluate(batch, 'test')
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the precision over all validation images."""
+        self._log_precision('val')
+
+    def on_test_epoch_end(self) -> None:
+        """Log the precision over all test images."""
+        self._log_precision('test')
+
+    def check_labels(self, batch: dict[str, Any]) -> None:
+        """Refuse boxes and labels that are missing, or are none.
+
+        Args:
+            batch: On the CPU.
+
+        Raises:
+            ValueError: If so.
+        """
+        if 'bbox_xyxy' not in batch or 'label' not in batch:
+            raise ValueError(
+                f"the batch holds {list(batch)}: {type(self).__name__} learns from 'bbox_xyxy' and 'label', "
+                'lists over the images of (N, 4) and (N)'
+            )
+        if not len(batch['image']) == len(batch['bbox_xyxy']) == len(batch['label']):
+            raise ValueError(
+                f'{len(batch["image"])} images with {len(batch["bbox_xyxy"])} sets of boxes and '
+                f'{len(batch["label"])} of labels: give one of each for each image, empty where there are '
+                'no objects'
+            )
+        for boxes, labels in zip(batch['bbox_xyxy'], batch['label']):
+            check_boxes(boxes, labels, self.hparams['num_classes'])
+
+    def _evaluate(self, batch: Any, split: str) -> Any:
+        found = self(batch['image'])
+        getattr(self, f'{split}_metrics').update(found, _targets(batch))
+        return found
+
+    def _log_precision(self, split: str) -> None:
+        metric = getattr(self, f'{split}_metrics')
+        values = metric.compute()
+        metric.reset()
+        precision = {f'{split}_{name}': values[name] for name in LOGGED}
+        names = self.hparams['labels']
+        for label, value in zip(
+            values['classes'].reshape(-1).tolist(), values['map_per_class'].reshape(-1)
+        ):
+            if label > 0:
+                name = names[label] if names else label
+                precision[f'{split}_map_{name}'] = value
+        self.log_dict(precision, sync_dist=True)
+
+    def _show(self, batch: Any, found: Any) -> None:
+        """Give loggers that take figures one of the first image, where the datamodule draws."""
+        plot = getattr(getattr(self.trainer, 'datamodule', None), 'plot', None)
+        add = getattr(getattr(self.logger, 'experiment', None), 'add_figure', None)
+        if plot is None or add is None:
+            return
+        sample = {key: batch[key][0].cpu() for key in ('image', 'bbox_xyxy', 'label')}
+        for key, name in (
+            ('bbox_xyxy', 'boxes'),
+            ('label', 'labels'),
+            ('score', 'scores'),
+        ):
+            sample[f'prediction_{key}'] = found[0][name].cpu()
+        figure = plot(sample)
+        if figure is not None:
+            add('val/boxes', figure, global_step=self.global_step)
+            plt.close(figure)
+
+
+def _targets(batch: Any) -> list[dict[str, Tensor]]:
+    """Boxes as detectors and metrics want them, clipped to their images."""
+    height, width = batch['image'].shape[2:]
+    targets = []
+    for boxes, labels in zip(batch['bbox_xyxy'], batch['label']):
+        inside, kept = keep_visible(boxes.float(), height, width)
+        targets.append({'boxes': inside, 'labels': labels[kept].long()})
+    return targets
