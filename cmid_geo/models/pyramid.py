@@ -174,7 +174,7 @@ class SimplePyramid(nn.Module):
 
 def patch_map(
     network: Any, image: Float[Tensor, 'batch bands height width']
-) -> Float[Tensor, 'batch width rows cols']:
+) -> Float[Tensor, 'batch dim rows cols']:
     """Patch tokens of a ViT, after its norm, as a map.
 
     Args:
