@@ -1,0 +1,85 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Leaving parts of a pretrained backbone as they are."""
+
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .pyramid import Pyramid
+
+#: Parts of a backbone: what comes before its first stage, and four stages.
+PARTS = 5
+
+
+def freeze_parts(
+    pyramid: Pyramid, trainable_layers: int = PARTS, freeze_bn: bool = False
+) -> tuple[nn.Module, ...]:
+    """Freeze the first parts of a backbone, and its batch norms.
+
+    A backbone has five parts: the stem, with embeddings of positions, and four stages; those
+    of a ViT are quarters of its blocks. The paper's ResNets train the last three.
+
+    Args:
+        pyramid: Holds the backbone. Its parameters are changed in place.
+        trainable_layers: Parts to train, counted from the last, 0 to 5.
+        freeze_bn: Whether the batch norms of all parts keep statistics, scale and shift.
+
+    Returns:
+        What must stay in evaluation mode while the rest trains.
+
+    Raises:
+        ValueError: If the number is out of range, or the parts of the network are not known.
+    """
+    if not 0 <= trainable_layers <= PARTS:
+        raise ValueError(
+            f'trainable_layers={trainable_layers}: a backbone has {PARTS} parts, a stem and four '
+            f'stages, give the number of those to train, 0 to {PARTS}'
+        )
+    still: list[nn.Module] = []
+    if trainable_layers < PARTS:
+        for part in _parts(pyramid)[: PARTS - trainable_layers]:
+            for piece in part:
+                piece.requires_grad_(False)
+                still += [piece] if isinstance(piece, nn.Module) else []
+    if freeze_bn:
+        norms = [m for m in pyramid.network.modules() if isinstance(m, _BatchNorm)]
+        for norm in norms:
+            norm.requires_grad_(False)
+        still += norms
+    return tuple(still)
+
+
+def _parts(pyramid: Pyramid) -> list[list[Any]]:
+    """Modules and parameters of the stem and of each stage, in their order."""
+    network: Any = pyramid.network
+    if pyramid.scales is not None:
+        blocks = list(network.blocks)
+        inner = {id(each) for block in blocks for each in block.parameters()}
+        last = {id(each) for each in network.norm.parameters()}
+        stem: list[Any] = [
+            each for each in network.parameters() if id(each) not in inner | last
+        ]
+        ends = [round(len(blocks) * part / 4) for part in range(5)]
+        quarters = [blocks[start:end] for start, end in pairwise(ends)]
+        quarters[-1].append(network.norm)
+        return [stem, *quarters]
+    names = [name.replace('.', '_') for name in network.feature_info.module_name()][-4:]
+    children = dict(network.named_children())
+    if not set(names) <= set(children):
+        raise ValueError(
+            f'the stages of {pyramid.name!r} are not known: set trainable_layers={PARTS} to train '
+            'all of it, or freeze_backbone=True to train none'
+        )
+    parts: list[list[Any]] = [[] for _ in range(PARTS)]
+    place = 0
+    for name, child in children.items():
+        # What stands before a stage and behind the last belongs to it; the stem ends with the first
+        place = max(place, int(name == names[0]))
+        parts[min(place, PARTS - 1)].append(child)
+        if name in names:
+            place = names.index(name) + 2
+    return parts
