@@ -186,6 +186,8 @@ def _sample(
     points = boxes[:, None, :2] + turn(inner * boxes[:, None, 2:4], boxes[:, 4:])
     # grid_sample counts from the left edge, -1, to the right edge, 1, of the whole map
     sides = points.new_tensor([level.shape[2] * stride, level.shape[1] * stride])
-    grid = (2 * points / sides - 1).unflatten(0, (1, -1)).to(level.dtype)
-    found = F.grid_sample(level[None], grid, align_corners=False)[0].transpose(0, 1)
-    return F.avg_pool2d(found.unflatten(2, (number, number)), POINTS)
+    grid = (2 * points / sides - 1).unflatten(0, (1, -1))
+    # Half precision could not tell neighbouring pixels apart
+    found = F.grid_sample(level[None].float(), grid, align_corners=False)[0]
+    found = found.transpose(0, 1).unflatten(2, (number, number))
+    return F.avg_pool2d(found, POINTS).to(level.dtype)
