@@ -93,6 +93,8 @@ class OrientedRCNN(nn.Module):
         )
         self.rpn = OrientedRPN(fpn_channels, anchor_sizes, proposals)
         self.head = OrientedHead(fpn_channels, head_channels, num_classes)
+        # Lightning keeps the modes that it finds and does not call train()
+        self.train()
 
     def train(self, mode: bool = True) -> 'OrientedRCNN':
         """Set training mode; frozen parts stay as they are.
