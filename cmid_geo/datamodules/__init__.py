@@ -3,6 +3,7 @@
 
 """Datamodules: scenes in batches, scaled to [0, 1]."""
 
+from .dota import DOTADataModule, OrientedDataModule
 from .scenes import SceneDataModule
 
-__all__ = ('SceneDataModule',)
+__all__ = ('DOTADataModule', 'OrientedDataModule', 'SceneDataModule')

@@ -5,6 +5,7 @@
 
 from .chips import Chip
 from .discovery import Scene
+from .dota import OrientedChips, read_dota
 from .samplers import GridChips, RandomChips
 from .scenes import SceneDataset
 from .statistics import BandStatistics, estimate_statistics
@@ -14,10 +15,12 @@ __all__ = (
     'BandStatistics',
     'Chip',
     'GridChips',
+    'OrientedChips',
     'RandomChips',
     'Scene',
     'SceneDataset',
     'SyntheticScenes',
     'estimate_statistics',
+    'read_dota',
     'write_synthetic_scenes',
 )

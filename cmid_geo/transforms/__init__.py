@@ -4,6 +4,14 @@
 """From chips to located, masked views."""
 
 from .masking import expand_mask, hide_cells, random_cell_mask
+from .rotated import RandomTurns
 from .views import TwoViews, View
 
-__all__ = ('TwoViews', 'View', 'expand_mask', 'hide_cells', 'random_cell_mask')
+__all__ = (
+    'RandomTurns',
+    'TwoViews',
+    'View',
+    'expand_mask',
+    'hide_cells',
+    'random_cell_mask',
+)
