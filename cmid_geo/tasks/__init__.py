@@ -4,6 +4,8 @@
 """Tasks: the methods, as TorchGeo's users run them."""
 
 from .cmid import CMID
+from .oriented import OrientedDetection
 from .remember import Remember
+from .rotated_map import RotatedMAP
 
-__all__ = ('CMID', 'Remember')
+__all__ = ('CMID', 'OrientedDetection', 'Remember', 'RotatedMAP')
