@@ -100,14 +100,13 @@ class OrientedHead(nn.Module):
         boxes = [each[0] for each in drawn]
         labels, goals = (torch.cat([each[i] for each in drawn]) for i in (1, 2))
         logits, codes = self(levels, boxes)
-        objects = labels > 0
+        objects, number = labels > 0, max(len(labels), 1)
+        # Sums, since the mean over no proposals at all would be no number
+        loss_class = F.cross_entropy(logits.float(), labels, reduction='sum')
         loss_box = F.smooth_l1_loss(
             codes[objects].float(), goals[objects], reduction='sum'
         )
-        return {
-            'loss_classifier': F.cross_entropy(logits.float(), labels),
-            'loss_box': loss_box / max(len(labels), 1),
-        }
+        return {'loss_classifier': loss_class / number, 'loss_box': loss_box / number}
 
 
 @torch.no_grad()
