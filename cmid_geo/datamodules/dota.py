@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import DOTA
 from torchgeo.datasets.utils import Sample
@@ -107,7 +106,14 @@ class OrientedDataModule(NonGeoDataModule):
             labels = [read_dota(own, self.classes).labels for _, own in pairs]
             chosen = few_images(labels, self.label_fraction, self.seed)
             pairs = [pairs[index] for index in chosen]
-            self.train_dataset = self._chips(pairs, self.skip_empty)
+            chips = self._chips(pairs, self.skip_empty)
+            if len(chips) < self.batch_size:
+                raise ValueError(
+                    f'{len(chips)} training chips of {len(pairs)} images are less than a batch of '
+                    f'{self.batch_size}: lower batch_size=, raise label_fraction=, or set '
+                    'skip_empty=False'
+                )
+            self.train_dataset = chips
         if stage in ('fit', 'validate') and self.val_dataset is None:
             self.val_dataset = self._chips(self._pairs('val'))
         if stage in ('test', 'predict') and self.test_dataset is None:
@@ -147,7 +153,7 @@ class OrientedDataModule(NonGeoDataModule):
             )
         return find_pairs(folder)
 
-    def _chips(self, pairs: list[Pair], skip_empty: bool = False) -> Dataset[Sample]:
+    def _chips(self, pairs: list[Pair], skip_empty: bool = False) -> OrientedChips:
         """Chips of images."""
         return OrientedChips(
             pairs, self.classes, self.patch_size, self.overlap, self.bands, self.min_share,

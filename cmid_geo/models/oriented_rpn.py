@@ -157,6 +157,7 @@ class OrientedRPN(nn.Module):
     ) -> list[Tensor]:
         """The best proposals of each image that do not repeat a better one."""
         anchors = self._anchors(levels)
+        end = anchors.new_tensor([size[1], size[0]])
         counts = [
             level.shape[2] * level.shape[3] * len(ASPECT_RATIOS) for level in levels
         ]
@@ -170,11 +171,12 @@ class OrientedRPN(nn.Module):
                 start += count
             pick, place = torch.cat(picks), torch.cat(places)
             boxes = decode_midpoints(code[pick], anchors[pick])
-            fit = boxes[:, 3] >= LEAST
-            # Of those whose centre is where the image was filled up nothing can be seen
-            fit &= (boxes[:, 0] < size[1]) & (boxes[:, 1] < size[0])
+            around = external_boxes(boxes)
+            # Of those wholly outside, or where the image was filled up, nothing can be seen
+            seen = (around[:, 2:] > 0).all(1) & (around[:, :2] < end).all(1)
+            fit = seen & (boxes[:, 3] >= LEAST)
             boxes, rank, place = boxes[fit], score[pick][fit], place[fit]
-            kept = batched_nms(external_boxes(boxes), rank, place, OVERLAP)
+            kept = batched_nms(around[fit], rank, place, OVERLAP)
             found.append(boxes[kept[: self.proposals]])
         return found
 

@@ -277,6 +277,10 @@ class TestFolders:
         with pytest.raises(ValueError, match='low < high'):
             self.make(folder, low=255.0)
         with pytest.raises(
+            ValueError, match='training chips of 4 images are less than a batch of 99'
+        ):
+            self.make(folder, batch_size=99).setup('fit')
+        with pytest.raises(
             ValueError, match=r'train=None: give OrientedDataModule\(train='
         ):
             self.make(folder, train=None).setup('fit')
@@ -312,7 +316,7 @@ class TestDOTA:
 
     def test_few_labels(self, dota: Path) -> None:
         module = DOTADataModule(
-            str(dota), patch_size=128, overlap=0, label_fraction=0.34
+            str(dota), patch_size=128, overlap=0, label_fraction=0.34, batch_size=1
         )
         module.setup('fit')
         assert len(module.train_dataset) == 1 and len(module.val_dataset) == 3
