@@ -58,7 +58,7 @@ def rectangles(boxes: Tensor) -> Tensor:
     """
     if boxes.shape[1] == 5:
         return canonical(boxes.float())
-    return boxes_from_corners(boxes.double().reshape(-1, 4, 2)).float()
+    return boxes_from_corners(boxes.float().reshape(-1, 4, 2))
 
 
 def targets_of(batch: Any) -> list[dict[str, Tensor]]:
