@@ -47,7 +47,6 @@ ABOVE = {
     'transforms': ('losses', 'models', 'tasks', 'datasets', 'datamodules'),
     'models': ('losses', 'tasks', 'datasets', 'datamodules'),
     'datasets': ('losses', 'transforms', 'models', 'tasks', 'datamodules'),
-    # Augmentations of labelled images run on the device, behind the loader
     'datamodules': ('losses', 'models', 'tasks'),
     'tasks': ('datasets', 'datamodules'),
 }
