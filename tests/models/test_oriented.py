@@ -15,9 +15,8 @@ from cmid_geo.models.rotated import external_boxes, rotated_iou
 from cmid_geo.models.rotated_codes import decode_midpoints, encode_midpoints
 
 SMALL = {'fpn_channels': 16, 'head_channels': 32, 'proposals': 50}
-BACKBONES = (
-    'resnet18', 'resnet50', 'swin_tiny_patch4_window7_224', 'vit_small_patch16_224',
-)  # fmt: skip
+# ResNet-50 too is trained by the tests of the task
+BACKBONES = ('resnet18', 'swin_tiny_patch4_window7_224', 'vit_small_patch16_224')
 
 
 def a_target(*boxes: tuple[float, ...]) -> dict[str, Tensor]:
