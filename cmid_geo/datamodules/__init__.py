@@ -6,6 +6,7 @@
 from .change import ChangeDataModule
 from .classification import ImageFolderDataModule
 from .coco import CocoDataModule
+from .dota import DOTADataModule, OrientedDataModule
 from .pairs import LEVIRCDDataModule, OSCDDataModule
 from .scenes import SceneDataModule
 from .segmentation import SegmentationDataModule
@@ -13,9 +14,11 @@ from .segmentation import SegmentationDataModule
 __all__ = (
     'ChangeDataModule',
     'CocoDataModule',
+    'DOTADataModule',
     'ImageFolderDataModule',
     'LEVIRCDDataModule',
     'OSCDDataModule',
+    'OrientedDataModule',
     'SceneDataModule',
     'SegmentationDataModule',
 )

@@ -6,6 +6,7 @@
 from .chips import Chip
 from .coco import CocoDetection
 from .discovery import Scene
+from .dota import OrientedChips, read_dota
 from .pairs import ChangePairs
 from .samplers import GridChips, RandomChips
 from .scenes import SceneDataset
@@ -18,10 +19,12 @@ __all__ = (
     'Chip',
     'CocoDetection',
     'GridChips',
+    'OrientedChips',
     'RandomChips',
     'Scene',
     'SceneDataset',
     'SyntheticScenes',
     'estimate_statistics',
+    'read_dota',
     'write_synthetic_scenes',
 )

@@ -21,6 +21,7 @@ from .export import export_backbone
 from .heads import PixelDecoder, Projector, PrototypeHead
 from .loading import load_backbone
 from .memory import KeyQueue, make_teacher, update_teacher
+from .oriented import OrientedRCNN
 from .released import convert_released_state_dict
 from .report import LoadReport
 from .weights import CMIDResNet50_Weights, CMIDSwinB_Weights
@@ -35,6 +36,7 @@ __all__ = (
     'KeyQueue',
     'LoadReport',
     'MaskedBackbone',
+    'OrientedRCNN',
     'PixelDecoder',
     'Projector',
     'PrototypeHead',

@@ -7,7 +7,9 @@ from .change import ChangeDetection
 from .classification import Classification
 from .cmid import CMID
 from .detection import ObjectDetection
+from .oriented import OrientedDetection
 from .remember import Remember
+from .rotated_map import RotatedMAP
 from .segmentation import SemanticSegmentation
 
 __all__ = (
@@ -15,6 +17,8 @@ __all__ = (
     'ChangeDetection',
     'Classification',
     'ObjectDetection',
+    'OrientedDetection',
     'Remember',
+    'RotatedMAP',
     'SemanticSegmentation',
 )

@@ -1,0 +1,289 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Large images with rotated boxes in DOTA's format, read a chip at a time."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import shapely
+import torch
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from torchgeo.datasets import NonGeoDataset
+from torchgeo.datasets.utils import Sample
+
+#: First words of lines that are no box.
+HEADERS = ('imagesource:', 'gsd:')
+
+#: Endings of images in folders.
+IMAGES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
+
+#: An image and its labels.
+Pair = tuple[Path, Path]
+
+
+class DOTALabels(NamedTuple):
+    """Boxes of an image.
+
+    Attributes:
+        corners: (N, 8) x1, y1, ..., x4, y4 in pixels of the image, float64.
+        labels: (N) counted from 1, in the order of the classes.
+        difficult: (N) bool.
+    """
+
+    corners: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.int64]
+    difficult: npt.NDArray[np.bool_]
+
+
+class OrientedChips(NonGeoDataset):
+    """Chips of large images with rotated boxes.
+
+    A sample holds ``image`` (C, H, W) float32, raw values, 0 beyond the image; ``bbox`` (N, 8)
+    float32, four corners x1, y1, ..., x4, y4 in pixels of the chip; ``label`` (N), counted from 1;
+    ``difficult`` (N) bool; ``index``, that of the image; and ``window`` (col, row, width, height).
+
+    Chips lie on a grid that ends with the image, so that the last ones overlap more. A box belongs
+    to every chip that has at least *min_share* of its area, whole, though parts may be outside;
+    boxes of no area belong to none. With an overlap as long as the largest object each is whole
+    in some chip. Only a window is read at a time; formats without tiles, such as PNG, are decoded
+    from the start for each: large ones are better made into tiled GeoTIFF first.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        classes: Sequence[str],
+        patch_size: int = 1024,
+        overlap: int = 200,
+        bands: Sequence[int] = (1, 2, 3),
+        min_share: float = 0.7,
+        skip_empty: bool = False,
+    ) -> None:
+        """Initialize a new OrientedChips instance.
+
+        Args:
+            pairs: Images and their labels.
+            classes: Names; the first has label 1.
+            patch_size: Side of the chips in pixels.
+            overlap: Of neighbouring chips, in pixels.
+            bands: Positions of bands, from 1. An image of one band stands for all of them.
+            min_share: Least share of a box in a chip, in (0, 1].
+            skip_empty: Whether to leave out chips without boxes.
+
+        Raises:
+            ValueError: If a number is off, or an image or its labels cannot be read.
+        """
+        if not 0 <= overlap < patch_size or not 0 < min_share <= 1:
+            raise ValueError(
+                f'patch_size={patch_size}, overlap={overlap}, min_share={min_share}: chips overlap by '
+                'less than their side, and shares are in (0, 1]'
+            )
+        self.pairs, self.classes, self.bands = list(pairs), tuple(classes), tuple(bands)
+        self.patch_size, self.min_share = patch_size, min_share
+        self.boxes = [read_dota(labels, classes) for _, labels in self.pairs]
+        #: Index of the image, first column, first row and the boxes of each chip
+        self.chips: list[tuple[int, int, int, npt.NDArray[np.int64]]] = []
+        for index, (image, _) in enumerate(self.pairs):
+            width, height = image_size(image)
+            shapes = shapely.convex_hull(
+                shapely.multipoints(self.boxes[index].corners.reshape(-1, 4, 2))
+            )
+            for row in starts(height, patch_size, overlap):
+                for col in starts(width, patch_size, overlap):
+                    own = self._own(shapes, col, row)
+                    if len(own) or not skip_empty:
+                        self.chips.append((index, col, row, own))
+
+    def __len__(self) -> int:
+        """Return the number of chips."""
+        return len(self.chips)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read a chip.
+
+        Args:
+            index: Of the chip.
+
+        Returns:
+            See the class.
+
+        Raises:
+            ValueError: If the image cannot be read, or lacks bands.
+        """
+        image, col, row, own = self.chips[index]
+        boxes, size = self.boxes[image], self.patch_size
+        corners = boxes.corners[own] - np.array([col, row] * 4)
+        return {
+            'image': torch.from_numpy(self._read(self.pairs[image][0], col, row)),
+            'bbox': torch.from_numpy(corners.astype(np.float32)),
+            'label': torch.from_numpy(boxes.labels[own]),
+            'difficult': torch.from_numpy(boxes.difficult[own]),
+            'index': torch.tensor(image),
+            'window': torch.tensor([col, row, size, size]),
+        }
+
+    def _own(self, shapes: npt.NDArray, col: int, row: int) -> npt.NDArray[np.int64]:
+        """Which boxes belong to a chip."""
+        chip = shapely.box(col, row, col + self.patch_size, row + self.patch_size)
+        near = np.flatnonzero(shapely.intersects(shapes, chip))
+        areas = shapely.area(shapes[near])
+        common = shapely.area(shapely.intersection(shapes[near], chip))
+        # A box that just fits may miss its last digit
+        return near[(areas > 0) & (common >= areas * self.min_share * (1 - 1e-9))]
+
+    def _read(self, path: Path, col: int, row: int) -> npt.NDArray[np.float32]:
+        """Values of a chip, 0 beyond the image."""
+        size = self.patch_size
+        found = np.zeros((len(self.bands), size, size), np.float32)
+        with opened(path) as file:
+            bands = (1,) * len(self.bands) if file.count == 1 else self.bands
+            if max(bands) > file.count:
+                raise ValueError(
+                    f'{path} has {file.count} bands but bands={self.bands}: choose of those that it has'
+                )
+            width, height = min(size, file.width - col), min(size, file.height - row)
+            try:
+                values = file.read(
+                    bands, window=((row, row + height), (col, col + width))
+                )
+            except RasterioIOError as error:
+                raise ValueError(
+                    f'{path} cannot be read: {error}; replace it'
+                ) from error
+        found[:, :height, :width] = values
+        return found
+
+
+def read_dota(path: Path | str, classes: Sequence[str]) -> DOTALabels:
+    """Read labels in DOTA's format.
+
+    A line is ``x1 y1 x2 y2 x3 y3 x4 y4 category difficult``, where *difficult* may be missing;
+    lines ``imagesource:`` and ``gsd:`` and empty ones are skipped.
+
+    Args:
+        path: A text file.
+        classes: Names that may occur.
+
+    Returns:
+        The boxes.
+
+    Raises:
+        ValueError: If a line is none of these, or a category is not known; says file and line.
+    """
+    places = {name: label for label, name in enumerate(classes, 1)}
+    corners, labels, difficult = [], [], []
+    lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words or words[0].lower().startswith(HEADERS):
+            continue
+        try:
+            points = [float(word) for word in words[:8]]
+            hard = [int(word) for word in words[9:]] or [0]
+            well = len(words) in (9, 10) and bool(np.isfinite(points).all())
+        except ValueError:
+            well = False
+        if not well:
+            raise ValueError(
+                f'{path}, line {number}: {line!r} is no box: write x1 y1 x2 y2 x3 y3 x4 y4 category '
+                'difficult, with finite numbers and a difficulty of 0 or 1'
+            )
+        if words[8] not in places:
+            raise ValueError(
+                f'{path}, line {number}: category {words[8]!r} is not among {list(classes)}: correct it, or '
+                'add it to classes='
+            )
+        corners.append(points)
+        labels.append(places[words[8]])
+        difficult.append(hard[0] > 0)
+    return DOTALabels(
+        np.array(corners, np.float64).reshape(-1, 8),
+        np.array(labels, np.int64), np.array(difficult, np.bool_),
+    )  # fmt: skip
+
+
+def find_pairs(folder: Path | str) -> list[Pair]:
+    """Find images and their labels in a folder that has DOTA's layout.
+
+    Args:
+        folder: Holds ``images`` and ``labelTxt``, with files of the same names but for endings.
+
+    Returns:
+        Pairs in the order of their names.
+
+    Raises:
+        ValueError: If there are no images, or one has no labels.
+    """
+    images, labels = Path(folder) / 'images', Path(folder) / 'labelTxt'
+    found = sorted(images.glob('*')) if images.is_dir() else []
+    found = [path for path in found if path.suffix.lower() in IMAGES]
+    if not found:
+        raise ValueError(
+            f'{images} holds no images ({", ".join(IMAGES)}): give a folder with images and labelTxt'
+        )
+    pairs = [(path, labels / f'{path.stem}.txt') for path in found]
+    missing = [str(own) for _, own in pairs if not own.exists()]
+    if missing:
+        raise ValueError(
+            f'{len(missing)} of {len(pairs)} images have no labels, such as {missing[0]}: an image without '
+            'objects needs an empty file'
+        )
+    return pairs
+
+
+def starts(side: int, patch_size: int, overlap: int) -> list[int]:
+    """Where the chips along a side of an image start.
+
+    Args:
+        side: Of the image in pixels.
+        patch_size: Side of the chips.
+        overlap: Of neighbouring chips; the last two may overlap more.
+
+    Returns:
+        First pixels, of which the first is 0; the last chip ends with the image, if this is not
+        smaller than a chip.
+    """
+    last = max(side - patch_size, 0)
+    return [*range(0, last, patch_size - overlap), last]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image, from its header.
+
+    Args:
+        path: Of the image.
+
+    Returns:
+        In pixels.
+
+    Raises:
+        ValueError: If it cannot be opened.
+    """
+    with opened(path) as file:
+        return file.width, file.height
+
+
+def opened(path: Path) -> rasterio.DatasetReader:
+    """Open an image, be it georeferenced or not.
+
+    Args:
+        path: Of the image.
+
+    Returns:
+        To be closed.
+
+    Raises:
+        ValueError: If it cannot be opened.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', NotGeoreferencedWarning)
+        try:
+            return rasterio.open(path)
+        except RasterioIOError as error:
+            raise ValueError(f'{path} cannot be opened: {error}; replace it') from error
