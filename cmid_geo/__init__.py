@@ -3,8 +3,16 @@
 
 """CMID for Earth observation: self-supervised pretraining as a TorchGeo extension."""
 
-from .datamodules import ChangeDataModule, SceneDataModule
-from .datasets import ChangePairs, SceneDataset, SyntheticScenes
+from .datamodules import (
+    ChangeDataModule,
+    CocoDataModule,
+    DOTADataModule,
+    ImageFolderDataModule,
+    OrientedDataModule,
+    SceneDataModule,
+    SegmentationDataModule,
+)
+from .datasets import ChangePairs, MaskDataset, SceneDataset, SyntheticScenes
 from .models import (
     CMIDResNet50_Weights,
     CMIDSwinB_Weights,
@@ -14,7 +22,14 @@ from .models import (
     export_backbone,
     load_backbone,
 )
-from .tasks import CMID, ChangeDetection
+from .tasks import (
+    CMID,
+    ChangeDetection,
+    Classification,
+    ObjectDetection,
+    OrientedDetection,
+    SemanticSegmentation,
+)
 from .transforms import TwoViews, View
 from .version import __version__
 
@@ -25,8 +40,18 @@ __all__ = (
     'ChangeDataModule',
     'ChangeDetection',
     'ChangePairs',
+    'Classification',
+    'CocoDataModule',
+    'DOTADataModule',
+    'ImageFolderDataModule',
+    'MaskDataset',
+    'ObjectDetection',
+    'OrientedDataModule',
+    'OrientedDetection',
     'SceneDataModule',
     'SceneDataset',
+    'SegmentationDataModule',
+    'SemanticSegmentation',
     'SyntheticScenes',
     'TwoViews',
     'View',

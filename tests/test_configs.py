@@ -38,7 +38,7 @@ def test_classify(name: str, model: str, folder: Path) -> None:
         for number in range(20):
             image = Image.fromarray(np.full((40, 40, 3), number, np.uint8))
             image.save(folder / 'train' / label / f'{number}.png')
-    config = CONFIGS / f'classify_{name}.yaml'
+    config = CONFIGS / f'classification_{name}.yaml'
     assert (
         'MILLIONAID_RGB'
         in yaml.safe_load(config.read_text())['model']['init_args']['weights']
@@ -53,7 +53,7 @@ def test_classify(name: str, model: str, folder: Path) -> None:
 def test_segment(name: str, backbone: str, folder: Path) -> None:
     write(folder / 'images' / 'a.tif', noise(3, 128, 128))
     write(folder / 'masks' / 'a.tif', noise(1, 128, 128) // 40)
-    main(['fit', f'--config={CONFIGS / f"segment_{name}.yaml"}', *TINY, '--data.patch_size=64',
+    main(['fit', f'--config={CONFIGS / f"segmentation_{name}.yaml"}', *TINY, '--data.patch_size=64',
           f'--data.images={folder / "images"}', f'--data.masks={folder / "masks"}',
           '--data.length=4', f'--model.backbone={backbone}', '--data.label_fraction=0.5',
           '--model.decoder_options={decoder_channels: 16}'])  # fmt: skip

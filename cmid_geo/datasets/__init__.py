@@ -7,6 +7,8 @@ from .chips import Chip
 from .coco import CocoDetection
 from .discovery import Scene
 from .dota import OrientedChips, read_dota
+from .folders import ImageFolders
+from .masks import LabelledScenes, MaskDataset
 from .pairs import ChangePairs
 from .samplers import GridChips, RandomChips
 from .scenes import SceneDataset
@@ -19,6 +21,9 @@ __all__ = (
     'Chip',
     'CocoDetection',
     'GridChips',
+    'ImageFolders',
+    'LabelledScenes',
+    'MaskDataset',
     'OrientedChips',
     'RandomChips',
     'Scene',
