@@ -135,7 +135,8 @@ def test_bad_data_is_refused(make_trainer: Trainers) -> None:
     ):
         fit(make(), image=torch.rand(2, 5, 64, 64))
     with pytest.raises(ValueError, match='multiples of 32'):
-        fit(make(), image=torch.rand(2, 3, 60, 64))
+        odd = torch.zeros(2, 60, 64).long()
+        fit(make(), image=torch.rand(2, 3, 60, 64), mask=odd)
     with pytest.raises(ValueError, match="auxiliary_weight=0.4.*'dpt'"):
         make('dpt', 'vit_tiny_patch16_224', auxiliary_weight=0.4)
     with pytest.raises(
