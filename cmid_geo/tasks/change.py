@@ -143,7 +143,8 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         """Build TorchGeo's metrics, which count only pixels that are known."""
         # Pixels that are not valid need a label too, also where ignore_index is None
         given = self.hparams['ignore_index']
-        self.hparams['ignore_index'] = IGNORED
+        # TorchGeo's metrics read all of its own arguments, which the command line does not give
+        self.hparams.update({'ignore_index': IGNORED, 'num_labels': None})
         super().configure_metrics()
         self.hparams['ignore_index'] = given
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from PIL import Image
 from rasterio.transform import from_origin
 from torchgeo.datasets import OSCD
 
+from cmid_geo.__main__ import main
 from cmid_geo.datamodules import ChangeDataModule, LEVIRCDDataModule, OSCDDataModule
 from cmid_geo.datasets import Chip
 from cmid_geo.datasets.windows import FewChips, stratified_share
@@ -307,3 +309,20 @@ def test_dates_and_labels_are_altered_alike(levir: Path, trainer: Trainer) -> No
     torch.testing.assert_close(
         altered['image'], expected.expand_as(altered['image']), atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize('name', ['resnet50', 'swin_base'])
+def test_configs_fit(name: str, cities: Path, tmp_path: Path) -> None:
+    config = Path(__file__).parents[2] / 'configs' / f'change_{name}.yaml'
+    small = {'resnet50': 'resnet18', 'swin_base': 'swin_tiny_patch4_window7_224'}
+    assert yaml.safe_load(config.read_text())['model']['init_args']['model'] == 'bit'
+    main([
+        'fit', f'--config={config}', f'--data.root={cities}', '--data.bands=[1, 2]',
+        f'--model.backbone={small[name]}', '--model.in_channels=2',
+        '--data.length=2', '--data.batch_size=2', '--data.num_workers=0',
+        '--data.patch_size=64', '--data.val_places=[cork]', '--data.mask_name=change',
+        '--trainer.max_epochs=1', '--trainer.logger=false', '--trainer.accelerator=cpu',
+        f'--trainer.default_root_dir={tmp_path}', '--trainer.callbacks=null',
+        '--trainer.enable_checkpointing=false',
+    ])  # fmt: skip
+    assert not list(tmp_path.rglob('*.ckpt'))
