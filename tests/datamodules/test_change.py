@@ -290,6 +290,10 @@ def test_a_share_of_the_images(kind: Any, levir: Path, onera: Path) -> None:
     data = kind(label_fraction=0.5, **options)
     data.setup('fit')
     assert len(data.train_dataset) == 1
+    short = kind(batch_size=2, length=None, label_fraction=0.5, **options)
+    short.setup('fit')
+    with pytest.raises(ValueError, match='1 crops an epoch are less than a batch of 2'):
+        short.train_dataloader()
     with pytest.raises(ValueError, match='give one above 0'):
         kind(label_fraction=2.0, **options)
 
