@@ -20,8 +20,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from torch.utils.data import DataLoader
 
 from cmid_geo import ChangeDataModule, ChangeDetection, ChangePairs
+from cmid_geo.datasets.windows import windows
 
 matplotlib.use('Agg')
 
@@ -126,6 +128,37 @@ def predict(task: Any, data: ChangeDataModule) -> tuple[Any, np.ndarray]:
     return sample, task.predict_step(data.scale(batch), 0)[0, 0, :rows, :cols].numpy()
 
 
+@torch.no_grad()
+def pixels(
+    task: Any, data: ChangeDataModule, split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probability and truth of all valid pixels of a split, window by window."""
+    pairs: Any = getattr(data, f'{split}_dataset')
+    task.eval()
+    found, true = [], []
+    chips: Any = windows(pairs, data.chip_size)
+    for batch in DataLoader(pairs, batch_size=8, sampler=chips):
+        known = batch['valid']
+        probability = task.predict_step(data.scale(batch), 0)[:, 0]
+        found.append(probability[known].numpy())
+        true.append(batch['mask'][known].numpy() == 1)
+    return np.concatenate(found), np.concatenate(true)
+
+
+def chosen_threshold(task: Any, data: ChangeDataModule) -> list[str]:
+    """What the threshold gives that is best on the training places, as the baseline's is."""
+    probability, truth = pixels(task, data, 'train')
+    tried = np.linspace(0.02, 0.98, 49)
+    best = max(tried, key=lambda t: scores(probability > t, truth)['F1Score'])
+    lines = [f'threshold {best:.2f}, train: {scores(probability > best, truth)}']
+    for split in ('val', 'test'):
+        probability, truth = pixels(task, data, split)
+        lines.append(
+            f'threshold {best:.2f}, {split}: {scores(probability > best, truth)}'
+        )
+    return lines
+
+
 def picture(sample: Any, probability: np.ndarray, file: Path, title: str) -> None:
     """Both dates, truth, and what was predicted: hits white, misses red, extra blue."""
     truth, found = sample['mask'].numpy() == 1, probability > 0.5
@@ -174,6 +207,7 @@ def main() -> None:
     parser.add_argument(
         '--skip-test', action='store_true', help='look at validation only'
     )
+    parser.add_argument('--val-every', type=int, default=1, help='epochs')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, default=Path('runs/change'))
     parser.add_argument('--threads', type=int, default=2)
@@ -201,15 +235,18 @@ def main() -> None:
     trainer = Trainer(
         accelerator='cpu', devices=1, max_epochs=args.epochs, logger=False, callbacks=[Say(file)],
         enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
-        enable_model_summary=False,
+        enable_model_summary=False, check_val_every_n_epoch=args.val_every,
     )  # fmt: skip
     trainer.fit(task, data)
+    trainer.save_checkpoint(args.out / f'{name}.ckpt', weights_only=True)
     if args.skip_test:
         return
     found = trainer.test(task, data, verbose=False)[0]
     print(
-        'test', {name: round(100 * found[f'test_Overall{name}'], 2) for name in NAMES}
+        'threshold 0.50, test:',
+        {name: round(100 * found[f'test_Overall{name}'], 2) for name in NAMES},
     )
+    print(*chosen_threshold(task, data), sep='\n', flush=True)
     picture(*predict(task, data), args.out / f'{name}.png', f'{args.model} {args.test}')
 
 

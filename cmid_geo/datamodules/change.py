@@ -9,6 +9,7 @@ from torch.utils.data import Sampler
 from torchgeo.datasets.utils import Sample
 
 from ..datasets import Chip, SceneDataset, estimate_statistics
+from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
 from ..datasets.fractions import ListedChips, stratified_fraction
 from ..datasets.pairs import ChangePairs
 from ..datasets.windows import windows
@@ -53,7 +54,10 @@ class ChangeDataModule(SceneDataModule):
         zoom: tuple[float, float] = (1.0, 1.0),
         binary: bool = False,
         ignore_index: int = 255,
-        **kwargs: Any,
+        mask_name: str = 'change',
+        band_regex: str = DEFAULT_BAND_REGEX,
+        date_regex: str = DEFAULT_DATE_REGEX,
+        zero_is_nodata: bool = False,
     ) -> None:
         """Initialize a new ChangeDataModule instance.
 
@@ -82,7 +86,10 @@ class ChangeDataModule(SceneDataModule):
             zoom: Smallest and largest enlargement of training chips.
             binary: Whether any value of a mask but 0 is change.
             ignore_index: Label to give where a mask holds no data.
-            **kwargs: Of :class:`~cmid_geo.datasets.pairs.ChangePairs`.
+            mask_name: With *root*, the masks' name without its ending.
+            band_regex: Finds the band in the names of single-band files, in a group ``band``.
+            date_regex: With *root*, finds the date in file names, in a group ``date``.
+            zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
 
         Raises:
             ValueError: If an epoch is shorter than a batch, or the share is none.
@@ -96,9 +103,13 @@ class ChangeDataModule(SceneDataModule):
                 f'label_fraction={label_fraction} is the share of labels that are used: give one above 0, '
                 'at most 1'
             )
-        self.options: dict[str, Any] = {
-            'root': root, 'before': before, 'after': after, 'masks': masks, 'bands': bands,
-            'binary': binary, 'ignore_index': ignore_index, **kwargs,
+        self.shared: dict[str, Any] = {
+            'bands': bands, 'band_regex': band_regex, 'date_regex': date_regex,
+            'zero_is_nodata': zero_is_nodata,
+        }  # fmt: skip
+        self.options: dict[str, Any] = self.shared | {
+            'root': root, 'before': before, 'after': after, 'masks': masks,
+            'mask_name': mask_name, 'binary': binary, 'ignore_index': ignore_index,
         }  # fmt: skip
         self.held = {'val': val_places, 'test': test_places}
         self.label_fraction = label_fraction
@@ -124,12 +135,8 @@ class ChangeDataModule(SceneDataModule):
         self.train_dataset = train = pairs.select(self.names['train'])
         self.val_dataset = pairs.select(self.names['val'])
         self.test_dataset = self.predict_dataset = pairs.select(self.names['test'])
-        known = ('bands', 'band_regex', 'date_regex', 'zero_is_nodata')
-        given: Any = {
-            name: self.options[name] for name in known if name in self.options
-        }
         self.statistics = estimate_statistics(
-            SceneDataset(train.files, **given), self.low, self.high,
+            SceneDataset(train.files, **self.shared), self.low, self.high,
             min(64, self.chip_size), min_valid=self.min_valid,
         )  # fmt: skip
         _show(f'places {self.names}; raw values low and high become 0 and 1:')

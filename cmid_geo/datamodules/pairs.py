@@ -82,13 +82,22 @@ class _Pairs(torchgeo.datamodules.NonGeoDataModule):
     def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
         """Make a loader; an epoch of training has as many crops as wanted."""
         loader: DataLoader[Any] = super()._dataloader_factory(split)
-        if split != 'train' or self.length is None:
+        if split != 'train':
             return loader
         dataset: Any = loader.dataset
-        sampler = RandomSampler(dataset, replacement=True, num_samples=self.length)
+        length = self.length or len(dataset)
+        if length < self.batch_size:
+            raise ValueError(
+                f'{length} crops an epoch are less than a batch of {self.batch_size}: raise length=, or '
+                'lower batch_size='
+            )
+        sampler = RandomSampler(
+            dataset, replacement=length > len(dataset), num_samples=length
+        )
         return DataLoader(
-            dataset, self.batch_size, sampler=sampler,
-            num_workers=self.num_workers, persistent_workers=self.num_workers > 0,
+            dataset, self.batch_size, sampler=sampler, drop_last=True,
+            num_workers=self.num_workers, collate_fn=self.collate_fn,
+            persistent_workers=self.num_workers > 0,
         )  # fmt: skip
 
 
@@ -158,7 +167,7 @@ class OSCDDataModule(_Pairs, torchgeo.datamodules.OSCDDataModule):
         patch_size: tuple[int, int] | int = 64,
         val_split_pct: float = 0.2,
         num_workers: int = 0,
-        length: int | None = None,
+        length: int | None = 1000,
         label_fraction: float = 1.0,
         seed: int = 0,
         **kwargs: Any,
@@ -170,7 +179,7 @@ class OSCDDataModule(_Pairs, torchgeo.datamodules.OSCDDataModule):
             patch_size: Side of a crop, or (height, width), multiples of 32.
             val_split_pct: Share of the training cities to validate on.
             num_workers: Processes that load data.
-            length: Crops in a training epoch; by default one a city.
+            length: Crops in a training epoch; None for one a city, of which there are few.
             label_fraction: Share of the training cities that are used, in (0, 1].
             seed: Of which are used.
             **kwargs: Of :class:`~torchgeo.datasets.OSCD`.

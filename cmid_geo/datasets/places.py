@@ -41,14 +41,20 @@ def pairs_in_folders(root: Path, mask_name: str, scenes_of: ScenesOf) -> list[Pl
     found = []
     for folder, files in sorted(folders.items()):
         masks = [path for path in files if stem(path) == mask_name]
+        # A mask that is not known as one would be read as a date
+        if len(masks) != 1:
+            raise ValueError(
+                f'{str(folder)!r} has {len(masks)} masks named {mask_name!r}: a place needs one, tell its '
+                'name without ending by mask_name='
+            )
         images = scenes_of([path for path in files if path not in masks], False)
         images.sort(key=lambda scene: (scene.start, scene.files))
         dates = len({scene.start for scene in images})
-        if len(masks) != 1 or len(images) != 2 or dates != 2:
+        if len(images) != 2 or dates != 2:
             raise ValueError(
-                f'{str(folder)!r} has {len(masks)} masks named {mask_name!r} and {len(images)} images of '
-                f'{dates} dates: a place needs one mask (mask_name=) and two dates (date_regex= tells '
-                'where file names state them); or list the files by before=, after= and masks='
+                f'{str(folder)!r} has {len(images)} images of {dates} dates: a place needs two, tell where '
+                'file names state the date by date_regex=, or list the files by before=, after= and '
+                'masks='
             )
         inside = folder.is_relative_to(str(root)) and folder != PurePath(root)
         name = str(folder.relative_to(str(root))) if inside else folder.name
