@@ -15,6 +15,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..datasets.folders import ImageFolders
 from ..datasets.fractions import stratified_fraction
+from ..datasets.statistics import BandStatistics
 from ..transforms.labelled import LabelledAugmentation
 
 
@@ -68,8 +69,8 @@ class ImageFolderDataModule(NonGeoDataModule):
         self.low, self.high = low, high
         self.val_fraction, self.label_fraction = val_fraction, label_fraction
         self.augmentation = LabelledAugmentation(size, scale) if augment else None
-        # By these a task learns which raw values are 0 and 1
-        self.mean, self.std = torch.tensor(low), torch.tensor(high - low)
+        # By these a task learns which raw values are 0 and 1, in all bands
+        self.statistics = BandStatistics(('all',), (low,), (high,), (0.0,), (1.0,))
         self.classes: list[str] | None = None
 
     def setup(self, stage: str) -> None:

@@ -14,7 +14,6 @@ from torchvision.models._api import WeightsEnum
 from ..models.oriented import ANCHOR_SIZES, OrientedRCNN
 from ..models.rotated import corners
 from .downstream import Downstream
-from .guard import check_bands
 from .oriented_targets import check_boxes, targets_of
 from .recipe import OptimizerName, Schedule
 from .rotated_map import RotatedMAP
@@ -245,23 +244,6 @@ class OrientedDetection(Downstream):
         return of_classes
 
     # ------------------------------------------------------------------ data
-
-    def setup(self, stage: str) -> None:
-        """Refuse a datamodule of other bands, and take over what its values mean.
-
-        Args:
-            stage: Either 'fit', 'validate', 'test' or 'predict'.
-
-        Raises:
-            ValueError: If the number of bands is another.
-        """
-        statistics = getattr(
-            getattr(self.trainer, 'datamodule', None), 'statistics', None
-        )
-        if statistics is not None:
-            bands = self.hparams['in_channels']
-            check_bands(len(statistics.low), bands, type(self).__name__)
-        super().setup(stage)
 
     def check_labels(self, batch: dict[str, Any]) -> None:
         """Refuse boxes and labels that cannot be.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 import torchgeo.tasks
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from ..figures import log_figure, prediction_figure
@@ -138,8 +138,12 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
                 classes,
                 given['auxiliary_channels'],
             )
-        self.model.encoder.requires_grad_(not given['freeze_backbone'])
+        self.backbone_module().requires_grad_(not given['freeze_backbone'])
         self.model.decoder.requires_grad_(not given['freeze_decoder'])
+
+    def backbone_module(self) -> nn.Module:
+        """What the weights fill: the maps that a pyramid adds to it are new and learn."""
+        return getattr(self.model.encoder, 'network', self.model.encoder)
 
     def configure_losses(self) -> None:
         """Build the loss, which is 0 where nothing has a label."""

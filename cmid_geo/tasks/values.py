@@ -44,19 +44,28 @@ class Values(BaseTask):
 
         Args:
             datamodule: Ours, or one of TorchGeo's.
+
+        Raises:
+            ValueError: If its images have other bands than the task takes.
         """
         statistics = getattr(datamodule, 'statistics', None)
         if statistics is not None:
-            self.low.copy_(torch.tensor(statistics.low))
-            self.high.copy_(torch.tensor(statistics.high))
+            low, high = torch.tensor(statistics.low), torch.tensor(statistics.high)
+            self._set_limits(low, high)
             return
         # TorchGeo's datamodules deliver (raw - mean) / std, as their Normalize was built
         aug = getattr(datamodule, 'train_aug', None) or getattr(datamodule, 'aug', None)
         for step in aug.modules() if isinstance(aug, nn.Module) else ():
             flags = getattr(step, 'flags', {})
             if {'mean', 'std'} <= set(flags):
-                self.low.copy_(flags['mean'])
-                self.high.copy_(flags['mean'] + flags['std'])
+                self._set_limits(flags['mean'], flags['mean'] + flags['std'])
+
+    def _set_limits(self, low: Tensor, high: Tensor) -> None:
+        """Copy one value a band, or one for all."""
+        if low.numel() > 1:
+            check_bands(low.numel(), self.hparams['in_channels'], type(self).__name__)
+        self.low.copy_(low)
+        self.high.copy_(high)
 
     def share_limits(self) -> None:
         """Let a datamodule of ours read scenes as the task knows them, also a restored one."""

@@ -127,11 +127,13 @@ def test_image_folders_end_to_end(tmp_path: Path) -> None:
     # One of ten of each class validates
     assert len(dm.val_dataset) == 2 and len(dm.train_dataset) == 18
     few = ImageFolderDataModule(
-        str(tmp_path), size=32, batch_size=4, label_fraction=0.01
+        str(tmp_path), size=32, batch_size=4, low=20, high=120, label_fraction=0.01
     )
     few.setup('fit')
     labels = [int(few.train_dataset[i]['label']) for i in range(len(few.train_dataset))]
     assert labels == [0, 1]
+    task.learn_limits(few)
+    assert task.low.tolist() == [20] * 3 and task.high.tolist() == [120] * 3
     assert next(iter(few.train_dataloader()))['image'].shape == (2, 3, 32, 32)
 
 
@@ -187,3 +189,11 @@ def test_torchgeos_potsdam_and_vaihingen(kind: Any, tmp_path: Path) -> None:
     trainer.fit(task, dm)
     trainer.test(task, dm, verbose=False)
     assert trainer.callback_metrics['test_loss'].isfinite()
+
+
+def test_other_bands_are_named(scenes: Path) -> None:
+    task = SemanticSegmentation('unet', 'test_resnet', num_classes=2, ignore_index=255)
+    with pytest.raises(
+        ValueError, match=r'4 bands but SemanticSegmentation\(in_channels=3'
+    ):
+        Trainer(**QUIET).fit(task, datamodule(scenes))
