@@ -114,7 +114,7 @@ def test_learns_what_changed(options: dict[str, Any]) -> None:
     task, given = make(**options), batch(size=32)
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(16):
         losses.append(step(task, given))
         optimizer.zero_grad()
         losses[-1].backward()
