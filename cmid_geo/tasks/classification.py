@@ -217,7 +217,7 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         mixed, target = self.mixing(image, label)
         scores = self.model(mixed).squeeze(1)
         loss = self.criterion(scores, target)
-        self.train_metrics(scores.detach(), label)
+        self.train_metrics(self.shares(scores.detach()), label)
         self.log('train_loss', loss, prog_bar=True, batch_size=len(label))
         return loss
 
@@ -254,7 +254,7 @@ class Classification(Downstream, torchgeo.tasks.Classification):
     def _evaluate(self, batch: Any, split: str) -> None:
         scores, label = self(batch['image']).squeeze(1), batch['label']
         loss = self.criterion(scores, label)
-        getattr(self, f'{split}_metrics')(scores, label)
+        getattr(self, f'{split}_metrics')(self.shares(scores), label)
         if self.hparams['task'] == 'multiclass':
             self.confusion.update(scores, label)
         self.log(f'{split}_loss', loss, batch_size=len(label), sync_dist=True)

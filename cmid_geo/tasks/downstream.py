@@ -81,6 +81,23 @@ class Downstream(Values):
         """
         return (image - self.mean[:, None, None]) / self.std[:, None, None]
 
+    def shares(self, scores: Tensor) -> Tensor:
+        """Scores as metrics take them.
+
+        Of scores that all lie in [0, 1] they would believe that they are probabilities.
+
+        Args:
+            scores: (B, classes, ...), or (B).
+
+        Returns:
+            Scores of several classes as they are, else probabilities, without a dimension for the
+            one of a binary task.
+        """
+        if self.hparams['task'] == 'multiclass':
+            return scores
+        shares = scores.sigmoid()
+        return shares.squeeze(1) if shares.ndim > 1 else shares
+
     def backbone_module(self) -> nn.Module:
         """The part that ``freeze_backbone`` freezes."""
         return self.model.encoder

@@ -192,7 +192,7 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
         else:
             scores = self(image)
             loss = self.measure(scores, mask)
-        self.train_metrics(scores.squeeze(1).detach(), mask)
+        self.train_metrics(self.shares(scores.detach()), mask)
         self.log('train_loss', loss, prog_bar=True, batch_size=len(image))
         return loss
 
@@ -268,7 +268,7 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
         image, mask = batch['image'], _flat(batch['mask'], self.hparams['task'])
         scores = self(image)
         loss = self.measure(scores, mask)
-        getattr(self, f'{split}_metrics')(scores.squeeze(1), mask)
+        getattr(self, f'{split}_metrics')(self.shares(scores), mask)
         self.log(f'{split}_loss', loss, batch_size=len(image), sync_dist=True)
         return scores
 

@@ -193,3 +193,11 @@ def test_other_kinds_of_labels(kind: Any, make_trainer: Trainers) -> None:
         task, DataLoader(samples, batch_size=2), DataLoader(samples, batch_size=2)
     )
     assert trainer.callback_metrics['val_loss'].isfinite()
+
+
+def test_metrics_see_probabilities_of_binary_tasks() -> None:
+    task = Classification('test_resnet', task='binary', loss='bce')
+    # All in [0, 1], and all held true
+    scores, labels = torch.tensor([[0.1], [0.2], [0.3]]), torch.tensor([1, 1, 0])
+    task.val_metrics(task.shares(scores), labels)
+    assert task.val_metrics.compute()['val_OverallAccuracy'] == pytest.approx(2 / 3)
