@@ -50,10 +50,13 @@ def test_classify(name: str, model: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ('name', 'backbone'), [('resnet50', 'test_resnet'), ('swin_base', SWIN)]
 )
-def test_segment(name: str, backbone: str, folder: Path) -> None:
+def test_segment(
+    name: str, backbone: str, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
     write(folder / 'images' / 'a.tif', noise(3, 128, 128))
     write(folder / 'masks' / 'a.tif', noise(1, 128, 128) // 40)
     main(['fit', f'--config={CONFIGS / f"segmentation_{name}.yaml"}', *TINY, '--data.patch_size=64',
           f'--data.images={folder / "images"}', f'--data.masks={folder / "masks"}',
           '--data.length=4', f'--model.backbone={backbone}', '--data.label_fraction=0.5',
           '--model.decoder_options={decoder_channels: 16}'])  # fmt: skip
+    assert 'of 4 labelled chips are learned from' in capsys.readouterr().out

@@ -220,9 +220,7 @@ def is_vit(name: str) -> bool:
         True for ViT, DeiT and their kin.
     """
     check_name(name)
-    return name.startswith(('vit_', 'deit', 'eva', 'flexivit')) and not name.startswith(
-        'vitamin'
-    )  # fmt: skip
+    return name.startswith(('vit_', 'deit', 'eva', 'flexivit'))
 
 
 def _features_only(name: str, output_stride: int, options: dict[str, Any]) -> Any:
