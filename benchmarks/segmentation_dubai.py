@@ -115,6 +115,7 @@ def main() -> None:
     )  # fmt: skip
     trainer.fit(task, datamodule)
     args.out.mkdir(parents=True, exist_ok=True)
+    trainer.save_checkpoint(args.out / f'{args.model}.ckpt', weights_only=True)
     picture(task, datamodule, args.out)
 
 
