@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
 from lightning.pytorch.cli import LightningCLI
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
@@ -17,11 +17,13 @@ import cmid_geo.datamodules
 import cmid_geo.tasks
 from cmid_geo.demo import demo
 from cmid_geo.models.export import Format, Side, export_backbone
+from cmid_geo.predict import map_scenes
 
 DESCRIPTION = """Self-supervised pretraining for Earth observation.
 'cmid-geo demo [--scenes PATH] [--out DIR] [--steps N]' shows all of it in a few minutes.
 'cmid-geo export CKPT OUT [--source teacher|student] [--format ckpt|safetensors|onnx|torchscript]'
-writes a backbone for use elsewhere. Each tells more with --help."""
+writes a backbone for use elsewhere.
+'cmid-geo map CKPT SCENES... --out DIR' maps whole scenes. Each tells more with --help."""
 
 #: For scenes read by URL; https://github.com/pangeo-data/cog-best-practices
 GDAL = {
@@ -47,6 +49,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if words[:1] == ['export']:
         _call(export, words, as_positional=True)
         return
+    if words[:1] == ['map']:
+        _map(words[1:])
+        return
     try:
         LightningCLI(
             model_class=BaseTask,
@@ -63,6 +68,26 @@ def main(args: Sequence[str] | None = None) -> None:
             f'the output folder {error.filename} cannot be written ({error.strerror}): make it '
             'writable, or choose another with --trainer.default_root_dir'
         ) from error
+
+
+def _map(words: list[str]) -> None:
+    """Map scenes; the exit code tells whether one failed."""
+    parser = ArgumentParser(prog='cmid-geo map', description='Map whole scenes.')
+    parser.add_function_arguments(map_scenes, skip={'checkpoint', 'scenes'})
+    parser.add_argument('checkpoint', help='of a task or backbone, or name of weights')
+    parser.add_argument(
+        'scenes',
+        nargs='+',
+        help='folders, globs, files or URLs; for change before and after, by turns',
+    )
+    given = vars(parser.parse_args(words))
+    try:
+        tally = map_scenes(**given)
+    except (ValueError, OSError) as error:
+        sys.exit(f'cmid-geo map: {error}')
+    print(tally)
+    if tally.failed:
+        sys.exit(1)
 
 
 def _call(command: Callable[..., None], words: list[str], as_positional: bool) -> None:

@@ -71,6 +71,20 @@ class Grid:
         moved = Affine(t.a, t.b, x, t.d, t.e, y)
         return Grid(self.crs, moved, width, height)
 
+    def divided(self, rows: int, cols: int) -> 'Grid':
+        """Return a grid of other pixels over the same ground.
+
+        Args:
+            rows: Number of rows.
+            cols: Number of columns.
+
+        Returns:
+            The grid.
+        """
+        t, across, down = self.transform, self.width / cols, self.height / rows
+        scaled = Affine(t.a * across, t.b * down, t.c, t.d * across, t.e * down, t.f)
+        return Grid(self.crs, scaled, cols, rows)
+
 
 def same_crs(crs: str, other: str) -> bool:
     """Tell whether two WKT strings mean one coordinate reference system.
@@ -89,18 +103,23 @@ def whole_offset(grid: Grid, target: Grid) -> tuple[int, int] | None:
     """Find where a target begins on a grid, if their pixels coincide.
 
     Args:
-        grid: North up.
-        target: North up, of the same CRS.
+        grid: Of any rotation.
+        target: Of the same CRS.
 
     Returns:
         (col, row) of the target's first pixel; None if no pixel coincides within 0.01 px.
     """
     g, t = grid.transform, target.transform
-    if abs(t.a / g.a - 1) * target.width > TOLERANCE:
+    area = g.a * g.e - g.b * g.d
+    # The target's steps of one pixel, counted in the grid's
+    across = (g.e * t.a - g.b * t.d) / area - 1, (g.a * t.d - g.d * t.a) / area
+    down = (g.e * t.b - g.b * t.e) / area, (g.a * t.e - g.d * t.b) / area - 1
+    if max(map(abs, across)) * target.width > TOLERANCE:
         return None
-    if abs(t.e / g.e - 1) * target.height > TOLERANCE:
+    if max(map(abs, down)) * target.height > TOLERANCE:
         return None
-    col, row = (t.c - g.c) / g.a, (t.f - g.f) / g.e
+    x, y = t.c - g.c, t.f - g.f
+    col, row = (g.e * x - g.b * y) / area, (g.a * y - g.d * x) / area
     whole_col, whole_row = round(col), round(row)
     if max(abs(col - whole_col), abs(row - whole_row)) > TOLERANCE:
         return None

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from affine import Affine
 from torch.utils.data import Dataset
 from torchgeo.datasets import DatasetNotFoundError
 from torchgeo.datasets.utils import Path, Sample
@@ -190,9 +189,7 @@ class ChangePairs(Dataset[Sample]):
         if whole:
             return None
         rows, cols = min(cells, mask.height), min(cells, mask.width)
-        t = mask.transform
-        a, e = t.a * mask.width / cols, t.e * mask.height / rows
-        coarse = Grid(mask.grid.crs, Affine(a, 0.0, t.c, 0.0, e, t.f), cols, rows)
+        coarse = mask.grid.divided(rows, cols)
         return (
             self._reader.read(first, coarse)[1] & self._reader.read(second, coarse)[1]
         )

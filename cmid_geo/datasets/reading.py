@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from affine import Affine
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
@@ -53,7 +52,7 @@ class SceneReader:
 
         Args:
             scene: The scene.
-            target: North up, in the dataset's CRS; it may overhang the scene.
+            target: May overhang the scene, or be in another CRS where the scene *needs_warp*.
 
         Returns:
             Raw values (bands, height, width) float32, 0 where invalid, and bool (height, width).
@@ -64,7 +63,7 @@ class SceneReader:
         offset = None if scene.needs_warp else whole_offset(scene.grid, target)
         if offset is None:
             return self._resample(scene, target)
-        return self._read_straight(scene, *offset, target.width, target.height)
+        return self.read_own(scene, *offset, target.width, target.height)
 
     def validity(self, scene: Scene, cells: int) -> Bools | None:
         """Map roughly where a scene is valid.
@@ -95,19 +94,30 @@ class SceneReader:
         if valid is None:
             valid = np.ones(shape, bool)
         rows, cols = min(cells, scene.height), min(cells, scene.width)
-        t = scene.transform
-        a, e = t.a * scene.width / cols, t.e * scene.height / rows
-        coarse = Grid(scene.grid.crs, Affine(a, 0.0, t.c, 0.0, e, t.f), cols, rows)
-        x, y = positions_on(native, coarse)
+        x, y = positions_on(native, scene.grid.divided(rows, cols))
         inside = _inside(native, x, y)
         x = np.clip(x * shape[1] / native.width, 0, shape[1] - 1).astype(int)
         y = np.clip(y * shape[0] / native.height, 0, shape[0] - 1).astype(int)
         return inside & valid[y, x]
 
-    def _read_straight(
+    def read_own(
         self, scene: Scene, col: int, row: int, width: int, height: int
     ) -> tuple[Image, Bools]:
-        """Read a window of whole pixels; what overhangs the scene is invalid."""
+        """Read whole pixels of a scene's own grid; what overhangs the scene is invalid.
+
+        Args:
+            scene: The scene.
+            col: First column.
+            row: First row.
+            width: In pixels.
+            height: In pixels.
+
+        Returns:
+            As of :meth:`read`.
+
+        Raises:
+            ValueError: If a file cannot be read.
+        """
         left, upper = max(col, 0), max(row, 0)
         right = min(col + width, scene.native.width)
         lower = min(row + height, scene.native.height)
@@ -170,7 +180,9 @@ class SceneReader:
                 )
             else:
                 window = scene.native.window(col, row, width, height)
-                data, valid = self._refine(scene, raster, _decimate(window, shape))
+                data, valid = self._refine(
+                    scene, raster, window if shape is None else window.divided(*shape)
+                )
             parts.append(data)
             if valid is not None:
                 tests.append(valid)
@@ -284,13 +296,3 @@ def _spacing(cols: Floats, rows: Floats) -> float:
     across = np.hypot(np.diff(cols[row]), np.diff(rows[row]))
     down = np.hypot(np.diff(cols[:, col]), np.diff(rows[:, col]))
     return max((float(np.median(d)) for d in (across, down) if len(d)), default=1.0)
-
-
-def _decimate(grid: Grid, shape: tuple[int, int] | None) -> Grid:
-    """Return a grid of (rows, cols) over the same ground."""
-    if shape is None:
-        return grid
-    t, (rows, cols) = grid.transform, shape
-    across, down = grid.width / cols, grid.height / rows
-    scaled = Affine(t.a * across, t.b * down, t.c, t.d * across, t.e * down, t.f)
-    return Grid(grid.crs, scaled, cols, rows)

@@ -12,6 +12,9 @@ from torchgeo.tasks import BaseTask
 
 from .guard import check_bands
 
+#: Where a checkpoint names its task.
+KIND = 'cmid_geo_task'
+
 
 class Values(BaseTask):
     """A task that carries the meaning of the values it was trained on.
@@ -38,6 +41,14 @@ class Values(BaseTask):
         for name, value in {'low': 0.0, 'high': 1.0, 'mean': mean, 'std': std}.items():
             filled = torch.tensor(value, dtype=torch.float32)
             self.register_buffer(name, filled.expand(bands).clone())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the task, so that a checkpoint alone can be mapped with.
+
+        Args:
+            checkpoint: To be saved.
+        """
+        checkpoint[KIND] = type(self).__name__
 
     def learn_limits(self, datamodule: Any) -> None:
         """Take over which raw values a datamodule scales to 0 and 1.

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""From scenes to maps of features."""
+"""Features all over a scene, for pictures: finer than cells."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from .datasets import Chip, SceneDataset
-from .tasks import CMID
+from ..datasets import Chip, SceneDataset
+from ..tasks import CMID
 
 #: Side of a cell in pixels.
 CELL = 32

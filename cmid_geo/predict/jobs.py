@@ -1,0 +1,162 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""What is to be done with a scene, and where its map is made."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from ..datasets.filenames import is_remote
+from ..datasets.grids import Grid
+from .objects import read_about
+from .outcome import Outcome
+from .rasters import read_raster_about
+from .sources import SceneSource
+from .tiling import Tiling
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scene, and the map that is to be made of it.
+
+    Attributes:
+        source: The scene, or two dates.
+        tiling: The windows.
+        outcome: What is written.
+        out: Where to.
+        about: How the map is made, for its tags.
+        components: How many principal components, if so.
+        threshold: Least score of an object.
+    """
+
+    source: SceneSource
+    tiling: Tiling
+    outcome: Outcome
+    out: Path
+    about: dict[str, Any]
+    components: int | None = None
+    threshold: float = 0.5
+
+    @property
+    def aside(self) -> Path:
+        """The folder in which the map is made."""
+        return self.out.with_name(f'.{self.out.name}.part')
+
+    @property
+    def size(self) -> int:
+        """Side of a window in pixels."""
+        return self.tiling.down.size * self.tiling.stride
+
+    @property
+    def grid(self) -> Grid:
+        """The map's pixels: the scene's, or the cells that cover it."""
+        grid, stride = self.source.grid, self.tiling.stride
+        rows, cols = self.tiling.down.length, self.tiling.across.length
+        if stride == 1:
+            return grid
+        return grid.window(0, 0, cols * stride, rows * stride).divided(rows, cols)
+
+    @property
+    def pixels(self) -> int:
+        """Number of the scene's pixels."""
+        return self.source.grid.width * self.source.grid.height
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a file is read by URL."""
+        return any(is_remote(file) for date in self.source.dates for file in date.files)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the map is there.
+
+        Raises:
+            ValueError: If a file is there that was made otherwise.
+        """
+        if not self.out.exists():
+            return False
+        objects = self.outcome.kind == 'objects'
+        text = read_about(self.out) if objects else read_raster_about(self.out)
+        found = json.loads(text) if text else {}
+        wanted = json.loads(json.dumps(self.about))
+        other = [name for name in wanted if found.get(name) != wanted[name]]
+        if other:
+            raise ValueError(
+                f'{self.out} is there already and was made otherwise ({", ".join(other)} differ): choose '
+                'another folder, or overwrite it by --overwrite true'
+            )
+        return True
+
+    def read(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read a window of the scene.
+
+        Args:
+            window: Its number.
+
+        Returns:
+            Raw values, and where they are valid, both on the scene's pixels.
+        """
+        row, col = self.tiling.corner(window)
+        return self.source.read(
+            row * self.tiling.stride, col * self.tiling.stride, self.size
+        )
+
+    def begin(self) -> FileLock:
+        """Make the folder aside, empty, and keep other programs out of it.
+
+        Returns:
+            The lock, to be released when all is done.
+
+        Raises:
+            ValueError: If another program is making the map, or the folder cannot be written.
+        """
+        try:
+            self.aside.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.aside / 'lock')
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f'{self.out} is being written by another program: wait for it, or choose another path'
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f'{self.aside} cannot be written ({error.strerror}): choose another path for {self.out.name}'
+            ) from error
+        # What a run that was killed left behind
+        for left in self.aside.iterdir():
+            if left.name != 'lock':
+                left.unlink()
+        return lock
+
+    def publish(self, files: Iterable[Path]) -> list[Path]:
+        """Give finished files their names; the map itself comes last.
+
+        Args:
+            files: In the folder aside.
+
+        Returns:
+            Where they are now.
+        """
+        ordered = sorted(files, key=lambda path: path.name == self.out.name)
+        final = [self.out.with_name(path.name) for path in ordered]
+        for path, target in zip(ordered, final, strict=True):
+            os.replace(path, target)
+        return final
+
+    def end(self, lock: FileLock | None = None) -> None:
+        """Take the folder aside away.
+
+        Args:
+            lock: From :meth:`begin`.
+        """
+        shutil.rmtree(self.aside, ignore_errors=True)
+        if lock is not None:
+            lock.release()

@@ -1,0 +1,279 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""What a task says of windows of raw values."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchgeo.tasks import BaseTask
+
+from ..models.rotated import corners
+from ..tasks import CMID
+from .layers import Layer
+from .opening import Backbone, open_task
+from .outcome import Outcome, Output, outcome_of
+from .sources import SceneSource
+from .turns import Turning, turns_of
+
+
+class SceneMapper(LightningModule):
+    """A task, or a backbone, as it looks at windows of scenes.
+
+    Raw values are scaled by what the task carries; where there is no data it sees what it saw in
+    training. Call it, or hand it to ``Trainer.predict`` with
+    :class:`~cmid_geo.predict.SceneWindows` and :class:`~cmid_geo.predict.MapWriter`.
+    """
+
+    def __init__(
+        self,
+        task: nn.Module | str | os.PathLike[str],
+        output: Output | None = None,
+        *,
+        components: int | None = None,
+        threshold: float = 0.5,
+        tta: Turning = 'none',
+        low: Sequence[float] | float | None = None,
+        high: Sequence[float] | float | None = None,
+        dtype: str | None = None,
+        labels: Sequence[str] | None = None,
+        colors: Sequence[str] | None = None,
+    ) -> None:
+        """Initialize a new SceneMapper instance.
+
+        Args:
+            task: A task, a backbone, any module from (B, C, H, W) to (B, K, H, W), or a checkpoint
+                of a task or backbone.
+            output: 'classes', 'probabilities' or 'both' of segmentation and change; by default
+                what the task is for.
+            components: Of a backbone's vectors, write so many principal components.
+            threshold: Least share of change, or score of an object, in [0, 1].
+            tta: Test-time augmentation: average over 'flips', 'turns', or 'all' eight.
+            low: Raw value of each band, or of all, that stands for 0; the task's own by default.
+            high: Likewise for 1.
+            dtype: Of a plain module's map, such as 'uint8', to which values are rounded.
+            labels: Names of the classes; the task's own by default.
+            colors: Of the classes, as matplotlib knows them.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            ValueError: If the task cannot be mapped with, or arguments do not fit it.
+        """
+        super().__init__()
+        self.task: Any = task if isinstance(task, nn.Module) else open_task(task)
+        self.outcome = outcome_of(
+            self.task, output, threshold, labels, colors, components
+        )
+        if (low is None) != (high is None):
+            raise ValueError(f'low={low} and high={high}: give both, or none')
+        self._digest: str | None = None
+        self.turns, self.threshold = turns_of(tta), threshold
+        self.components, self.dtype_wanted = components, dtype
+        for name, value in (('low', low), ('high', high)):
+            given = None if value is None else torch.as_tensor(value).float()
+            self.register_buffer(name, given, persistent=False)
+
+    # ------------------------------------------------------------------ before
+
+    def prepare(self, source: SceneSource, size: int) -> Outcome:
+        """Check that a scene fits the task, and settle what only the two together tell.
+
+        Args:
+            source: The scene.
+            size: Side of the windows, in pixels.
+
+        Returns:
+            How its map will be.
+
+        Raises:
+            ValueError: If bands or values do not fit.
+        """
+        wanted = getattr(self.task, 'hparams', {}).get('in_channels')
+        found = len(source.bands)
+        if wanted is not None and wanted != found:
+            raise ValueError(
+                f'{source.name} has {found} bands {list(source.bands)} but {type(self.task).__name__} '
+                f'takes {wanted}: choose them in its order by bands='
+            )
+        self._check_range(source)
+        outcome = self.outcome
+        if outcome.kind == 'cells' and size % outcome.stride:
+            raise ValueError(
+                f'size={size}: this network sees cells, give a multiple of {outcome.stride}'
+            )
+        if outcome.kind == 'plain':
+            return replace(outcome, **self._try_out(source, size))
+        if outcome.kind == 'cells':
+            layer = Layer('', outcome.channels or 1, 'float16', float('nan'))
+            return replace(outcome, layers=(layer,))
+        return outcome
+
+    def choose_bands(self, names: Sequence[str]) -> list[str] | None:
+        """The bands of a file that the task was trained on, if it knows their names.
+
+        Args:
+            names: Of the file's bands.
+
+        Returns:
+            Names in the task's order; None if they are all that there are, or not known.
+        """
+        known = getattr(self.task, 'hparams', {}).get('bands') or ()
+        return list(known) if known and set(known) <= set(names) else None
+
+    def _check_range(self, source: SceneSource) -> None:
+        """Refuse values of which nobody said what they mean."""
+        low, high = self._limits()
+        held = source.dates[0].dtype
+        if low is None and isinstance(self.task, Backbone) and held == 'uint8':
+            self.low, self.high = torch.tensor(0.0), torch.tensor(255.0)
+        elif low is None and isinstance(self.task, Backbone | BaseTask):
+            raise ValueError(
+                f'{source.name} holds {held} and {type(self.task).__name__} does not tell which raw values '
+                'stand for 0 and 1: give low= and high='
+            )
+        if low is None or high is None or not np.issubdtype(held, np.integer):
+            return
+        if bool((low == 0).all()) and bool((high == 1).all()):
+            raise ValueError(
+                f'{source.name} holds whole numbers, of which the task knows only that 0 is 0 and 1 is 1: '
+                'it was trained without a datamodule that tells; give low= and high=, such as 0 and 255'
+            )
+
+    def _try_out(self, source: SceneSource, size: int) -> dict[str, Any]:
+        """See what a module makes of a window."""
+        shape = (1, len(source.bands), size, size)
+        with torch.inference_mode():
+            result = self(
+                torch.zeros(shape, device=self.device),
+                torch.ones((1, size, size), dtype=torch.bool, device=self.device),
+            )
+        if result.ndim != 4 or result.shape[2:] != (size, size):
+            raise ValueError(
+                f'{type(self.task).__name__} turned {shape} into {tuple(result.shape)}: give a module that '
+                'keeps height and width'
+            )
+        dtype, nodata = self.dtype_wanted or 'float32', source.nodata
+        if np.issubdtype(dtype, np.floating):
+            nodata = float('nan') if nodata is None else nodata
+        elif nodata is None and source.dates[0].may_be_invalid:
+            nodata = int(np.iinfo(dtype).max)
+        layer = Layer('', result.shape[1], dtype, nodata)
+        return {'channels': result.shape[1], 'layers': (layer,)}
+
+    # ------------------------------------------------------------------ windows
+
+    def _limits(self) -> tuple[Tensor | None, Tensor | None]:
+        """Raw values that stand for 0 and 1: given ones, or the task's."""
+        if self.low is not None:
+            return self.low, self.high
+        return getattr(self.task, 'low', None), getattr(self.task, 'high', None)
+
+    def scale(self, image: Tensor, valid: Tensor) -> Tensor:
+        """Bring raw values to what the task was trained on.
+
+        Args:
+            image: (B, ..., C, H, W), raw.
+            valid: (B, H, W).
+
+        Returns:
+            In [0, 1]; raw for a module that knows no range.
+        """
+        low, high = self._limits()
+        if low is None or high is None:
+            return image
+        low, high = low.view(-1, 1, 1), high.view(-1, 1, 1)
+        scaled = ((image - low) / (high - low)).clamp(0, 1)
+        # Pretraining fills gaps with the mean, the other tasks with 0
+        fills = isinstance(self.task, CMID | Backbone)
+        mean = getattr(self.task, 'mean', None) if fills else None
+        fill = 0 if mean is None else mean.view(-1, 1, 1)
+        known = valid[:, None, None] if image.ndim == 5 else valid[:, None]
+        return torch.where(known, scaled, torch.as_tensor(fill).to(scaled))
+
+    def forward(
+        self,
+        image: Float[Tensor, 'batch *dates bands size size'],
+        valid: Bool[Tensor, 'batch size size'],
+    ) -> Any:
+        """Look at windows, in each turn.
+
+        Args:
+            image: Raw values.
+            valid: Where there is data.
+
+        Returns:
+            Averages (batch, channels, rows, cols) float32; of a detector a list over the windows
+            of ``corners`` (N, 4, 2) in pixels, ``scores`` and ``labels``.
+        """
+        image = self.scale(image, valid)
+        if self.outcome.kind == 'objects':
+            return self._detect(image)
+        mean = None
+        for number, turn in enumerate(self.turns, 1):
+            scores = self.task(turn.apply(image)).float()
+            share = turn.undo(self.outcome.share(scores))
+            mean = share if mean is None else mean + (share - mean) / number
+        return mean
+
+    def _detect(self, image: Tensor) -> list[dict[str, np.ndarray]]:
+        found: list[list[dict[str, np.ndarray]]] = [[] for _ in image]
+        for turn in self.turns:
+            for own, each in zip(found, self.task(turn.apply(image))):
+                points = _polygons(each['boxes'].float().cpu())
+                own.append(
+                    {
+                        'corners': turn.undo_points(points, image.shape[-1]),
+                        'scores': each['scores'].float().cpu().numpy(),
+                        'labels': each['labels'].cpu().numpy(),
+                    }
+                )
+        return [
+            {key: np.concatenate([each[key] for each in own]) for key in own[0]}
+            for own in found
+        ]
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """See :meth:`forward`; the batch is of :class:`~cmid_geo.predict.SceneWindows`."""
+        return self(batch['image'], batch['valid'])
+
+    def notes(self) -> dict[str, Any]:
+        """What maps depend on, beyond the scene: they are made again if any of it differs."""
+        limits = [None if v is None else v.tolist() for v in self._limits()]
+        chosen = [
+            [layer.suffix, layer.dtype, *layer.classes] for layer in self.outcome.layers
+        ]
+        return {
+            'network': self.digest(), 'task': type(self.task).__name__, 'limits': limits,
+            'turns': len(self.turns), 'turned': self.turns[-1].quarters, 'layers': chosen,
+            'threshold': self.threshold, 'components': self.components,
+            'dtype': self.dtype_wanted, 'classes': list(self.outcome.classes or ()),
+        }  # fmt: skip
+
+    def digest(self) -> str:
+        """A short name of what maps depend on: the network's tensors."""
+        if self._digest is not None:
+            return self._digest
+        state = hashlib.sha256()
+        for name, tensor in sorted(self.task.state_dict().items()):
+            state.update(name.encode())
+            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            state.update(raw.numpy().data)
+        self._digest = state.hexdigest()[:16]
+        return self._digest
+
+
+def _polygons(boxes: Tensor) -> np.ndarray:
+    """Corners (N, 4, 2) of boxes, upright or rotated."""
+    if boxes.shape[-1] == 5:
+        return corners(boxes).double().numpy()
+    x0, y0, x1, y1 = boxes.double().unbind(-1)
+    points = torch.stack([x0, y0, x1, y0, x1, y1, x0, y1], dim=-1)
+    return points.view(-1, 4, 2).numpy()

@@ -1,0 +1,144 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""From a checkpoint to the task or backbone that is in it."""
+
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..models.backbones import create_backbone
+from ..models.files import open_checkpoint
+from ..models.loading import load_backbone
+from ..models.sources import read_source
+from ..tasks import (
+    CMID,
+    ChangeDetection,
+    Classification,
+    ObjectDetection,
+    OrientedDetection,
+    SemanticSegmentation,
+)
+from ..tasks.values import KIND
+
+#: Tasks that can be in a checkpoint.
+TASKS: tuple[Any, ...] = (
+    CMID,
+    ChangeDetection,
+    Classification,
+    ObjectDetection,
+    OrientedDetection,
+    SemanticSegmentation,
+)
+
+
+class Backbone(nn.Module):
+    """A backbone with the values it was trained on: images in [0, 1] to one vector a cell.
+
+    Attributes:
+        low: Raw value of each band that stands for 0; absent where the weights do not tell.
+        high: Likewise for 1.
+    """
+
+    def __init__(self, weights: Any) -> None:
+        """Initialize a new Backbone instance.
+
+        Args:
+            weights: What :func:`~cmid_geo.models.load_backbone` reads, if it names its network.
+
+        Raises:
+            ValueError: If it does not, or cannot be read.
+        """
+        super().__init__()
+        source = read_source(weights)
+        if source.model is None:
+            raise ValueError(
+                f'{source.name} does not tell which network it is of: build it with '
+                'cmid_geo.create_backbone, load it with cmid_geo.load_backbone, and map with that'
+            )
+        about = source.about
+        bands = int(about.get('in_channels') or about.get('in_chans') or 3)
+        self.hparams = {'in_channels': bands, 'bands': about.get('bands')}
+        self.network = create_backbone(source.model, bands)
+        load_backbone(self.network, source)
+        for name in ('low', 'high', 'mean', 'std'):
+            if about.get(name) is not None:
+                value = torch.as_tensor(about[name], dtype=torch.float32)
+                self.register_buffer(name, value.expand(bands).clone())
+
+    def forward(
+        self, image: Float[Tensor, 'batch bands height width']
+    ) -> Float[Tensor, 'batch dim rows cols']:
+        """Compute features.
+
+        Args:
+            image: In [0, 1], with sides that are multiples of 32 pixels.
+
+        Returns:
+            One vector for each cell of 32x32 pixels.
+        """
+        mean, std = getattr(self, 'mean', None), getattr(self, 'std', None)
+        if mean is not None and std is not None:
+            image = (image - mean[:, None, None]) / std[:, None, None]
+        return self.network(image)
+
+
+def open_task(checkpoint: str | os.PathLike[str]) -> nn.Module:
+    """Open what is in a checkpoint, on the CPU and in evaluation mode.
+
+    Args:
+        checkpoint: Checkpoint of a task; else a file or name of weights of a backbone.
+
+    Returns:
+        The task, or a :class:`Backbone`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or holds neither.
+    """
+    if os.path.isfile(checkpoint):
+        content = open_checkpoint(checkpoint)
+        kind = _kind(content)
+        if kind is not None:
+            return _rebuild(kind, content, os.fspath(checkpoint)).eval()
+    return Backbone(checkpoint).eval()
+
+
+def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The task's arguments, without what Lightning adds for its command line."""
+    given = content.get('hyper_parameters') or {}
+    return {name: value for name, value in given.items() if name[0] != '_'}
+
+
+def _kind(content: Mapping[str, Any]) -> Any:
+    """Tell which of our tasks saved a checkpoint; None for none of them."""
+    about = content.get('hyper_parameters')
+    if 'pytorch-lightning_version' not in content or not about:
+        return None
+    name = content.get(KIND) or about.get('_class_path', '').rpartition('.')[2]
+    given = set(_arguments(content)) - {'weights'}
+    for kind in TASKS:
+        # Before tasks named themselves, arguments did: no two have the same
+        own = set(inspect.signature(kind).parameters) - {'weights', 'augmentations'}
+        if (name or kind.__name__) == kind.__name__ and (name or given == own):
+            return kind
+    return None
+
+
+def _rebuild(kind: Any, content: Mapping[str, Any], path: str) -> nn.Module:
+    """Build a task anew and fill it: what it started from does not matter any more."""
+    given = _arguments(content)
+    try:
+        task = kind(**{k: v for k, v in given.items() if k != 'weights'})
+        task.load_state_dict(content['state_dict'])
+    except (TypeError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f'{path} is a checkpoint of {kind.__name__} but does not fit it '
+            f'({str(error).splitlines()[0]}): open it with the version of cmid_geo that wrote it'
+        ) from error
+    return task

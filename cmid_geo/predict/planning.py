@@ -1,0 +1,93 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""What is to be done with a scene, checked before anything is written."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torchgeo.datasets.utils import Path as PathLike
+
+from ..datasets.filenames import is_remote
+from .jobs import Job
+from .mapper import SceneMapper
+from .rasters import gdal_settings
+from .sources import SceneFiles, open_source
+from .tiling import cut_scene
+
+
+def plan_map(
+    mapper: SceneMapper,
+    scene: SceneFiles,
+    out: PathLike,
+    *,
+    size: int = 512,
+    overlap: int | None = None,
+    bands: Sequence[str | int] | None = None,
+    zero_is_nodata: bool = False,
+    about: dict[str, Any] | None = None,
+) -> Job:
+    """Check that a scene can be mapped, and say how; nothing is written yet.
+
+    Args:
+        mapper: The task.
+        scene: See :func:`predict_scene`.
+        out: Likewise.
+        size: Likewise.
+        overlap: Likewise.
+        bands: Likewise.
+        zero_is_nodata: Likewise.
+        about: What else to note in the map.
+
+    Returns:
+        What is to be done.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    dates = mapper.outcome.dates
+    with gdal_settings(_is_remote(scene)):
+        source = open_source(scene, dates, bands, zero_is_nodata)
+        if bands is None:
+            known = mapper.choose_bands(source.bands)
+            if known is not None and tuple(known) != source.bands:
+                source = open_source(scene, dates, known, zero_is_nodata)
+    outcome = mapper.prepare(source, size)
+    stride = outcome.stride
+    if overlap is None:
+        overlap = size // 8 // stride * stride
+    tiling = cut_scene(source.grid.height, source.grid.width, size, overlap, stride)
+    path = Path(out)
+    endings = ('.gpkg', '.geojson') if outcome.kind == 'objects' else ('.tif', '.tiff')
+    if path.suffix.lower() not in endings:
+        raise ValueError(
+            f'out={str(out)!r}: {type(mapper.task).__name__} gives {" or ".join(endings)}'
+        )
+    notes = {
+        'scene': [_stamp(file) for date in source.dates for file in date.files],
+        'bands': list(source.bands), 'size': size,
+        'overlap': overlap, **mapper.notes(), **(about or {}),
+    }  # fmt: skip
+    return Job(
+        source, tiling, outcome, path, notes, mapper.components, mapper.threshold
+    )
+
+
+def _is_remote(scene: SceneFiles) -> bool:
+    several = [scene] if isinstance(scene, str | os.PathLike) else scene
+    return any(
+        is_remote(os.fspath(each))
+        if isinstance(each, str | os.PathLike)
+        else _is_remote(each)
+        for each in several
+    )
+
+
+def _stamp(file: str) -> list[Any]:
+    """Name, size and time of a file: another one of the same name gives another map."""
+    if not os.path.isfile(file):
+        return [file]
+    state = os.stat(file)
+    return [os.path.basename(file), state.st_size, int(state.st_mtime)]

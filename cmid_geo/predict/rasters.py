@@ -1,0 +1,208 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Maps as files: written piece by piece aside, compressed into a cloud-optimised GeoTIFF at the end."""
+
+import contextlib
+import json
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+import rasterio
+from rasterio import shutil  # ty: ignore[import-not-found]
+from rasterio.windows import Window
+
+from ..datasets.grids import Grid
+from ..datasets.rasters import make_window
+from .layers import Layer
+
+#: How values are told from their neighbours before they are compressed.
+_PREDICTORS = {
+    'float16': 'NO',
+    'float32': 'FLOATING_POINT',
+    'float64': 'FLOATING_POINT',
+}
+
+#: Most bytes of a block, all bands of it.
+BLOCK = 2**22
+
+#: Name of the tag that tells how a map was made.
+ABOUT = 'cmid_geo'
+
+#: GDAL's block cache in megabytes; its default is a twentieth of all memory.
+CACHE = 128
+
+#: For scenes read by URL; https://github.com/pangeo-data/cog-best-practices
+REMOTE = {
+    'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR',
+    'GDAL_HTTP_MERGE_CONSECUTIVE_RANGES': 'YES',
+    'GDAL_HTTP_MULTIPLEX': 'YES',
+    'GDAL_HTTP_VERSION': '2',
+    'GDAL_HTTP_MAX_RETRY': '4',
+    'GDAL_HTTP_RETRY_DELAY': '1',
+    'VSI_CACHE': 'TRUE',
+    'VSI_CACHE_SIZE': '5000000',
+}
+
+
+@contextlib.contextmanager
+def gdal_settings(remote: bool) -> Generator[None]:
+    """Bound GDAL's cache and, for URLs, read as its documentation recommends.
+
+    Args:
+        remote: Whether a scene is read by URL.
+
+    Yields:
+        Nothing. What the user set is kept.
+    """
+    wanted = {k: v for k, v in REMOTE.items() if remote and k not in os.environ}
+    cache = {} if 'GDAL_CACHEMAX' in os.environ else {'GDAL_CACHEMAX': CACHE}
+    with rasterio.Env(**cache, **wanted):
+        yield
+
+
+class RasterFile:
+    """One layer of one map, being written."""
+
+    def __init__(self, folder: Path, name: str, layer: Layer, grid: Grid) -> None:
+        """Initialize a new RasterFile instance.
+
+        Args:
+            folder: To write in, aside.
+            name: Of the file.
+            layer: What it holds.
+            grid: Its pixels.
+        """
+        self.layer, self.grid = layer, grid
+        self.path, self._raw = folder / name, folder / f'raw_{name}'
+        self.block = block_side(layer.count, layer.dtype)
+        options: dict[str, Any] = {
+            'driver': 'GTiff', 'width': grid.width, 'height': grid.height, 'count': layer.count,
+            'dtype': layer.dtype, 'nodata': layer.nodata, 'transform': grid.transform,
+            'crs': grid.crs, 'tiled': True, 'blockxsize': self.block,
+            'blockysize': self.block, 'bigtiff': 'if_safer', 'sparse_ok': True,
+            'photometric': 'minisblack', 'interleave': 'pixel',
+        }  # fmt: skip
+        # Blocks that are written twice would leave holes in a compressed file
+        self._file = rasterio.open(self._raw, 'w', **options)
+
+    def write(
+        self, rows: tuple[int, int], cols: tuple[int, int], bands: np.ndarray
+    ) -> None:
+        """Write a part.
+
+        Args:
+            rows: First row and last + 1.
+            cols: First column and last + 1.
+            bands: (count, rows, cols).
+        """
+        self._file.write(bands, window=_window(rows, cols))
+
+    def close(self, about: dict[str, Any] | None = None) -> Path:
+        """Compress, with overviews; only then is there a file of the right name.
+
+        Args:
+            about: How the map was made.
+
+        Returns:
+            The file, still aside.
+        """
+        self._describe(about)
+        self._file.close()
+        classes = bool(self.layer.classes)
+        shutil.copy(
+            self._raw, self.path, driver='COG', blocksize=self.block, compress='DEFLATE',
+            predictor='NO' if classes else _PREDICTORS.get(self.layer.dtype, 'STANDARD'),
+            overview_resampling='NEAREST' if classes else 'AVERAGE',
+            bigtiff='IF_SAFER', num_threads='ALL_CPUS',
+        )  # fmt: skip
+        self._raw.unlink()
+        if classes:
+            _write_names(self.path, self.layer)
+        return self.path
+
+    def read(self, rows: tuple[int, int], cols: tuple[int, int]) -> np.ndarray:
+        """Read a part of what was written back.
+
+        Args:
+            rows: First row and last + 1.
+            cols: First column and last + 1.
+
+        Returns:
+            (count, rows, cols).
+        """
+        with rasterio.open(self._raw) as file:
+            return file.read(window=_window(rows, cols))
+
+    def flush(self) -> None:
+        """Close what was written, so that it can be read."""
+        self._file.close()
+
+    def drop(self) -> None:
+        """Take what was written away."""
+        self._file.close()
+        self._raw.unlink(missing_ok=True)
+
+    def _describe(self, about: dict[str, Any] | None) -> None:
+        layer, file = self.layer, self._file
+        for band, name in enumerate(layer.names, 1):
+            file.set_band_description(band, name)
+        if about is not None:
+            file.update_tags(**{ABOUT: json.dumps(about, sort_keys=True)})
+        named = {f'class_{i}': name for i, name in enumerate(layer.classes)}
+        for band in range(1, layer.count + 1 if named else 1):
+            file.update_tags(band, **named)
+        if layer.count == 1 and layer.colours and layer.dtype == 'uint8':
+            table = {i: (*colour, 255) for i, colour in enumerate(layer.colours)}
+            file.write_colormap(1, table | {int(layer.nodata or 255): (0, 0, 0, 0)})
+
+
+def block_side(count: int, dtype: str) -> int:
+    """Choose the side of a map's blocks.
+
+    Args:
+        count: Number of bands.
+        dtype: Their type.
+
+    Returns:
+        A power of two from 16 to 512, such that a block of all bands stays small.
+    """
+    side = 512
+    while side > 16 and side * side * count * np.dtype(dtype).itemsize > BLOCK:
+        side //= 2
+    return side
+
+
+def read_raster_about(path: Path) -> str | None:
+    """Read how a map was made.
+
+    Args:
+        path: A finished map.
+
+    Returns:
+        What was written of it, as JSON; None if it is not one of ours, or is damaged.
+    """
+    try:
+        with rasterio.open(path) as file:
+            return file.tags().get(ABOUT)
+    except rasterio.errors.RasterioError:
+        return None
+
+
+def _write_names(path: Path, layer: Layer) -> None:
+    """Name the classes where GDAL and QGIS look for names: GeoTIFF itself has no place for them."""
+    names = ''.join(f'<Category>{escape(name)}</Category>' for name in layer.classes)
+    bands = ''.join(
+        f'<PAMRasterBand band="{band}"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
+        for band in range(1, layer.count + 1)
+    )
+    side = path.with_name(f'{path.name}.aux.xml')
+    side.write_text(f'<PAMDataset>{bands}</PAMDataset>\n')
+
+
+def _window(rows: tuple[int, int], cols: tuple[int, int]) -> Window:
+    return make_window(cols[0], rows[0], cols[1] - cols[0], rows[1] - rows[0])

@@ -1,0 +1,228 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Maps by ``Trainer.predict``: over processes and nodes that share the windows of all scenes."""
+
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from filelock import FileLock
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from .jobs import Job
+from .listing import Tally, Task, list_tasks
+from .mapper import SceneMapper
+from .planning import plan_map
+from .rasters import gdal_settings
+
+#: Number of a job, and of a window in it.
+Place = tuple[int, int]
+
+
+class Windows(Dataset[dict[str, Any]]):
+    """The windows of several scenes, one behind the other."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        """Initialize a new Windows instance.
+
+        Args:
+            jobs: Scenes and how they are covered.
+        """
+        # Not the jobs: what is written cannot be sent to the loader's processes
+        self.parts = [(job.source, job.tiling, job.is_remote) for job in jobs]
+        self.ends = list(itertools.accumulate(len(job.tiling) for job in jobs))
+
+    def __len__(self) -> int:
+        """Return the number of windows of all scenes."""
+        return self.ends[-1] if self.ends else 0
+
+    def locate(self, index: int) -> Place:
+        """Find a window.
+
+        Args:
+            index: Among the windows of all scenes.
+
+        Returns:
+            Number of the scene, and of the window in it.
+        """
+        job = bisect.bisect_right(self.ends, index)
+        return job, index - (self.ends[job - 1] if job else 0)
+
+    def span(self, job: int, share: range) -> range:
+        """Find which windows of a scene are in a share of all windows.
+
+        Args:
+            job: Number of the scene.
+            share: Of the windows of all scenes.
+
+        Returns:
+            Numbers of windows in the scene.
+        """
+        first = self.ends[job - 1] if job else 0
+        low, high = max(share.start, first), min(share.stop, self.ends[job])
+        return range(low - first, max(low, high) - first)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read a window.
+
+        Args:
+            index: Among the windows of all scenes.
+
+        Returns:
+            ``image``, ``valid``, ``index``, and ``error``: why it could not be read, else ''.
+        """
+        number, window = self.locate(index)
+        source, tiling, remote = self.parts[number]
+        row, col = (place * tiling.stride for place in tiling.corner(window))
+        size, error = tiling.down.size * tiling.stride, ''
+        try:
+            with gdal_settings(remote):
+                image, valid = source.read(row, col, size)
+        except ValueError as failure:
+            # One bad scene does not stop the others
+            error, valid = str(failure), np.zeros((size, size), bool)
+            shape = (len(source.bands), size, size)
+            several = len(source.dates)
+            image = np.zeros((several, *shape) if several > 1 else shape, np.float32)
+        return {
+            'image': torch.from_numpy(image),
+            'valid': torch.from_numpy(valid),
+            'index': index,
+            'error': error,
+        }
+
+
+class Share(DistributedSampler[int]):
+    """A part of the windows, side by side: few places lie between two processes."""
+
+    def __init__(self, dataset: Windows, num_replicas: int, rank: int) -> None:
+        """Initialize a new Share instance.
+
+        Args:
+            dataset: All windows.
+            num_replicas: Number of processes.
+            rank: Of this process.
+        """
+        super().__init__(dataset, num_replicas, rank, shuffle=False)
+        total = len(dataset)
+        self.mine = range(
+            rank * total // num_replicas, (rank + 1) * total // num_replicas
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the windows in their order."""
+        return iter(self.mine)
+
+    def __len__(self) -> int:
+        """Return the number of windows of this process."""
+        return len(self.mine)
+
+
+class SceneWindows(LightningDataModule):
+    """Scenes to be mapped by ``Trainer.predict``, see :class:`~cmid_geo.predict.MapWriter`.
+
+    Every process gets a part of the windows, no window twice. All must see the scenes and the folder
+    of the maps under the same paths.
+    """
+
+    jobs: list[Job]
+
+    def __init__(
+        self,
+        scenes: Sequence[str],
+        out: str,
+        size: int = 512,
+        overlap: int | None = None,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        bands: Sequence[str | int] | None = None,
+        zero_is_nodata: bool = False,
+        overwrite: bool = False,
+        format: Literal['gpkg', 'geojson'] = 'gpkg',
+    ) -> None:
+        """Initialize a new SceneWindows instance.
+
+        Args:
+            scenes: See :func:`~cmid_geo.predict.map_scenes`.
+            out: Folder of the maps.
+            size: Side of a window in pixels.
+            overlap: What neighbouring windows share; an eighth of *size* by default.
+            batch_size: Windows that each process's network sees at a time.
+            num_workers: Processes that read for each.
+            bands: Names or positions from 1, in the task's order.
+            zero_is_nodata: Whether pixels with 0 in all bands are no data even if no file says so.
+            overwrite: Whether to make maps again that are there.
+            format: Of maps of objects.
+        """
+        super().__init__()
+        self.scenes, self.out, self.overwrite = list(scenes), out, overwrite
+        self.batch_size, self.num_workers, self.format = batch_size, num_workers, format
+        self.cut: dict[str, Any] = {
+            'size': size, 'overlap': overlap, 'bands': bands, 'zero_is_nodata': zero_is_nodata,
+        }  # fmt: skip
+        self.tally = Tally()
+        self.locks: list[FileLock] = []
+
+    def setup(self, stage: str) -> None:
+        """Decide, once for all processes, what is to be mapped.
+
+        Args:
+            stage: 'predict'.
+
+        Raises:
+            ValueError: If the task is no :class:`~cmid_geo.predict.SceneMapper`, or the scenes cannot
+                be listed.
+        """
+        trainer: Any = self.trainer
+        mapper = trainer.lightning_module
+        if stage != 'predict' or not isinstance(mapper, SceneMapper):
+            raise ValueError(
+                f'SceneWindows with {type(mapper).__name__} in stage {stage!r}: maps are made by '
+                'Trainer.predict(SceneMapper(task), SceneWindows(...))'
+            )
+        self.cut['about'] = {'precision': str(trainer.precision)}
+        kind, dates = mapper.outcome.kind, mapper.outcome.dates
+        ending = f'.{self.format}' if kind == 'objects' else '.tif'
+        tasks = list_tasks(self.scenes, self.out, dates, ending)
+        # What is there may change while slower processes look: one looks for all
+        decided = self._decide(mapper, tasks) if trainer.is_global_zero else None
+        chosen, self.tally = trainer.strategy.broadcast(decided)
+        self.jobs = [self._plan(mapper, tasks[number]) for number in chosen]
+
+    def _plan(self, mapper: SceneMapper, task: Task) -> Job:
+        return plan_map(mapper, task.scene, task.out, **self.cut)
+
+    def _decide(
+        self, mapper: SceneMapper, tasks: Sequence[Task]
+    ) -> tuple[list[int], Tally]:
+        """Choose what is to be done, and make the folders aside."""
+        chosen: list[int] = []
+        tally = Tally()
+        for number, task in enumerate(tasks):
+            try:
+                job = self._plan(mapper, task)
+                if not self.overwrite and job.is_finished:
+                    tally.skipped.append(task.out)
+                    continue
+                self.locks.append(job.begin())
+                chosen.append(number)
+            except (ValueError, OSError) as error:
+                tally.failed[task.name] = str(error)
+        return chosen, tally
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return this process's windows."""
+        trainer: Any = self.trainer
+        windows = Windows(self.jobs)
+        return DataLoader(
+            windows,
+            self.batch_size,
+            sampler=Share(windows, trainer.world_size, trainer.global_rank),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
