@@ -37,7 +37,7 @@ HOMES = {
         'tasks/recipe.py',
     ),
     'segmentation_models_pytorch': ('models/segmentation.py',),
-    'rasterio': ('datasets', 'predict.py'),
+    'rasterio': ('datasets', 'predict'),
     'torch.distributed': (),
 }
 

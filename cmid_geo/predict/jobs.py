@@ -24,12 +24,52 @@ from .tiling import Tiling
 
 
 @dataclass(frozen=True)
-class Job:
-    """A scene, and the map that is to be made of it.
+class Reading:
+    """How a scene is read; may be sent to other processes.
 
     Attributes:
         source: The scene, or two dates.
         tiling: The windows.
+        mirrored: Whether the scene's mirror image is around it. Not for objects: one at the edge
+            and its image would be one larger object.
+    """
+
+    source: SceneSource
+    tiling: Tiling
+    mirrored: bool = True
+
+    @property
+    def size(self) -> int:
+        """Side of a window in pixels."""
+        return self.tiling.down.size * self.tiling.stride
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a file is read by URL."""
+        return any(is_remote(file) for date in self.source.dates for file in date.files)
+
+    def read(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read a window of the scene.
+
+        Args:
+            window: Its number.
+
+        Returns:
+            Raw values, and where they are valid, both on the scene's pixels.
+
+        Raises:
+            ValueError: If a file cannot be read any more.
+        """
+        row, col = (place * self.tiling.stride for place in self.tiling.corner(window))
+        return self.source.read(row, col, self.size, self.mirrored)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scene, and the map that is to be made of it.
+
+    Attributes:
+        reading: The scene and its windows.
         outcome: What is written.
         out: Where to.
         about: How the map is made, for its tags.
@@ -37,8 +77,7 @@ class Job:
         threshold: Least score of an object.
     """
 
-    source: SceneSource
-    tiling: Tiling
+    reading: Reading
     outcome: Outcome
     out: Path
     about: dict[str, Any]
@@ -46,14 +85,19 @@ class Job:
     threshold: float = 0.5
 
     @property
+    def source(self) -> SceneSource:
+        """The scene, or two dates."""
+        return self.reading.source
+
+    @property
+    def tiling(self) -> Tiling:
+        """The windows."""
+        return self.reading.tiling
+
+    @property
     def aside(self) -> Path:
         """The folder in which the map is made."""
         return self.out.with_name(f'.{self.out.name}.part')
-
-    @property
-    def size(self) -> int:
-        """Side of a window in pixels."""
-        return self.tiling.down.size * self.tiling.stride
 
     @property
     def grid(self) -> Grid:
@@ -68,11 +112,6 @@ class Job:
     def pixels(self) -> int:
         """Number of the scene's pixels."""
         return self.source.grid.width * self.source.grid.height
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether a file is read by URL."""
-        return any(is_remote(file) for date in self.source.dates for file in date.files)
 
     @property
     def is_finished(self) -> bool:
@@ -94,20 +133,6 @@ class Job:
                 'another folder, or overwrite it by --overwrite true'
             )
         return True
-
-    def read(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read a window of the scene.
-
-        Args:
-            window: Its number.
-
-        Returns:
-            Raw values, and where they are valid, both on the scene's pixels.
-        """
-        row, col = self.tiling.corner(window)
-        return self.source.read(
-            row * self.tiling.stride, col * self.tiling.stride, self.size
-        )
 
     def begin(self) -> FileLock:
         """Make the folder aside, empty, and keep other programs out of it.

@@ -16,7 +16,6 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchgeo.tasks import BaseTask
 
-from ..models.rotated import corners
 from ..tasks import CMID
 from .layers import Layer
 from .opening import Backbone, open_task
@@ -211,7 +210,7 @@ class SceneMapper(LightningModule):
 
         Returns:
             Averages (batch, channels, rows, cols) float32; of a detector a list over the windows
-            of ``corners`` (N, 4, 2) in pixels, ``scores`` and ``labels``.
+            of ``boxes`` in pixels, ``scores`` and ``labels``.
         """
         image = self.scale(image, valid)
         if self.outcome.kind == 'objects':
@@ -223,20 +222,16 @@ class SceneMapper(LightningModule):
             mean = share if mean is None else mean + (share - mean) / number
         return mean
 
-    def _detect(self, image: Tensor) -> list[dict[str, np.ndarray]]:
-        found: list[list[dict[str, np.ndarray]]] = [[] for _ in image]
+    def _detect(self, image: Tensor) -> list[dict[str, Tensor]]:
+        """What is found in all turns of each image; merging leaves one of each object."""
+        found: list[list[dict[str, Tensor]]] = [[] for _ in image]
         for turn in self.turns:
-            for own, each in zip(found, self.task(turn.apply(image))):
-                points = _polygons(each['boxes'].float().cpu())
-                own.append(
-                    {
-                        'corners': turn.undo_points(points, image.shape[-1]),
-                        'scores': each['scores'].float().cpu().numpy(),
-                        'labels': each['labels'].cpu().numpy(),
-                    }
-                )
+            for own, each in zip(found, self.task(turn.apply(image)), strict=True):
+                boxes = turn.undo_boxes(each['boxes'].float(), image.shape[-1])
+                own.append(each | {'boxes': boxes})
+        names = 'boxes', 'scores', 'labels'
         return [
-            {key: np.concatenate([each[key] for each in own]) for key in own[0]}
+            {name: torch.cat([each[name] for each in own]) for name in names}
             for own in found
         ]
 
@@ -268,12 +263,3 @@ class SceneMapper(LightningModule):
             state.update(raw.numpy().data)
         self._digest = state.hexdigest()[:16]
         return self._digest
-
-
-def _polygons(boxes: Tensor) -> np.ndarray:
-    """Corners (N, 4, 2) of boxes, upright or rotated."""
-    if boxes.shape[-1] == 5:
-        return corners(boxes).double().numpy()
-    x0, y0, x1, y1 = boxes.double().unbind(-1)
-    points = torch.stack([x0, y0, x1, y0, x1, y1, x0, y1], dim=-1)
-    return points.view(-1, 4, 2).numpy()

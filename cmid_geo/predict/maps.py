@@ -185,11 +185,11 @@ class ObjectsInMaking(MapInMaking):
             return
         grid, (row, col) = self.job.source.grid, self.job.tiling.corner(window)
         found = objects_of_window(
-            prediction, col, row, self.job.size, grid.width, grid.height,
+            prediction, col, row, self.job.reading.size, grid.width, grid.height,
             threshold=self.job.threshold,
         )  # fmt: skip
         centres = found.corners.mean(axis=1) - (col, row)
-        x, y = centres.astype(int).clip(0, self.job.size - 1).T
+        x, y = centres.astype(int).clip(0, self.job.reading.size - 1).T
         found = found.take(valid.cpu().numpy()[y, x])
         if self.is_whole:
             self._found.append(found)

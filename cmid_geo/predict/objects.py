@@ -6,7 +6,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
 
 import geopandas as gpd
 import numpy as np
@@ -25,6 +24,9 @@ FORMATS: dict[str, tuple[str, dict[str, str | int]]] = {
     '.gpkg': ('GPKG', {}),
     '.geojson': ('GeoJSON', {'RFC7946': 'YES', 'COORDINATE_PRECISION': 12}),
 }
+
+#: Name of the layer in a file, which may hold others.
+LAYER = 'objects'
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Objects:
         return len(self.scores)
 
     @classmethod
-    def empty(cls) -> Self:
+    def empty(cls) -> 'Objects':
         """Return no objects."""
         return cls(
             np.zeros((0, 4, 2)),
@@ -60,7 +62,7 @@ class Objects:
         )
 
     @classmethod
-    def join(cls, parts: 'Sequence[Objects]') -> Self:
+    def join(cls, parts: 'Sequence[Objects]') -> 'Objects':
         """Put the objects of several windows together.
 
         Args:
@@ -73,7 +75,9 @@ class Objects:
         columns = [[getattr(part, f.name) for part in parts] for f in fields(cls)]
         return cls(*(np.concatenate(column) for column in columns))
 
-    def take(self, index: npt.NDArray[np.integer | np.bool_]) -> Self:
+    def take(
+        self, index: Int64[np.ndarray, 'some'] | Bool[np.ndarray, 'n']
+    ) -> 'Objects':
         """Choose some of the objects.
 
         Args:
@@ -82,7 +86,7 @@ class Objects:
         Returns:
             Those, in the order of *index*.
         """
-        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+        return Objects(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 def objects_of_window(
@@ -184,7 +188,7 @@ def merge_objects(
     return merged.take(_order(merged))
 
 
-def _order(objects: Objects, whole_first: bool = False) -> npt.NDArray[np.integer]:
+def _order(objects: Objects, whole_first: bool = False) -> Int64[np.ndarray, 'n']:
     """Sort by falling score; ties by all else, or the order found would decide."""
     where = objects.corners.reshape(len(objects), 8).T[::-1]
     first = [objects.cut] if whole_first else []
@@ -256,11 +260,12 @@ def write_objects(
         crs=grid.crs,
     )
     if kind == '.geojson':
+        # GDAL would do it too, but leaves double points where it cuts a ring
         table = table.to_crs(4326)
     driver, options = FORMATS[kind]
     # An empty table does not show its type of geometry
     pyogrio.write_dataframe(
-        table, path, layer='objects', driver=driver, geometry_type='Polygon',
+        table, path, layer=LAYER, driver=driver, geometry_type='Polygon',
         layer_options=options | {'DESCRIPTION': about},
     )  # fmt: skip
 
@@ -274,5 +279,5 @@ def read_about(path: Path) -> str | None:
     Returns:
         The description; None if there is none.
     """
-    metadata = pyogrio.read_info(path)['layer_metadata'] or {}
+    metadata = pyogrio.read_info(path, layer=LAYER)['layer_metadata'] or {}
     return metadata.get('DESCRIPTION') or None

@@ -11,7 +11,7 @@ from typing import Any
 from torchgeo.datasets.utils import Path as PathLike
 
 from ..datasets.filenames import is_remote
-from .jobs import Job
+from .jobs import Job, Reading
 from .mapper import SceneMapper
 from .rasters import gdal_settings
 from .sources import SceneFiles, open_source
@@ -58,7 +58,10 @@ def plan_map(
     stride = outcome.stride
     if overlap is None:
         overlap = size // 8 // stride * stride
-    tiling = cut_scene(source.grid.height, source.grid.width, size, overlap, stride)
+    mirrored = outcome.kind != 'objects'
+    tiling = cut_scene(
+        source.grid.height, source.grid.width, size, overlap, stride, mirrored
+    )
     path = Path(out)
     endings = ('.gpkg', '.geojson') if outcome.kind == 'objects' else ('.tif', '.tiff')
     if path.suffix.lower() not in endings:
@@ -71,7 +74,12 @@ def plan_map(
         'overlap': overlap, **mapper.notes(), **(about or {}),
     }  # fmt: skip
     return Job(
-        source, tiling, outcome, path, notes, mapper.components, mapper.threshold
+        Reading(source, tiling, mirrored),
+        outcome,
+        path,
+        notes,
+        mapper.components,
+        mapper.threshold,
     )
 
 

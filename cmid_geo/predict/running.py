@@ -8,7 +8,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 
@@ -91,7 +91,7 @@ class Behind:
             if not self._waiting:
                 break
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> 'Behind':  # noqa: PYI034
         """Begin."""
         return self
 

@@ -147,7 +147,7 @@ def map_job(
     def tell(pixels: int) -> None:
         bar.update(pixels - bar.n)
 
-    with gdal_settings(job.is_remote), bar:
+    with gdal_settings(job.reading.is_remote), bar:
         lock = job.begin()
         try:
             whole = make_map(job, range(len(job.tiling)))
@@ -176,7 +176,7 @@ def _run(
             making.add(window, each, torch.from_numpy(valid))
 
     def read(window: int) -> tuple[int, np.ndarray, np.ndarray]:
-        return window, *job.read(window)
+        return window, *job.reading.read(window)
 
     with Behind() as behind:
         for batch in _batches(read, range(len(job.tiling)), batch_size, num_workers):

@@ -34,7 +34,7 @@ class Windows(Dataset[dict[str, Any]]):
             jobs: Scenes and how they are covered.
         """
         # Not the jobs: what is written cannot be sent to the loader's processes
-        self.parts = [(job.source, job.tiling, job.is_remote) for job in jobs]
+        self.parts = [job.reading for job in jobs]
         self.ends = list(itertools.accumulate(len(job.tiling) for job in jobs))
 
     def __len__(self) -> int:
@@ -77,17 +77,15 @@ class Windows(Dataset[dict[str, Any]]):
             ``image``, ``valid``, ``index``, and ``error``: why it could not be read, else ''.
         """
         number, window = self.locate(index)
-        source, tiling, remote = self.parts[number]
-        row, col = (place * tiling.stride for place in tiling.corner(window))
-        size, error = tiling.down.size * tiling.stride, ''
+        reading, error = self.parts[number], ''
         try:
-            with gdal_settings(remote):
-                image, valid = source.read(row, col, size)
+            with gdal_settings(reading.is_remote):
+                image, valid = reading.read(window)
         except ValueError as failure:
             # One bad scene does not stop the others
+            size, source = reading.size, reading.source
             error, valid = str(failure), np.zeros((size, size), bool)
-            shape = (len(source.bands), size, size)
-            several = len(source.dates)
+            shape, several = (len(source.bands), size, size), len(source.dates)
             image = np.zeros((several, *shape) if several > 1 else shape, np.float32)
         return {
             'image': torch.from_numpy(image),
@@ -221,7 +219,7 @@ class SceneWindows(LightningDataModule):
         windows = Windows(self.jobs)
         return DataLoader(
             windows,
-            self.batch_size,
+            batch_size=self.batch_size,
             sampler=Share(windows, trainer.world_size, trainer.global_rank),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),

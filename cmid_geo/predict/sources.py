@@ -58,14 +58,15 @@ class SceneSource:
         return self.dates[0].rasters[0].nodata[0]
 
     def read(
-        self, row: int, col: int, size: int
+        self, row: int, col: int, size: int, mirrored: bool = True
     ) -> tuple[Float[np.ndarray, '*dates bands size size'], Bool[np.ndarray, 'size size']]:  # fmt: skip
-        """Read a square window, mirrored where it hangs over the scene.
+        """Read a square window.
 
         Args:
             row: First row; may lie outside.
             col: First column; may lie outside.
             size: Side in pixels.
+            mirrored: Whether the scene's mirror image is around it, or nothing valid.
 
         Returns:
             Raw values float32, 0 where not valid; of several dates each. And where all dates are
@@ -87,6 +88,10 @@ class SceneSource:
         if (height, width) != (size, size):
             image = image[..., rows[:, None] - top, cols - left]
             valid = valid[rows[:, None] - top, cols - left]
+        if not mirrored:
+            down, across = np.arange(row, row + size), np.arange(col, col + size)
+            valid = valid & ((rows == down)[:, None] & (cols == across))
+            image = image * valid
         return (image if len(pairs) > 1 else image[0]), valid
 
     def _read(

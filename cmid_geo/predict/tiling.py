@@ -65,24 +65,28 @@ class Axis:
         return (np.sin(math.pi / 2 * rise) ** 2).astype(np.float32)
 
 
-def cut_axis(length: int, size: int, overlap: int) -> Axis:
+def cut_axis(
+    length: int, size: int, overlap: int, margin: int, centred: bool = True
+) -> Axis:
     """Place windows along a side, so that all but the scene's own ends lie inside some window.
 
-    Windows begin half an overlap before the scene and end half an overlap behind it, where they
-    hold its mirror image: a place at the edge is as far from its window's edge as any. The last
-    window is moved back rather than hanging over. A scene no longer than a window is its middle.
+    Windows begin a margin before the scene and end a margin behind it: with half an overlap, where
+    they hold the scene's mirror image, a place at the edge is as far from its window's edge as
+    any. The last window is moved back rather than hanging over further.
 
     Args:
         length: Of the side, in units.
         size: Side of a window.
         overlap: What neighbours share at least; below half of *size*.
+        margin: How far windows reach beyond the scene.
+        centred: Whether a scene no longer than a window is in its middle, or at its beginning.
 
     Returns:
         The axis.
     """
     if length <= size:
-        return Axis(length, size, overlap, (-((size - length) // 2),))
-    margin = overlap // 2
+        before = (size - length) // 2 if centred else 0
+        return Axis(length, size, overlap, (-before,))
     step = size - overlap
     last = length + margin - size
     count = 1 + math.ceil((last + margin) / step)
@@ -187,7 +191,12 @@ class Tiling:
 
 
 def cut_scene(
-    height: int, width: int, size: int, overlap: int, stride: int = 1
+    height: int,
+    width: int,
+    size: int,
+    overlap: int,
+    stride: int = 1,
+    mirrored: bool = True,
 ) -> Tiling:
     """Cover a scene with windows of whole pixels.
 
@@ -197,6 +206,7 @@ def cut_scene(
         size: Side of a window, in pixels.
         overlap: What neighbouring windows share at least, in pixels.
         stride: Pixels a unit; *size* and *overlap* must be multiples of it.
+        mirrored: Whether windows reach half an overlap beyond the scene.
 
     Returns:
         The tiling.
@@ -218,8 +228,10 @@ def cut_scene(
             f'overlap={overlap}: this network gives one vector for each {stride}x{stride} pixels, give '
             f'a multiple of {stride}'
         )
+    shared = overlap // stride
+    margin = shared // 2 if mirrored else 0
     down, across = (
-        cut_axis(math.ceil(side / stride), size // stride, overlap // stride)
+        cut_axis(math.ceil(side / stride), size // stride, shared, margin, mirrored)
         for side in (height, width)
     )
     return Tiling(down, across, stride)

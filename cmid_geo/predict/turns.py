@@ -6,10 +6,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ..models.rotated import boxes_from_corners, corners
 
 #: Which of them are predicted and averaged.
 Turning = Literal['none', 'flips', 'turns', 'all']
@@ -51,9 +52,26 @@ class Turn:
         image = image.flip(-1) if self.flipped else image
         return torch.rot90(image, -self.quarters, (-2, -1)) if self.quarters else image
 
+    def undo_boxes(self, boxes: Tensor, size: int) -> Tensor:
+        """Find where boxes of a turned image were.
+
+        Args:
+            boxes: Upright (N, 4) as (x1, y1, x2, y2), or rotated (N, 5).
+            size: Side of the image in pixels.
+
+        Returns:
+            Boxes of the same form in the image before it was turned.
+        """
+        if not self.quarters and not self.flipped:
+            return boxes
+        if boxes.shape[-1] == 5:
+            return boxes_from_corners(self.undo_points(corners(boxes), size))
+        points = self.undo_points(boxes.view(-1, 2, 2), size)
+        return torch.cat([points.amin(1), points.amax(1)], dim=1)
+
     def undo_points(
-        self, points: Float[np.ndarray, '*points 2'], size: int
-    ) -> Float[np.ndarray, '*points 2']:
+        self, points: Float[Tensor, '*points 2'], size: int
+    ) -> Float[Tensor, '*points 2']:
         """Find where points of a turned image were.
 
         Args:
@@ -68,7 +86,7 @@ class Turn:
         for _ in range(self.quarters):
             # What a turn to the left brought to (x, y) came from (size - y, x)
             x, y = size - y, x
-        return np.stack([x, y], axis=-1)
+        return torch.stack([x, y], dim=-1)
 
 
 #: First the image as it is.

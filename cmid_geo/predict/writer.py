@@ -29,13 +29,14 @@ class MapWriter(BasePredictionWriter):
         super().__init__('batch')
         self._making: dict[int, MapInMaking] = {}
         self._failed: dict[str, str] = {}
+        self._data: SceneWindows | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin; the Trainer shall not keep what is written."""
         trainer.predict_loop.return_predictions = False
-        self._data = _data_of(trainer)
+        self._data = data = _data_of(trainer)
         self._making, self._failed = {}, {}
-        self._behind = Behind()
+        self._behind, self._jobs = Behind(), data.jobs
 
     def write_on_batch_end(
         self,
@@ -58,11 +59,15 @@ class MapWriter(BasePredictionWriter):
             batch_idx: Not used.
             dataloader_idx: Not used.
         """
-        loader: Any = trainer.predict_dataloaders
-        self._behind.do(self._write, loader, prediction, batch, trainer.global_rank)
+        self._behind.do(
+            self._write, _windows(trainer), prediction, batch, trainer.global_rank,
+            trainer.world_size,
+        )  # fmt: skip
 
-    def _write(self, loader: Any, prediction: Any, batch: Any, rank: int) -> None:
-        windows, share = loader.dataset, _share(loader)
+    def _write(
+        self, windows: Any, prediction: Any, batch: Any, rank: int, world_size: int
+    ) -> None:
+        share = Share(windows, world_size, rank).mine
         valids: Tensor = batch['valid']
         for index, found, valid, error in zip(
             batch['index'].tolist(), prediction, valids, batch['error'], strict=True
@@ -70,7 +75,7 @@ class MapWriter(BasePredictionWriter):
             number, window = windows.locate(index)
             if number not in self._making:
                 mine = windows.span(number, share)
-                self._making[number] = make_map(self._data.jobs[number], mine, rank)
+                self._making[number] = make_map(self._jobs[number], mine, rank)
             making = self._making[number]
             if error:
                 making.fail(error)
@@ -83,7 +88,7 @@ class MapWriter(BasePredictionWriter):
     def _finish(self, making: MapInMaking, ranks: Sequence[int] = ()) -> None:
         job = making.job
         try:
-            with gdal_settings(job.is_remote):
+            with gdal_settings(job.reading.is_remote):
                 making.finish(ranks)
         # Whatever is wrong with one scene, the others may be well
         except Exception as error:  # noqa: BLE001
@@ -104,9 +109,9 @@ class MapWriter(BasePredictionWriter):
         failed: dict[str, str] = {}
         for rank in range(trainer.world_size):
             failed |= trainer.strategy.broadcast(self._failed, src=rank)
-        tally = self._data.tally
+        tally = _data_of(trainer).tally
         tally.failed |= failed
-        tally.made += [job.out for job in self._data.jobs if job.source.name not in failed]  # fmt: skip
+        tally.made += [job.out for job in self._jobs if job.source.name not in failed]
         self._clean()
 
     def on_exception(
@@ -119,10 +124,9 @@ class MapWriter(BasePredictionWriter):
 
     def _clean(self) -> None:
         """Take the folders aside away; only the process that made them has their locks."""
-        data = self._data
-        for job, lock in zip(data.jobs, data.locks):
+        data, self._data = self._data, None
+        for job, lock in zip(data.jobs, data.locks) if data is not None else ():
             job.end(lock)
-        data.locks = []
 
 
 def _data_of(trainer: Trainer) -> SceneWindows:
@@ -139,11 +143,6 @@ def _data_of(trainer: Trainer) -> SceneWindows:
 def _windows(trainer: Trainer) -> Any:
     loader: Any = trainer.predict_dataloaders
     return loader.dataset
-
-
-def _share(loader: Any) -> range:
-    """This process's windows; Lightning wraps what draws batches."""
-    return loader.sampler.mine
 
 
 def _ranks(windows: Any, number: int, world_size: int) -> list[int]:
