@@ -259,7 +259,7 @@ class SceneMapper(LightningModule):
         state = hashlib.sha256()
         for name, tensor in sorted(self.task.state_dict().items()):
             state.update(name.encode())
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            state.update(raw.numpy().data)
+            plain = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            state.update(plain.detach().cpu().numpy().tobytes())
         self._digest = state.hexdigest()[:16]
         return self._digest

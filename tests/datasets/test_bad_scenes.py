@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from rasterfiles import noise, truncate, write
 from torchgeo.datasets import DatasetNotFoundError
 
 from cmid_geo.datasets import Chip, SceneDataset
-
-from .rasterfiles import noise, truncate, write
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rasterfiles import noise, write
 from torchgeo.datasets import DatasetNotFoundError
 
 from cmid_geo.datasets import Chip, SceneDataset
@@ -16,8 +17,6 @@ from cmid_geo.datasets.fractions import (
     stratified_fraction,
 )
 from cmid_geo.datasets.masks import LabelledScenes, MaskDataset
-
-from .rasterfiles import noise, write
 
 
 def blocks(height: int, width: int, side: int = 8) -> np.ndarray:

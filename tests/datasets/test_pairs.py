@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterfiles import noise, write
 from rasterio.warp import transform as warp_points
 from torchgeo.datasets import DatasetNotFoundError
 
 from cmid_geo.datasets import ChangePairs, Chip
-
-from .rasterfiles import noise, write
 
 DATES = ('20200101', '20210101')
 

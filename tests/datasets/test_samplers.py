@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from rasterfiles import noise, write
 
 from cmid_geo.datasets import Chip, GridChips, RandomChips, SceneDataset
 from cmid_geo.datasets.coverage import Coverage
-
-from .rasterfiles import noise, write
 
 
 def with_corner(side: int, empty: int) -> np.ndarray:

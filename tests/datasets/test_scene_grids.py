@@ -8,12 +8,11 @@ import pytest
 import rasterio
 import rasterio.warp
 import torch
+from rasterfiles import noise, write
 from rasterio.vrt import WarpedVRT
 from torchgeo.samplers import GriddedPatchSampler, RandomPatchSampler
 
 from cmid_geo.datasets import Chip, SceneDataset
-
-from .rasterfiles import noise, write
 
 
 def in_next_zone(x: float, y: float) -> tuple[float, float]:

@@ -11,14 +11,13 @@ import pytest
 import rasterio
 import rasterio.warp
 import torch
+from rasterfiles import noise, write
 from rasterio.enums import ColorInterp
 from torch.utils.data import DataLoader
 from torchgeo.datasets import RasterDataset, stack_samples
 from torchgeo.samplers import RandomPatchSampler
 
 from cmid_geo.datasets import Chip, RandomChips, SceneDataset
-
-from .rasterfiles import noise, write
 
 
 def raw(path: Path, col: int, row: int, width: int, height: int) -> torch.Tensor:

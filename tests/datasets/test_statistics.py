@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rasterfiles import noise, write
 
 from cmid_geo.datasets import SceneDataset, estimate_statistics
-
-from .rasterfiles import noise, write
 
 
 def test_uint8(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from affine import Affine
 from rasterio.transform import from_origin
 
 
@@ -20,9 +21,10 @@ def write(
     crs: str | None = 'EPSG:32633',
     descriptions: tuple[str, ...] = (),
     mask: np.ndarray | None = None,
+    transform: Affine | None = None,
     **profile: Any,
 ) -> Path:
-    """Write (bands, rows, cols) at an origin (x, y) in units of *crs* and return the path."""
+    """Write (bands, rows, cols) at an origin (x, y) in units of *crs*, or by a transform."""
     path.parent.mkdir(parents=True, exist_ok=True)
     profile = {
         'tiled': True,
@@ -43,7 +45,7 @@ def write(
             width=array.shape[2],
             dtype=array.dtype,
             crs=crs,
-            transform=from_origin(*origin, res, res),
+            transform=transform or from_origin(*origin, res, res),
             **profile,
         ) as file,
     ):

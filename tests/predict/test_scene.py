@@ -1,0 +1,280 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Whole scenes, through networks whose answer is known."""
+
+import itertools
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+import torch.nn.functional as F
+from affine import Affine
+from rasterfiles import noise, write
+from rasterio.transform import from_origin
+from torch import Tensor, nn
+
+from cmid_geo.predict import predict_scene
+
+PLACES: dict[str, tuple[str, Affine]] = {
+    'utm': ('EPSG:32633', from_origin(500_000.3, 4_500_000.7, 0.5, 0.5)),
+    'degrees': ('EPSG:4326', from_origin(7.1, 45.3, 1e-4, 1e-4)),
+    # 0.5 m, turned by 30 degrees
+    'rotated': (
+        'EPSG:32633',
+        Affine(0.433, 0.25, 500_000.3, 0.25, -0.433, 4_500_000.7),
+    ),
+}
+SIZES = ((64, 64), (128, 96), (100, 70), (65, 64), (64, 97), (20, 31), (1, 5))
+OVERLAPS = (0, 1, 8, 31)
+
+
+def values(shape: tuple[int, int], dtype: str, nodata: float | None) -> np.ndarray:
+    """Noise over all of a type's range, with a hole where there is a nodata value."""
+    rng = np.random.default_rng(sum(shape))
+    if dtype == 'float32':
+        data = rng.normal(size=(3, *shape)) * 10 ** rng.uniform(-20, 20, (3, *shape))
+    else:
+        data = rng.integers(1, np.iinfo(dtype).max, (3, *shape))
+    data = data.astype(dtype)
+    if nodata is not None:
+        data[:, shape[0] // 3 : shape[0] // 2 + 1, : shape[1] // 2] = nodata
+    return data
+
+
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize(
+    ('dtype', 'nodata'),
+    [('uint8', None), ('uint8', 0), ('uint16', 65535), ('float32', -9999.0)],
+)
+def test_identity_gives_the_scene_back_bit_for_bit(
+    tmp_path: Path, place: str, dtype: str, nodata: float | None
+) -> None:
+    crs, transform = PLACES[place]
+    for number, (shape, overlap) in enumerate(itertools.product(SIZES, OVERLAPS)):
+        # Each place and type sees a fourth of all shapes, all together see each
+        if (number + len(place) + len(dtype) + bool(nodata)) % 4:
+            continue
+        data = values(shape, dtype, nodata)
+        scene = write(
+            tmp_path / 'scene.tif', data, crs=crs, transform=transform, nodata=nodata
+        )
+        out = predict_scene(
+            nn.Identity(), scene, tmp_path / 'map.tif', size=64, overlap=overlap,
+            batch_size=3, dtype=dtype,
+        )  # fmt: skip
+        with rasterio.open(scene) as one, rasterio.open(out) as other:
+            assert (other.read() == data).all(), (shape, overlap)
+            assert other.dtypes == one.dtypes and other.nodata == one.nodata
+            assert other.crs == one.crs and other.bounds == one.bounds
+            assert other.transform == one.transform and other.shape == one.shape
+    assert [path.name for path in tmp_path.iterdir()] != []
+    assert {path.name for path in tmp_path.iterdir()} == {'scene.tif', 'map.tif'}
+
+
+@pytest.mark.parametrize('tta', ['flips', 'turns', 'all'])
+def test_turns_do_not_move_anything(tmp_path: Path, tta: Any) -> None:
+    data = noise(2, 90, 70)
+    scene = write(tmp_path / 'scene.tif', data)
+    out = predict_scene(nn.Identity(), scene, tmp_path / 'map.tif', size=64, tta=tta)
+    with rasterio.open(out) as file:
+        assert (file.read() == data).all()
+
+
+def test_turns_are_averaged(tmp_path: Path) -> None:
+    """A network that looks to its left looks to both sides in the mean of a flip."""
+
+    class Left(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image.roll(1, -1)
+
+    data = noise(1, 64, 64).astype('float32')
+    scene = write(tmp_path / 'scene.tif', data)
+    found = {}
+    for tta in ('none', 'flips', 'turns'):
+        out = predict_scene(
+            Left(), scene, tmp_path / f'{tta}.tif', size=64, overlap=0, tta=tta
+        )  # fmt: skip
+        with rasterio.open(out) as file:
+            found[tta] = file.read()
+    left, right = np.roll(data, 1, 2), np.roll(data, -1, 2)
+    np.testing.assert_array_equal(found['none'], left)
+    np.testing.assert_allclose(found['flips'], (left + right) / 2, rtol=1e-6)
+    around = (left + right + np.roll(data, 1, 1) + np.roll(data, -1, 1)) / 4
+    np.testing.assert_allclose(found['turns'], around, rtol=1e-6)
+
+
+class EdgeBlind(nn.Module):
+    """Like all networks with padding it sees less near its window's edge."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return F.avg_pool2d(image, 15, 1, 7)
+
+
+def test_no_visible_seam(tmp_path: Path) -> None:
+    data = np.full((1, 200, 200), 100, 'uint8')
+    scene = write(tmp_path / 'scene.tif', data)
+    steps = {}
+    for overlap in (0, 30):
+        out = predict_scene(
+            EdgeBlind(), scene, tmp_path / 'map.tif', size=64, overlap=overlap
+        )
+        with rasterio.open(out) as file:
+            found = file.read(1)
+        steps[overlap] = max(abs(np.diff(found, axis=axis)).max() for axis in (0, 1))
+        if overlap:
+            # The scene's own edge is no edge to the network
+            assert found.min() > 85
+    assert steps[30] < 4 < steps[0]
+
+
+def test_a_known_place_comes_out_there(tmp_path: Path) -> None:
+    data = np.zeros((1, 300, 260), 'uint8')
+    data[0, 211, 137] = 200
+    crs, transform = PLACES['rotated']
+    scene = write(tmp_path / 'scene.tif', data, crs=crs, transform=transform)
+    out = predict_scene(nn.Identity(), scene, tmp_path / 'map.tif', size=64)
+    x, y = 0.433 * 137.5 + 0.25 * 211.5, 0.25 * 137.5 - 0.433 * 211.5
+    with rasterio.open(out) as file:
+        here = file.index(500_000.3 + x, 4_500_000.7 + y)
+        assert here == (211, 137)
+        assert next(file.sample([(500_000.3 + x, 4_500_000.7 + y)]))[0] == 200
+
+
+def test_file_is_cloud_optimised(tmp_path: Path) -> None:
+    data = noise(1, 700, 1300)
+    scene = write(tmp_path / 'scene.tif', data)
+    out = predict_scene(nn.Identity(), scene, tmp_path / 'map.tif', dtype='uint8')
+    with rasterio.open(out) as file:
+        assert file.overviews(1) == [2, 4]
+        assert file.profile['compress'] == 'deflate' and file.profile['tiled']
+        assert file.block_shapes == [(512, 512)]
+        assert file.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG'
+
+
+def test_nan_and_masks_are_no_data(tmp_path: Path) -> None:
+    data = np.ones((2, 80, 80), 'float32')
+    data[0, 10:20, 30:40] = np.nan
+    scene = write(tmp_path / 'scene.tif', data)
+    with rasterio.open(
+        predict_scene(nn.Identity(), scene, tmp_path / 'map.tif', size=64)
+    ) as file:
+        found = file.read()
+        assert np.isnan(file.nodata)
+    # A pixel is valid where all its bands are
+    assert np.isnan(found[:, 10:20, 30:40]).all() and np.isnan(found).sum() == 200
+    mask = np.full((80, 80), 255, 'uint8')
+    mask[50:, :] = 0
+    scene = write(tmp_path / 'masked.tif', noise(1, 80, 80), mask=mask)
+    out = predict_scene(
+        nn.Identity(), scene, tmp_path / 'map.tif', size=64, dtype='uint8'
+    )
+    with rasterio.open(out) as file:
+        assert file.nodata == 255 and (file.read(1)[50:] == 255).all()
+        assert (file.read(1)[:50] != 255).all()
+
+
+def test_windows_without_data_are_not_predicted(tmp_path: Path) -> None:
+    class Counting(nn.Module):
+        seen = 0
+
+        def forward(self, image: Tensor) -> Tensor:
+            self.seen += len(image)
+            return image
+
+    data = noise(1, 256, 256)
+    data[:, :, 64:] = 0
+    scene = write(tmp_path / 'scene.tif', data, nodata=0)
+    model = Counting()
+    out = predict_scene(
+        model, scene, tmp_path / 'map.tif', size=64, overlap=0, dtype='uint8'
+    )
+    # One to find out what the module gives, then the four of the first column
+    assert model.seen == 5
+    with rasterio.open(out) as file:
+        assert (file.read() == data).all()
+
+
+def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
+    scene = write(tmp_path / 'scene.tif', noise(3, 70, 70))
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    model[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    threads = threading.active_count()
+    predict_scene(model, scene, tmp_path / 'map.tif', size=64)
+    assert model.training and model[0].training and not model[1].training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert threading.active_count() == threads
+    model(torch.randn(1, 3, 8, 8)).sum().backward()
+
+
+@pytest.mark.parametrize('precision', ['bf16-mixed', '32-true'])
+def test_precision(tmp_path: Path, precision: Any) -> None:
+    torch.manual_seed(0)
+    data = noise(3, 70, 70)
+    scene = write(tmp_path / 'scene.tif', data)
+    model = nn.Conv2d(3, 1, 1, bias=False)
+    out = predict_scene(
+        model, scene, tmp_path / 'map.tif', size=64, precision=precision
+    )
+    with rasterio.open(out) as file:
+        found = file.read(1)
+    exact = np.tensordot(model.weight.detach().numpy()[0, :, 0, 0], data, 1)
+    error = abs(found - exact).max()
+    assert (error < 1e-3) == (precision == '32-true') and error < 3
+
+
+class Broken(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        if image.shape[0] > 1 or image.any():
+            raise RuntimeError('out of luck')
+        return image
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    scene = write(tmp_path / 'scene.tif', noise(3, 70, 70))
+    with pytest.raises(RuntimeError, match='out of luck'):
+        predict_scene(Broken(), scene, tmp_path / 'map.tif', size=64)
+    assert [path.name for path in tmp_path.iterdir()] == ['scene.tif']
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'overlap': 32}, 'overlap=32 of windows of size=64'),
+        ({'batch_size': 0}, 'batch_size=0: give at least 1'),
+        ({'num_workers': 0}, 'num_workers=0: give at least 1'),
+        ({'output': 'classes'}, "output='classes' with Identity: it gives values"),
+        ({'components': 3}, 'components=3 with Identity: give 1 or more, for a'),
+        ({'threshold': 2}, 'threshold=2: give a share'),
+        ({'low': 1}, 'low=1 and high=None: give both'),
+        ({'bands': [4]}, 'has no band 4'),
+        ({'out': 'map.png'}, "map.png': Identity gives .tif"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    scene = write(tmp_path / 'scene.tif', noise(3, 70, 70))
+    out = tmp_path / options.pop('out', 'map.tif')
+    with pytest.raises(ValueError, match=message):
+        predict_scene(nn.Identity(), scene, out, **({'size': 64} | options))
+    assert [path.name for path in tmp_path.iterdir()] == ['scene.tif']
+
+
+def test_bad_scenes(tmp_path: Path) -> None:
+    for name in 'ab':
+        write(tmp_path / f'several/{name}.tif', noise(1, 20, 20))
+    bare = write(tmp_path / 'bare.tif', noise(1, 20, 20), crs=None)
+    model, out = nn.Identity(), tmp_path / 'map.tif'
+    with pytest.raises(ValueError, match='holds 2 scenes: give one'):
+        predict_scene(model, tmp_path / 'several', out)
+    with pytest.raises(ValueError, match='has no coordinate reference system'):
+        predict_scene(model, bare, out)
+    with pytest.raises(ValueError, match='no file matches'):
+        predict_scene(model, tmp_path / 'none.tif', out)
+    with pytest.raises(ValueError, match='into .* give a module that keeps'):
+        predict_scene(nn.AvgPool2d(2), tmp_path / 'several/a.tif', out)

@@ -1,0 +1,465 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Maps of each kind of task."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import torch
+from affine import Affine
+from lightning.pytorch import Trainer
+from rasterfiles import noise, write
+from torch import Tensor, nn
+
+from cmid_geo import (
+    CMID,
+    ChangeDetection,
+    Classification,
+    ObjectDetection,
+    OrientedDetection,
+    SemanticSegmentation,
+    create_backbone,
+)
+from cmid_geo.models import export_backbone
+from cmid_geo.predict import SceneMapper, predict_scene
+from cmid_geo.predict.opening import Backbone, open_task
+
+TINY: dict[str, Any] = {'backbone': 'test_resnet', 'in_channels': 3}
+
+
+class Brightest(nn.Module):
+    """Scores that are the bands themselves: the class is the brightest band."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return 20 * image
+
+
+def brightest(**options: Any) -> SemanticSegmentation:
+    given = {'num_classes': 3, 'labels': ['a', 'b', 'c'], 'auxiliary_weight': 0}
+    task = SemanticSegmentation('unet', **TINY, **(given | options))
+    task.model = Brightest()
+    task.high.fill_(250)
+    return task
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as file:
+        return file.read()
+
+
+def save(task: Any, path: Path) -> Path:
+    trainer = Trainer(accelerator='cpu', logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(task)
+    trainer.save_checkpoint(path, weights_only=True)
+    return path
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    data = noise(3, 100, 150)
+    data[:, 20:40, 10:20] = 0
+    return write(tmp_path / 'scene.tif', data, nodata=0)
+
+
+def test_segmentation(tmp_path: Path, scene: Path) -> None:
+    out = predict_scene(
+        brightest(), scene, tmp_path / 'map.tif', size=64, output='both',
+        colors=['red', '#00ff00', 'blue'],
+    )  # fmt: skip
+    data, valid = read(scene), read(scene).any(0)
+    found = read(out)[0]
+    assert (found[valid] == data.argmax(0)[valid]).all() and (
+        found[~valid] == 255
+    ).all()
+    with rasterio.open(out) as file:
+        assert file.dtypes == ('uint8',) and file.nodata == 255
+        table = file.colormap(1)
+        assert table[0] == (255, 0, 0, 255) and table[1] == (0, 255, 0, 255)
+        assert table[255][3] == 0
+        assert file.tags(1) == {'class_0': 'a', 'class_1': 'b', 'class_2': 'c'}
+    shares = torch.tensor(20.0 * data / 250).softmax(0).numpy()
+    with rasterio.open(tmp_path / 'map_probabilities.tif') as file:
+        assert file.descriptions == ('a', 'b', 'c') and np.isnan(file.nodata)
+        assert file.dtypes == ('float32',) * 3
+        probabilities = file.read()
+    np.testing.assert_allclose(probabilities[:, valid], shares[:, valid], atol=1e-5)
+    assert np.isnan(probabilities[:, ~valid]).all()
+
+
+def test_gdal_reads_the_names_of_classes(tmp_path: Path, scene: Path) -> None:
+    from rasterio import shutil
+
+    task = brightest(labels=['a & b', '<water>', 'c'])
+    out = predict_scene(task, scene, tmp_path / 'map.tif', size=64)
+    shutil.copy(out, tmp_path / 'names.vrt', driver='VRT')
+    text = (tmp_path / 'names.vrt').read_text()
+    assert '<Category>a &amp; b</Category>' in text
+    assert '<Category>&lt;water&gt;</Category>' in text
+
+
+def test_probabilities_alone(tmp_path: Path, scene: Path) -> None:
+    task = brightest()
+    out = predict_scene(
+        task, scene, tmp_path / 'map.tif', size=64, output='probabilities'
+    )
+    assert read(out).shape == (3, 100, 150)
+    assert {path.name for path in tmp_path.iterdir()} == {'scene.tif', 'map.tif'}
+
+
+@pytest.mark.parametrize('threshold', [0.5, 0.9])
+def test_binary_and_several_labels(
+    tmp_path: Path, scene: Path, threshold: float
+) -> None:
+    data, valid = read(scene), read(scene).any(0)
+    shares = torch.tensor(20.0 * data / 250 - 8).sigmoid().numpy()
+
+    class Scores(nn.Module):
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            self.count = count
+
+        def forward(self, image: Tensor) -> Tensor:
+            return 20 * image[:, : self.count] - 8
+
+    for kind, count in (('binary', 1), ('multilabel', 3)):
+        task = SemanticSegmentation(
+            'unet', **TINY, task=kind, loss='bce', auxiliary_weight=0,
+            num_labels=3 if count == 3 else None,
+        )  # fmt: skip
+        task.model = Scores(count)
+        task.high.fill_(250)
+        out = predict_scene(
+            task, scene, tmp_path / 'map.tif', size=64, threshold=threshold
+        )
+        found = read(out)
+        assert len(found) == count
+        expected = shares[:count] >= threshold
+        assert (found[:, valid] == expected[:, valid]).mean() > 0.999
+        assert 0 < expected[:, valid].mean() < 1 and (found[:, ~valid] == 255).all()
+
+
+def test_many_classes_need_two_bytes(tmp_path: Path, scene: Path) -> None:
+    class Last(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            scores = torch.zeros(len(image), 300, *image.shape[2:])
+            scores[:, 299] = 5
+            return scores
+
+    task = brightest(num_classes=300, labels=None)
+    task.model = Last()
+    with rasterio.open(
+        predict_scene(task, scene, tmp_path / 'map.tif', size=32)
+    ) as file:
+        assert file.dtypes == ('uint16',) and file.nodata == 65535
+        assert set(np.unique(file.read())) == {299, 65535}
+
+
+def test_a_real_network_from_its_checkpoint(tmp_path: Path, scene: Path) -> None:
+    torch.manual_seed(0)
+    task = SemanticSegmentation('unet', **TINY, num_classes=4, auxiliary_weight=0)
+    task.high.fill_(255)
+    task.eval()
+    path = save(task, tmp_path / 'task.ckpt')
+    for number, source in enumerate((task, path, str(path))):
+        predict_scene(source, scene, tmp_path / f'{number}.tif', size=64)
+    maps = [read(tmp_path / f'{number}.tif') for number in range(3)]
+    assert (maps[0] == maps[1]).all() and (maps[0] == maps[2]).all()
+    # In its middle a window of the scene's own size is what the task itself says of it
+    whole = predict_scene(task, scene, tmp_path / 'whole.tif', size=160, overlap=0)
+    image = torch.from_numpy(read(scene)[None] / 255).float()
+    padded = nn.functional.pad(image, (5, 5, 30, 30), mode='reflect')
+    with torch.no_grad():
+        direct = task(padded).argmax(1)[0, 30:130, 5:155].numpy()
+    valid = read(scene).any(0)
+    assert (read(whole)[0][valid] == direct[valid]).mean() > 0.999
+
+
+def test_change_on_one_grid(tmp_path: Path) -> None:
+    """The second date lies a third of a pixel beside the first, on pixels of its own."""
+    rows, cols = np.mgrid[:120, :140] + 0.5
+    first = (100 + 50 * np.sin(cols / 5) * np.cos(rows / 7)).astype('float32')
+    moved = 100 + 50 * np.sin((cols + 1 / 3) / 5) * np.cos((rows - 1 / 3) / 7)
+    before = write(tmp_path / 'before.tif', first[None], origin=(500_000, 5_000_000))
+    third = 10 / 3
+    after = write(
+        tmp_path / 'after.tif',
+        moved[None].astype('float32'),
+        origin=(500_000 + third, 5_000_000 + third),
+    )
+
+    class Difference(nn.Module):
+        def forward(self, pair: Tensor) -> Tensor:
+            # 1.5 of 200 is what counts as a change
+            return 1e4 * ((pair[:, 1] - pair[:, 0]).abs() - 1.5 / 200)
+
+    task = ChangeDetection('unet', backbone='test_resnet', in_channels=1)
+    task.model, task.high = Difference(), torch.tensor([200.0])
+    out = predict_scene(task, (before, after), tmp_path / 'map.tif', size=64)
+    found = read(out)[0]
+    with rasterio.open(out) as one, rasterio.open(before) as other:
+        assert one.bounds == other.bounds and one.transform == other.transform
+        assert one.tags(1) == {'class_0': 'no change', 'class_1': 'change'}
+    assert (found[:-1, 1:] == 0).all() and (found != 255).all()
+    # Without the shift there would be much change: the test can fail
+    assert (abs(moved - first) > 1.5).mean() > 0.5
+    changed = moved.copy()
+    changed[40:50, 60:80] += 90
+    write(
+        after,
+        changed[None].astype('float32'),
+        origin=(500_000 + third, 5_000_000 + third),
+    )
+    again = read(predict_scene(task, (before, after), out, size=64))[0]
+    assert (again[41:49, 62:79] == 1).all() and (again[:-1, 1:] == 1).sum() < 300
+
+
+@pytest.mark.parametrize('after_crs', ['EPSG:4326', 'EPSG:32632'])
+def test_change_between_reference_systems(tmp_path: Path, after_crs: str) -> None:
+    from rasterio.warp import calculate_default_transform, reproject
+
+    rows, cols = np.mgrid[:120, :140] + 0.5
+    data = (100 + 50 * np.sin(cols / 9) * np.cos(rows / 11)).astype('float32')[None]
+    before = write(tmp_path / 'before.tif', data)
+    transform, width, height = calculate_default_transform(
+        'EPSG:32633', after_crs, 140, 120, *rasterio.open(before).bounds
+    )
+    warped = np.full((1, height, width), np.nan, 'float32')
+    with rasterio.open(before) as file:
+        reproject(
+            data, warped, src_transform=file.transform, src_crs=file.crs,
+            dst_transform=transform, dst_crs=after_crs, resampling=rasterio.enums.Resampling.cubic,
+        )  # fmt: skip
+    after = write(tmp_path / 'after.tif', warped, crs=after_crs, transform=transform)
+
+    class Second(nn.Module):
+        def forward(self, pair: Tensor) -> Tensor:
+            return (pair[:, 1] - pair[:, 0]) * 100
+
+    task = ChangeDetection('unet', backbone='test_resnet', in_channels=1)
+    task.model, task.high = Second(), torch.tensor([100.0])
+    task.low = torch.tensor([-100.0])
+    out = predict_scene(
+        task, (before, after), tmp_path / 'map.tif', size=64, output='probabilities'
+    )
+    found = read(out)[0]
+    inner = found[8:-8, 8:-8]
+    # A sigmoid of half the difference: 0.5 is none, 0.73 is 2
+    assert abs(inner - 0.5).max() < 0.2 and not np.isnan(inner).any()
+
+
+def test_cells(tmp_path: Path, scene: Path) -> None:
+    backbone = create_backbone('resnet18', 3).eval()
+    out = predict_scene(
+        backbone, scene, tmp_path / 'map.tif', size=192, overlap=0, low=0, high=255
+    )
+    with rasterio.open(out) as file, rasterio.open(scene) as other:
+        assert file.dtypes[0] == 'float16' and np.isnan(file.nodata)
+        assert file.shape == (4, 5) and file.count == backbone.num_features
+        t, o = file.transform, other.transform
+        assert (t.a, t.e, t.c, t.f) == (32 * o.a, 32 * o.e, o.c, o.f)
+        found = file.read()
+    # One window around the scene, mirrored at its edges: four cells down, five across
+    data = torch.from_numpy(read(scene) / 255)[None].float()
+    padded = nn.functional.pad(data, (0, 10, 0, 28), mode='reflect')
+    padded = nn.functional.pad(padded, (0, 32, 32, 32), mode='reflect')
+    assert np.isfinite(found).all()
+    with torch.no_grad():
+        direct = backbone(padded)[0, :, 1:5, :5].numpy()
+    inner = slice(1, 3), slice(0, 3)
+    np.testing.assert_allclose(found[:, *inner], direct[:, *inner], atol=0.05)
+
+
+def test_components(tmp_path: Path) -> None:
+    rows, cols = np.mgrid[:256, :320].astype('float32')
+    data = np.stack([rows, cols, 0 * rows + 7])
+    data[:, :64, :64] = np.nan
+    scene = write(tmp_path / 'scene.tif', data)
+
+    class Means(CMID):
+        def forward(self, image: Tensor) -> Tensor:
+            return nn.functional.avg_pool2d(image * 1000, 32)
+
+    from chips import SMALL
+
+    task = Means(**(SMALL | {'output_dim': 4}))
+    task.high.fill_(1000)
+    task.student.backbone.num_features = 3
+    vectors = predict_scene(
+        task, scene, tmp_path / 'vectors.tif', size=128, overlap=32, tta='all'
+    )
+    out = predict_scene(
+        task, scene, tmp_path / 'map.tif', size=128, overlap=32, components=2
+    )
+    with rasterio.open(out) as file:
+        assert file.descriptions == ('component 1', 'component 2')
+        assert file.dtypes == ('float32',) * 2
+        found = file.read()
+    means = read(vectors)
+    assert np.isnan(found[:, :2, :2]).all() and np.isnan(found).sum() == 8
+    assert abs(means[0, 4, :] - (4 * 32 + 15.5)).max() < 0.3
+    # More columns than rows: x is the first component, y the second, rising
+    known = np.isfinite(means[0])
+    flat = means[:, known].astype(float)
+    centred = flat - flat.mean(1, keepdims=True)
+    _, axes = np.linalg.eigh(centred @ centred.T)
+    for number in range(2):
+        expected = axes[:, -1 - number] @ centred
+        sign = np.sign(axes[abs(axes[:, -1 - number]).argmax(), -1 - number])
+        np.testing.assert_allclose(found[number][known], sign * expected, atol=0.5)
+    with pytest.raises(ValueError, match='components=4 of vectors of 3'):
+        predict_scene(task, scene, tmp_path / 'no.tif', size=128, components=4)
+
+
+def test_exported_backbone_and_its_bands(
+    tmp_path: Path, make_task: Callable[..., Any]
+) -> None:
+    task = make_task(in_channels=2)
+    task.low.fill_(10)
+    task.high.copy_(torch.tensor([100.0, 200.0]))
+    task.hparams['bands'] = ['red', 'nir']
+    export_backbone(save(task, tmp_path / 'c.ckpt'), tmp_path / 'b.ckpt')
+    opened = open_task(tmp_path / 'b.ckpt')
+    assert isinstance(opened, Backbone) and not opened.training
+    assert opened.high.tolist() == [100, 200]
+    assert isinstance(open_task(tmp_path / 'c.ckpt'), CMID)
+    data = noise(3, 70, 70)
+    scene = write(tmp_path / 'scene.tif', data, descriptions=('nir', 'blue', 'red'))
+    # By name, in the order of training
+    named = predict_scene(opened, scene, tmp_path / 'named.tif', size=64, overlap=0)
+    for source in (tmp_path / 'c.ckpt', tmp_path / 'b.ckpt'):
+        placed = predict_scene(
+            source, scene, tmp_path / 'placed.tif', size=64, overlap=0, bands=[3, 1]
+        )
+        np.testing.assert_array_equal(read(named), read(placed))
+    with pytest.raises(ValueError, match='has 3 bands .* but Backbone takes 2'):
+        predict_scene(opened, scene, tmp_path / 'x.tif', size=64, bands=[1, 2, 3])
+
+
+class Spots(nn.Module):
+    """A detector whose boxes are bright rectangles, one for each patch of one value."""
+
+    def __init__(self, rotated: bool) -> None:
+        super().__init__()
+        self.rotated = rotated
+
+    def forward(self, images: Tensor, targets: None = None) -> list[dict[str, Tensor]]:
+        return [self.find(image[0] * 255) for image in images]
+
+    def find(self, image: Tensor) -> dict[str, Tensor]:
+        boxes, labels = [], []
+        for value in image.round().unique().tolist():
+            if value > 0:
+                rows, cols = (image.round() == value).nonzero().unbind(1)
+                x0, y0, x1, y1 = cols.min(), rows.min(), cols.max() + 1, rows.max() + 1
+                box = [x0, y0, x1, y1]
+                if self.rotated:
+                    box = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0, 0.0]
+                boxes.append([float(each) for each in box])
+                labels.append(1 + int(value) % 2)
+        width = 5 if self.rotated else 4
+        found = torch.tensor(boxes).view(-1, width)
+        scores = torch.full((len(found),), 0.9)
+        return {'boxes': found, 'labels': torch.tensor(labels).long(), 'scores': scores}
+
+
+@pytest.mark.parametrize('ending', ['.gpkg', '.geojson'])
+@pytest.mark.parametrize('rotated', [False, True])
+@pytest.mark.parametrize('tta', ['none', 'all'])
+def test_objects(tmp_path: Path, ending: str, rotated: bool, tta: Any) -> None:
+    data = np.zeros((3, 200, 230), 'uint8')
+    places = [(5, 5, 20, 12), (50, 55, 24, 30), (100, 150, 10, 28), (180, 200, 20, 30)]
+    for value, (row, col, height, width) in enumerate(places, 10):
+        data[:, row : row + height, col : col + width] = value
+    transform = Affine(0.5, 0.0, 500_000.25, 0.0, -0.5, 4_500_000.75)
+    scene = write(tmp_path / 'scene.tif', data, transform=transform)
+    kind = OrientedDetection if rotated else ObjectDetection
+    names = {} if rotated else {'labels': ['background', 'even', 'odd']}
+    task = kind(**TINY, num_classes=3, **names)
+    task.model = Spots(rotated)
+    task.high.fill_(255)
+    out = predict_scene(
+        task, scene, tmp_path / f'map{ending}', size=96, overlap=40, tta=tta
+    )
+    table = gpd.read_file(out).to_crs('EPSG:32633')
+    assert len(table) == 4 and set(table.columns) >= {'class', 'score', 'geometry'}
+    for value, (row, col, height, width) in enumerate(places, 10):
+        box = shapely.box(
+            500_000.25 + col / 2, 4_500_000.75 - (row + height) / 2,
+            500_000.25 + (col + width) / 2, 4_500_000.75 - row / 2,
+        )  # fmt: skip
+        near = table[table.intersects(box.buffer(-0.1))]
+        assert len(near) == 1
+        geometry = near.geometry.iloc[0]
+        assert geometry.symmetric_difference(box).area < 1e-3 * box.area
+        expected = '12'[value % 2] if rotated else ('even', 'odd')[value % 2]
+        assert near['class'].iloc[0] == expected
+    assert {path.name for path in tmp_path.iterdir()} == {'scene.tif', out.name}
+
+
+def test_objects_on_no_data_and_below_the_threshold(tmp_path: Path) -> None:
+    data = np.zeros((3, 100, 100), 'uint8')
+    data[:, 20:30, 20:30] = 11
+    mask = np.full((100, 100), 255, 'uint8')
+    task = ObjectDetection(**TINY, num_classes=3)
+    task.model = Spots(False)
+    task.high.fill_(255)
+    out, scene = tmp_path / 'map.gpkg', tmp_path / 'scene.tif'
+    found = {}
+    for name, threshold in (('all', 0.5), ('few', 0.95)):
+        write(scene, data, mask=mask)
+        found[name] = len(
+            gpd.read_file(predict_scene(task, scene, out, size=64, threshold=threshold))
+        )
+    mask[15:35, 15:35] = 0
+    write(scene, data, mask=mask)
+    found['hidden'] = len(gpd.read_file(predict_scene(task, scene, out, size=64)))
+    assert found == {'all': 1, 'few': 0, 'hidden': 0}
+
+
+def test_what_cannot_be_mapped(tmp_path: Path, scene: Path) -> None:
+    out = tmp_path / 'map.tif'
+    with pytest.raises(ValueError, match='Classification says nothing of single'):
+        predict_scene(Classification('test_resnet', num_classes=2), scene, out)
+    with pytest.raises(ValueError, match='low= and high=, such as 0 and 255'):
+        predict_scene(
+            SemanticSegmentation('unet', **TINY, num_classes=2), scene, out, size=64
+        )
+    with pytest.raises(ValueError, match=r'compares 2 dates: give \(before, after\)'):
+        predict_scene(ChangeDetection('unet', **TINY), scene, out)
+    far = write(tmp_path / 'far.tif', noise(3, 50, 50), origin=(600_000, 5_000_000))
+    with pytest.raises(ValueError, match='shows none of the ground of'):
+        predict_scene(ChangeDetection('unet', **TINY), (scene, far), out)
+    with pytest.raises(ValueError, match='has 2 entries for 3 classes'):
+        predict_scene(brightest(), scene, out, labels=['a', 'b'])
+    with pytest.raises(ValueError, match="give names such as 'tab:blue'"):
+        predict_scene(brightest(), scene, out, colors=['a', 'b', 'c'])
+    with pytest.raises(ValueError, match='ObjectDetection gives .gpkg or .geojson'):
+        task = ObjectDetection(**TINY, num_classes=2)
+        predict_scene(task, scene, out, low=0, high=255)
+    with pytest.raises(ValueError, match='size=48: .* a multiple of 32'):
+        predict_scene(
+            create_backbone('resnet18', 3), scene, out, size=48, low=0, high=255
+        )
+    with pytest.raises(FileNotFoundError, match='is no file'):
+        predict_scene(tmp_path / 'none.ckpt', scene, out)
+    assert not out.exists()
+
+
+def test_values_that_nobody_explained(tmp_path: Path) -> None:
+    scene = write(tmp_path / 'scene.tif', noise(3, 50, 50).astype('uint16'))
+    state = {'hyper_parameters': {'model': 'resnet18', 'in_channels': 3},
+             'state_dict': create_backbone('resnet18', 3).network.state_dict()}  # fmt: skip
+    torch.save(state, tmp_path / 'b.ckpt')
+    with pytest.raises(ValueError, match='weights do not tell|does not tell which raw'):
+        predict_scene(tmp_path / 'b.ckpt', scene, tmp_path / 'map.tif', size=64)
+    mapper = SceneMapper(tmp_path / 'b.ckpt', low=0, high=[1000, 1000, 500])
+    image = torch.full((1, 3, 4, 4), 250.0)
+    scaled = mapper.scale(image, torch.ones(1, 4, 4, dtype=torch.bool))
+    assert scaled[0, :, 0, 0].tolist() == [0.25, 0.25, 0.5]
