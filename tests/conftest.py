@@ -46,3 +46,9 @@ def real_data() -> Path:
     if not folder:
         pytest.skip('set CMID_GEO_DATA to a folder of real imagery to run this test')
     return Path(folder)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    # Asking the system for a free one would need a socket, which tests may not open
+    return 20000 + os.getpid() % 20000

@@ -69,3 +69,11 @@ def truncate(path: Path, share: float = 0.6) -> None:
     """Cut a file's end off."""
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
+
+
+def tear(path: Path) -> None:
+    """Spoil a file's middle, so that it opens and fails half way."""
+    content = bytearray(path.read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = bytes([255]) * third
+    path.write_bytes(content)

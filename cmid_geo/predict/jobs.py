@@ -126,7 +126,7 @@ class Job:
         text = read_about(self.out) if objects else read_raster_about(self.out)
         found = json.loads(text) if text else {}
         wanted = json.loads(json.dumps(self.about))
-        other = [name for name in wanted if found.get(name) != wanted[name]]
+        other = [name for name in sorted(wanted) if found.get(name) != wanted[name]]
         if other:
             raise ValueError(
                 f'{self.out} is there already and was made otherwise ({", ".join(other)} differ): choose '

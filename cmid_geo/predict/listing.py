@@ -3,7 +3,7 @@
 
 """Which scenes there are to map, and what their maps are called."""
 
-import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -144,9 +144,10 @@ def _match(
 
 
 def _name(files: Files) -> str:
-    """What the names of a scene's files share."""
-    shared = os.path.commonprefix([stem(file) for file in files])  # noqa: RUF071
-    return shared.rstrip(' ,._-') or stem(files[0])
+    """The name of a scene's file; of several that hold a band each without the band's."""
+    first = stem(files[0])
+    plain = re.sub(DEFAULT_BAND_REGEX, '', first) if len(files) > 1 else first
+    return plain.strip(' ,._-') or first
 
 
 def _names(found: Sequence[tuple[Files, ...]]) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from .jobs import Job
@@ -182,6 +183,10 @@ class SceneWindows(LightningDataModule):
             raise ValueError(
                 f'SceneWindows with {type(mapper).__name__} in stage {stage!r}: maps are made by '
                 'Trainer.predict(SceneMapper(task), SceneWindows(...))'
+            )
+        if not any(isinstance(c, BasePredictionWriter) for c in trainer.callbacks):
+            raise ValueError(
+                'nothing would write the maps: give Trainer(callbacks=[MapWriter()], ...)'
             )
         self.cut['about'] = {'precision': str(trainer.precision)}
         kind, dates = mapper.outcome.kind, mapper.outcome.dates

@@ -4,7 +4,6 @@
 """Small tasks and chips that tests of tasks share."""
 
 import gc
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,3 @@ def make_trainer(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
     yield make
     # Trainers and tasks point at each other: hundreds of networks would wait for the collector
     gc.collect()
-
-
-@pytest.fixture
-def unused_port() -> int:
-    # Asking the system for a free one would need a socket, which tests may not open
-    return 20000 + os.getpid() % 20000

@@ -1,0 +1,193 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Maps by ``Trainer.predict``, over one process and two."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import torch
+import torch.multiprocessing as mp
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from rasterfiles import noise, tear, write
+from torch import Tensor, nn
+
+from cmid_geo import ObjectDetection
+from cmid_geo.models import create_backbone
+from cmid_geo.predict import MapWriter, SceneMapper, SceneWindows, predict_scene
+from cmid_geo.predict.sharing import Share, Windows
+
+#: Side of windows.
+SIZE = 64
+
+#: Height and width of scenes: one is all of one process's, others lie between two.
+SHAPES = {'a': (200, 150), 'b': (40, 50), 'c': (129, 300)}
+
+
+class Boxes(nn.Module):
+    """A detector of single bright pixels."""
+
+    def forward(self, images: Tensor, targets: None = None) -> list[dict[str, Tensor]]:
+        found = []
+        for image in images:
+            rows, cols = (image[0] > 0.99).nonzero().float().unbind(1)
+            boxes = torch.stack([cols - 3, rows - 2, cols + 3, rows + 2], 1)
+            scores = 0.9 - 0.001 * rows.abs() / 64
+            labels = torch.ones(len(rows), dtype=torch.long)
+            found.append({'boxes': boxes, 'scores': scores, 'labels': labels})
+        return found
+
+
+def mappers() -> dict[str, SceneMapper]:
+    torch.manual_seed(0)
+    detector = ObjectDetection(backbone='test_resnet', in_channels=2, num_classes=2)
+    detector.model = Boxes()
+    detector.high.fill_(255)
+    return {
+        'values': SceneMapper(nn.Conv2d(2, 3, 5, padding=2), tta='flips'),
+        'cells': SceneMapper(
+            create_backbone('resnet18', 2), components=2, low=0, high=255
+        ),
+        'objects': SceneMapper(detector),
+    }
+
+
+def predict(folder: Path, world: int, num_workers: int = 0) -> None:
+    """Map all scenes with each kind of task."""
+    for name, mapper in mappers().items():
+        windows = SceneWindows(
+            [str(folder / 'scenes')], str(folder / f'{name}_{world}'),
+            size=2 * SIZE if name == 'cells' else SIZE, overlap=32 if name == 'cells' else 20, batch_size=1, num_workers=num_workers,
+        )  # fmt: skip
+        trainer = Trainer(
+            accelerator='cpu', devices=world, logger=False,
+            strategy=DDPStrategy(process_group_backend='gloo') if world > 1 else 'auto',
+            callbacks=[MapWriter()], enable_progress_bar=False, enable_model_summary=False,
+            enable_checkpointing=False, default_root_dir=folder,
+        )  # fmt: skip
+        trainer.predict(mapper, windows)
+        bad = set(windows.tally.failed)
+        assert {Path(path.strip("'")).name for path in bad} == {'text.tif', 'torn.tif'}
+        assert len(windows.tally.made) == 3 and not windows.tally.skipped
+
+
+def share(rank: int, world: int, folder: str, port: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        MASTER_ADDR='127.0.0.1', MASTER_PORT=port, LOCAL_RANK=str(rank), NODE_RANK='0',
+        WORLD_SIZE=str(world), RANK=str(rank), GROUP_RANK='0', LOCAL_WORLD_SIZE=str(world),
+        TORCHELASTIC_RUN_ID='test',
+    )  # fmt: skip
+    predict(Path(folder), world, num_workers=rank)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed, (name, shape) in enumerate(SHAPES.items()):
+        data = noise(2, *shape, seed)
+        rng = np.random.default_rng(seed)
+        for row, col in rng.integers(0, shape, (30, 2)):
+            data[0, row, col] = 255
+        data[:, :20, 30:60] = 0
+        write(tmp_path / f'scenes/{name}.tif', data, nodata=0)
+    (tmp_path / 'scenes/text.tif').write_text('no raster')
+    torn = write(tmp_path / 'scenes/torn.tif', noise(2, 300, 300))
+    tear(torn)
+    return tmp_path
+
+
+def read(path: Path) -> Any:
+    if path.suffix == '.gpkg':
+        table = gpd.read_file(path)
+        return [(g.wkt, s) for g, s in zip(table.geometry, table.score, strict=True)]
+    with rasterio.open(path) as file:
+        return file.read(), file.tags(), file.transform
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = read(one), read(other)
+    if isinstance(first, list):
+        return first == second and len(first) > 0
+    return (
+        np.array_equal(first[0], second[0], equal_nan=True) and first[1:] == second[1:]
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_maps_of_one(folder: Path, unused_port: int) -> None:
+    predict(folder, 1)
+    mp.spawn(share, (2, str(folder), str(unused_port)), nprocs=2)
+    for name, mapper in mappers().items():
+        ending = '.gpkg' if name == 'objects' else '.tif'
+        size, overlap = (2 * SIZE, 32) if name == 'cells' else (SIZE, 20)
+        for scene in SHAPES:
+            one, two = (folder / f'{name}_{n}/{scene}{ending}' for n in (1, 2))
+            assert same(one, two), (name, scene)
+            # And of no Trainer at all
+            options = {
+                'values': {'tta': 'flips'},
+                'cells': {'components': 2, 'low': 0, 'high': 255},
+                'objects': {},
+            }[name]
+            alone = predict_scene(
+                mapper.task, folder / f'scenes/{scene}.tif', folder / f'alone{ending}',
+                size=size, overlap=overlap, batch_size=1, **options,
+            )  # fmt: skip
+            assert same(one, alone), (name, scene)
+        for world in (1, 2):
+            left = [p.name for p in (folder / f'{name}_{world}').iterdir()]
+            assert sorted(left) == [f'{scene}{ending}' for scene in SHAPES]
+
+
+def test_shares_are_without_duplicate_and_gap() -> None:
+    windows = Windows([])
+    windows.ends = [5, 6, 18]
+    assert len(windows) == 18
+    assert [windows.locate(i) for i in (0, 4, 5, 6, 17)] == [
+        (0, 0), (0, 4), (1, 0), (2, 0), (2, 11),
+    ]  # fmt: skip
+    for world in (1, 2, 5, 18, 25):
+        shares = [Share(windows, world, rank) for rank in range(world)]
+        assert [index for each in shares for index in each] == list(range(18))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        for number, count in enumerate((5, 1, 12)):
+            spans = [windows.span(number, each.mine) for each in shares]
+            assert [w for span in spans for w in span] == list(range(count))
+
+
+def test_finished_maps_are_skipped(tmp_path: Path) -> None:
+    write(tmp_path / 'scenes/a.tif', noise(1, 50, 50))
+    made = []
+    for _ in range(2):
+        windows = SceneWindows([str(tmp_path / 'scenes')], str(tmp_path / 'maps'), 64)
+        trainer = Trainer(
+            accelerator='cpu', logger=False, callbacks=[MapWriter()], enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.predict(SceneMapper(nn.Identity()), windows)
+        made.append((len(windows.tally.made), len(windows.tally.skipped)))
+    assert made == [(1, 0), (0, 1)]
+
+
+def test_what_does_not_fit_together(tmp_path: Path) -> None:
+    write(tmp_path / 'scenes/a.tif', noise(1, 50, 50))
+    windows = SceneWindows([str(tmp_path / 'scenes')], str(tmp_path / 'maps'), 64)
+
+    def trainer(*callbacks: Any) -> Trainer:
+        return Trainer(
+            accelerator='cpu', logger=False, callbacks=list(callbacks), enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+
+    task = ObjectDetection(backbone='test_resnet', in_channels=1, num_classes=2)
+    with pytest.raises(ValueError, match=r'made by Trainer.predict\(SceneMapper'):
+        trainer(MapWriter()).predict(task, windows)
+    with pytest.raises(ValueError, match='callbacks=.MapWriter'):
+        trainer().predict(SceneMapper(nn.Identity()), windows)
+    assert not list((tmp_path / 'maps').glob('.*'))
