@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentParser, auto_cli
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
 
@@ -27,7 +28,6 @@ writes a backbone for use elsewhere.
 
 #: For scenes read by URL; https://github.com/pangeo-data/cog-best-practices
 GDAL = {
-    'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR',
     'GDAL_MAX_RAW_BLOCK_CACHE_SIZE': '200000000',
     'GDAL_SWATH_SIZE': '200000000',
     'VSI_CURL_CACHE_SIZE': '200000000',
@@ -85,7 +85,7 @@ def _map(words: list[str]) -> None:
         tally = map_scenes(**given)
     except (ValueError, OSError) as error:
         sys.exit(f'cmid-geo map: {error}')
-    print(tally)
+    rank_zero_only(print)(tally)
     if tally.failed:
         sys.exit(1)
 

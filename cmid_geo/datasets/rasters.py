@@ -18,6 +18,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from .filenames import is_remote
 from .grids import Bools, Grid
 
 Array = npt.NDArray[Any]
@@ -101,7 +102,8 @@ def describe_raster(path: str, thorough: bool = False) -> Raster:
     """
     try:
         # TorchGeo reads CRS as WKT2, too; an environment also keeps GDAL's remarks off the terminal
-        with rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'), rasterio.open(path) as handle:
+        options = {'OSR_WKT_FORMAT': 'WKT2_2018', **for_opening(path)}
+        with rasterio.Env(**options), rasterio.open(path) as handle:
             _read_ends(handle)
             for _, window in handle.block_windows(1) if thorough else ():
                 handle.read(window=window)
@@ -111,6 +113,18 @@ def describe_raster(path: str, thorough: bool = False) -> Raster:
             f'cannot read {path!r} ({error.__cause__ or error}): every scene must be a whole raster file; replace or '
             'remove it, or go on without it by SceneDataset(skip_unreadable=True)'
         ) from error
+
+
+def for_opening(path: str) -> dict[str, str]:
+    """GDAL's options for opening a file.
+
+    Args:
+        path: Path or URL.
+
+    Returns:
+        Of a URL: not to list its folder, which takes long. Beside a local file lie its masks.
+    """
+    return {'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR'} if is_remote(path) else {}
 
 
 class UnreadableError(ValueError):

@@ -19,7 +19,7 @@ from rasterio.windows import Window
 
 from .discovery import Scene
 from .grids import Bools, Floats, Grid, bilinear, positions_on, shrink, whole_offset
-from .rasters import Array, Raster, make_window, read_raster
+from .rasters import Array, Raster, for_opening, make_window, read_raster
 
 Image = npt.NDArray[np.float32]
 
@@ -147,6 +147,8 @@ class SceneReader:
         factor = int(_spacing(cols, rows) + 0.01)
         left, right = _span(cols[inside], factor, native.width)
         upper, lower = _span(rows[inside], factor, native.height)
+        # Blocks begin where they begin for all windows: neighbours see the same means
+        left, upper = (first - first % max(factor, 1) for first in (left, upper))
         factor = max(1, min(factor, right - left, lower - upper))
         data, valid = self._read_native(scene, left, upper, right - left, lower - upper)
         image = data.astype(np.float32)
@@ -257,7 +259,7 @@ def _close_all(handles: OrderedDict[str, DatasetReader], pid: int) -> None:
 
 def _open_quietly(path: str) -> DatasetReader:
     """Open a file, leaving GDAL's remarks about its tags to Python's logging."""
-    with rasterio.Env():
+    with rasterio.Env(**for_opening(path)):
         handle = rasterio.open(path)
         handle.overviews(
             1

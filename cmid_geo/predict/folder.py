@@ -5,18 +5,19 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from torchgeo.datasets.utils import Path as PathLike
 
-from .listing import Tally, list_tasks
+from .listing import Tally, Task, list_tasks
 from .mapper import SceneMapper
 from .outcome import Output
 from .planning import plan_map
 from .running import Precision, running
 from .scene import map_job
 from .sharing import SceneWindows
+from .tiling import cut_scene
 from .turns import Turning
 from .writer import MapWriter
 
@@ -88,35 +89,60 @@ def map_scenes(
         checkpoint, output, components=components, threshold=threshold, tta=tta, low=low,
         high=high, labels=labels, colors=colors,
     )  # fmt: skip
+    stride = mapper.outcome.stride
+    shared = size // 8 // stride * stride if overlap is None else overlap
+    cut_scene(1, 1, size, shared, stride)
+    _check_counts(batch_size=batch_size, devices=devices, num_nodes=num_nodes)
     if devices * num_nodes > 1:
         windows = SceneWindows(
-            scenes, out, size, overlap, batch_size, num_workers, bands, zero_is_nodata, overwrite, format
+            scenes, out, size, shared, batch_size, num_workers, bands, zero_is_nodata, overwrite, format
         )  # fmt: skip
         trainer = Trainer(
-            accelerator='auto' if device == 'auto' else device, devices=devices, num_nodes=num_nodes,
-            precision=precision, callbacks=[MapWriter()], logger=False,
+            accelerator=device, devices=devices, num_nodes=num_nodes, precision=precision,
+            callbacks=[MapWriter(progress=True)], logger=False, enable_progress_bar=False,
+            enable_model_summary=False,
         )  # fmt: skip
         trainer.predict(mapper, windows, return_predictions=False)
         return windows.tally
+    _check_counts(num_workers=num_workers)
     ending = f'.{format}' if mapper.outcome.kind == 'objects' else '.tif'
     tasks = list_tasks(scenes, out, mapper.outcome.dates, ending)
+    cut = {'size': size, 'overlap': shared, 'bands': bands, 'zero_is_nodata': zero_is_nodata}  # fmt: skip
+    cut['about'] = {'precision': precision}
+    work = {'batch_size': batch_size, 'num_workers': num_workers}
     tally = Tally()
     with running(mapper, device, precision):
         for number, task in enumerate(tasks, 1):
             say = f'[{number}/{len(tasks)}] {task.out.name}'
-            try:
-                job = plan_map(
-                    mapper, task.scene, task.out, size=size, overlap=overlap, bands=bands,
-                    zero_is_nodata=zero_is_nodata, about={'precision': precision},
-                )  # fmt: skip
-                if not overwrite and job.is_finished:
-                    print(f'{say} is there', file=sys.stderr)
-                    tally.skipped.append(task.out)
-                    continue
-                map_job(mapper, job, batch_size, num_workers, say)
-                tally.made.append(task.out)
             # Whatever is wrong with one scene, the others may be well
+            try:
+                made = _map_one(mapper, task, cut, work, overwrite, say)
+                (tally.made if made else tally.skipped).append(task.out)
             except Exception as error:  # noqa: BLE001
                 tally.failed[task.name] = str(error) or type(error).__name__
                 print(f'{say} failed: {tally.failed[task.name]}', file=sys.stderr)
     return tally
+
+
+def _map_one(
+    mapper: SceneMapper,
+    task: Task,
+    cut: dict[str, Any],
+    work: dict[str, Any],
+    overwrite: bool,
+    say: str,
+) -> bool:
+    """Map a scene, unless its map is there; tell whether it was made."""
+    job = plan_map(mapper, task.scene, task.out, **cut)
+    if not overwrite and job.is_finished:
+        print(f'{say} is there', file=sys.stderr)
+        job.sweep()
+        return False
+    map_job(mapper, job, **work, progress=say)
+    return True
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f'{name}={value}: give at least 1')

@@ -172,9 +172,22 @@ class Job:
         """
         ordered = sorted(files, key=lambda path: path.name == self.out.name)
         final = [self.out.with_name(path.name) for path in ordered]
+        # Names of an earlier map's classes
+        beside = self.out.with_name(f'{self.out.name}.aux.xml')
+        if beside not in final:
+            beside.unlink(missing_ok=True)
         for path, target in zip(ordered, final, strict=True):
             os.replace(path, target)
         return final
+
+    def sweep(self) -> None:
+        """Take away what a run that was killed left behind, unless it is another's.
+
+        Raises:
+            ValueError: If another program is making the map.
+        """
+        if self.aside.exists():
+            self.end(self.begin())
 
     def end(self, lock: FileLock | None = None) -> None:
         """Take the folder aside away.

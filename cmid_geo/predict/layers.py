@@ -52,7 +52,10 @@ class Layer:
         limits: Any
         if np.issubdtype(self.dtype, np.integer):
             limits = np.iinfo(self.dtype)
-            bands = np.rint(bands) if bands.dtype.kind == 'f' else bands
+            # Large whole numbers are not exact in float32
+            bands = (
+                np.rint(bands.astype(np.float64)) if bands.dtype.kind == 'f' else bands
+            )
         else:
             limits = np.finfo(self.dtype)
         if not np.can_cast(bands.dtype, self.dtype):

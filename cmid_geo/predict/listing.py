@@ -3,6 +3,7 @@
 
 """Which scenes there are to map, and what their maps are called."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -87,9 +88,18 @@ def list_tasks(
         ValueError: If a path does not exist, there is nothing to map, dates do not fit together,
             or two maps would have one name.
     """
+    for path in scenes:
+        if os.path.isdir(path) and Path(out).resolve().is_relative_to(
+            Path(path).resolve()
+        ):
+            raise ValueError(
+                f'the maps would lie in {str(out)!r} among the scenes of {path!r} and be taken for scenes the '
+                'next time: choose another folder'
+            )
     listed = [_scenes_of(path) for path in scenes]
     if dates == 1:
-        found: list[tuple[Files, ...]] = [(files,) for each in listed for files in each]
+        every = [files for each in listed for files in each]
+        found: list[tuple[Files, ...]] = [(files,) for files in dict.fromkeys(every)]
     else:
         if len(listed) % dates:
             raise ValueError(
@@ -108,7 +118,7 @@ def list_tasks(
 
 
 def _scenes_of(path: str) -> list[Files]:
-    """The files of each scene of a path; those that cannot be read stand alone."""
+    """The files of each scene of a path."""
     found: list[Files] = []
     for group in group_bands(find_rasters(path), DEFAULT_BAND_REGEX):
         files = tuple(group.values())
@@ -123,6 +133,7 @@ def _scenes_of(path: str) -> list[Files]:
             )  # fmt: skip
             found += [scene.files for scene in scenes]
         except ValueError:
+            # Mapping them will say why
             found.append(files)
     return found
 
@@ -158,10 +169,11 @@ def _names(found: Sequence[tuple[Files, ...]]) -> list[str]:
         name if counts[name] == 1 else f'{PurePath(dates[0][0]).parent.name}_{name}'
         for name, dates in zip(plain, found, strict=True)
     ]
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    # Beside a map may lie its probabilities
+    files = [*names, *(f'{name}_probabilities' for name in names)]
+    twice = [name for name, count in Counter(files).items() if count > 1]
     if twice:
         raise ValueError(
-            f'{counts[plain[names.index(twice[0])]]} scenes would be mapped to {twice[0]!r}: map them to '
-            'different folders'
+            f'two scenes would be mapped to {twice[0]!r}: map them to different folders'
         )
     return names

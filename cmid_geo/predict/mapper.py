@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchgeo.tasks import BaseTask
 
 from ..tasks import CMID
 from .layers import Layer
-from .opening import Backbone, open_task
+from .opening import Backbone, evaluating, open_task
 from .outcome import Outcome, Output, outcome_of
+from .ranges import check_range, nodata_of
 from .sources import SceneSource
 from .turns import Turning, turns_of
 
@@ -76,6 +75,10 @@ class SceneMapper(LightningModule):
         self._digest: str | None = None
         self.turns, self.threshold = turns_of(tta), threshold
         self.components, self.dtype_wanted = components, dtype
+        if components is not None and components > (self.outcome.channels or 0):
+            raise ValueError(
+                f'components={components} of vectors of {self.outcome.channels}: give at most as many'
+            )
         for name, value in (('low', low), ('high', high)):
             given = None if value is None else torch.as_tensor(value).float()
             self.register_buffer(name, given, persistent=False)
@@ -102,7 +105,8 @@ class SceneMapper(LightningModule):
                 f'{source.name} has {found} bands {list(source.bands)} but {type(self.task).__name__} '
                 f'takes {wanted}: choose them in its order by bands='
             )
-        self._check_range(source)
+        told = self.low is not None or getattr(self.task, 'low', None) is not None
+        check_range(self.task, source, *self._limits(), told)
         outcome = self.outcome
         if outcome.kind == 'cells' and size % outcome.stride:
             raise ValueError(
@@ -127,29 +131,11 @@ class SceneMapper(LightningModule):
         known = getattr(self.task, 'hparams', {}).get('bands') or ()
         return list(known) if known and set(known) <= set(names) else None
 
-    def _check_range(self, source: SceneSource) -> None:
-        """Refuse values of which nobody said what they mean."""
-        low, high = self._limits()
-        held = source.dates[0].dtype
-        if low is None and isinstance(self.task, Backbone) and held == 'uint8':
-            self.low, self.high = torch.tensor(0.0), torch.tensor(255.0)
-        elif low is None and isinstance(self.task, Backbone | BaseTask):
-            raise ValueError(
-                f'{source.name} holds {held} and {type(self.task).__name__} does not tell which raw values '
-                'stand for 0 and 1: give low= and high='
-            )
-        if low is None or high is None or not np.issubdtype(held, np.integer):
-            return
-        if bool((low == 0).all()) and bool((high == 1).all()):
-            raise ValueError(
-                f'{source.name} holds whole numbers, of which the task knows only that 0 is 0 and 1 is 1: '
-                'it was trained without a datamodule that tells; give low= and high=, such as 0 and 255'
-            )
-
     def _try_out(self, source: SceneSource, size: int) -> dict[str, Any]:
         """See what a module makes of a window."""
         shape = (1, len(source.bands), size, size)
-        with torch.inference_mode():
+        # In training mode it would learn from this
+        with evaluating(self), torch.inference_mode():
             result = self(
                 torch.zeros(shape, device=self.device),
                 torch.ones((1, size, size), dtype=torch.bool, device=self.device),
@@ -159,21 +145,22 @@ class SceneMapper(LightningModule):
                 f'{type(self.task).__name__} turned {shape} into {tuple(result.shape)}: give a module that '
                 'keeps height and width'
             )
-        dtype, nodata = self.dtype_wanted or 'float32', source.nodata
-        if np.issubdtype(dtype, np.floating):
-            nodata = float('nan') if nodata is None else nodata
-        elif nodata is None and source.dates[0].may_be_invalid:
-            nodata = int(np.iinfo(dtype).max)
-        layer = Layer('', result.shape[1], dtype, nodata)
+        dtype = self.dtype_wanted or 'float32'
+        layer = Layer('', result.shape[1], dtype, nodata_of(source, dtype))
         return {'channels': result.shape[1], 'layers': (layer,)}
 
     # ------------------------------------------------------------------ windows
 
     def _limits(self) -> tuple[Tensor | None, Tensor | None]:
         """Raw values that stand for 0 and 1: given ones, or the task's."""
-        if self.low is not None:
-            return self.low, self.high
-        return getattr(self.task, 'low', None), getattr(self.task, 'high', None)
+        low: Any = self.low
+        high: Any = self.high
+        if low is None:
+            low, high = (getattr(self.task, name, None) for name in ('low', 'high'))
+        if low is None and isinstance(self.task, Backbone):
+            # Of bytes, which are all that is accepted then
+            low, high = (torch.tensor(v, device=self.device) for v in (0.0, 255.0))
+        return low, high
 
     def scale(self, image: Tensor, valid: Tensor) -> Tensor:
         """Bring raw values to what the task was trained on.
@@ -243,7 +230,8 @@ class SceneMapper(LightningModule):
         """What maps depend on, beyond the scene: they are made again if any of it differs."""
         limits = [None if v is None else v.tolist() for v in self._limits()]
         chosen = [
-            [layer.suffix, layer.dtype, *layer.classes] for layer in self.outcome.layers
+            [layer.suffix, layer.dtype, layer.names, layer.classes, layer.colours]
+            for layer in self.outcome.layers
         ]
         return {
             'network': self.digest(), 'task': type(self.task).__name__, 'limits': limits,
@@ -251,6 +239,10 @@ class SceneMapper(LightningModule):
             'threshold': self.threshold, 'components': self.components,
             'dtype': self.dtype_wanted, 'classes': list(self.outcome.classes or ()),
         }  # fmt: skip
+
+    def forget(self) -> None:
+        """Look at the network's tensors anew: they may have changed."""
+        self._digest = None
 
     def digest(self) -> str:
         """A short name of what maps depend on: the network's tensors."""

@@ -98,6 +98,10 @@ class MapInMaking:
         """
         opened = [Shelf.open(self.job.aside / f'rank_{rank}.bin') for rank in ranks]
         errors = [self.error, *(about.get('error') for _, about in opened)]
+        if self._left:
+            errors.append(
+                f'{self._left} windows of {self.job.source.name} did not come'
+            )
         for error in filter(None, errors):
             self.drop()
             raise ValueError(error)

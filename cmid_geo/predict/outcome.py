@@ -4,7 +4,7 @@
 """What becomes of each kind of task when a scene is mapped with it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torchgeo.tasks
@@ -94,8 +94,12 @@ def outcome_of(
     if kind == 'pixels':
         return _of_pixels(task, given, chosen, threshold, names, colors)
     if kind == 'objects':
-        classes = tuple(names) if names else None
-        return Outcome('objects', None, classes=classes)
+        count = given.get('num_classes')
+        if names is not None and count is not None and len(names) != count:
+            raise ValueError(
+                f'labels has {len(names)} entries for {count} classes: name the background first, then each'
+            )
+        return Outcome('objects', None, classes=tuple(names) if names else None)
     return Outcome(kind, _width(task) if kind == 'cells' else None)
 
 
@@ -137,12 +141,14 @@ def _of_pixels(
     # Of one channel there are two classes: not, and is
     values = channels if several else 2
     change = isinstance(task, ChangeDetection)
-    if names is None and not several and channels == 1:
-        names = ('no change', 'change') if change else ('no', 'yes')
+    if not several and channels == 1 and len(names or ()) < 2:
+        # Of one name it is what is true that is called so
+        names = ('no change', 'change') if change else ('no', *(names or ('yes',)))
     if channels > 1 and not several:
         # Names are the labels', one a band
-        classes = class_layer(2, above(threshold), channels, ('no', 'yes'), colors)
         shown = tuple(names or ())
+        classes = class_layer(2, above(threshold), channels, ('no', 'yes'), colors)
+        classes = replace(classes, names=shown)
     else:
         decide = most_likely if several else above(threshold)
         classes = class_layer(values, decide, 1, names, colors)

@@ -68,8 +68,12 @@ def plan_map(
         raise ValueError(
             f'out={str(out)!r}: {type(mapper.task).__name__} gives {" or ".join(endings)}'
         )
+    files = [file for date in source.dates for file in date.files]
+    if path.is_dir() or any(_same(path, file) for file in files):
+        what = 'a folder' if path.is_dir() else 'the scene itself'
+        raise ValueError(f'out={str(out)!r} is {what}: choose another name')
     notes = {
-        'scene': [_stamp(file) for date in source.dates for file in date.files],
+        'scene': [_stamp(file) for file in files], 'zero_is_nodata': zero_is_nodata,
         'bands': list(source.bands), 'size': size,
         'overlap': overlap, **mapper.notes(), **(about or {}),
     }  # fmt: skip
@@ -91,6 +95,10 @@ def _is_remote(scene: SceneFiles) -> bool:
         else _is_remote(each)
         for each in several
     )
+
+
+def _same(path: Path, file: str) -> bool:
+    return path.exists() and os.path.exists(file) and os.path.samefile(path, file)
 
 
 def _stamp(file: str) -> list[Any]:

@@ -33,12 +33,12 @@ BLOCK = 2**22
 #: Name of the tag that tells how a map was made.
 ABOUT = 'cmid_geo'
 
-#: GDAL's block cache in megabytes; its default is a twentieth of all memory.
-CACHE = 128
+#: GDAL's block cache in bytes; its default is a twentieth of all memory.
+CACHE = 2**27
 
 #: For scenes read by URL; https://github.com/pangeo-data/cog-best-practices
 REMOTE = {
-    'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR',
+    'GDAL_INGESTED_BYTES_AT_OPEN': '32768',
     'GDAL_HTTP_MERGE_CONSECUTIVE_RANGES': 'YES',
     'GDAL_HTTP_MULTIPLEX': 'YES',
     'GDAL_HTTP_VERSION': '2',
@@ -59,9 +59,9 @@ def gdal_settings(remote: bool) -> Generator[None]:
     Yields:
         Nothing. What the user set is kept.
     """
-    wanted = {k: v for k, v in REMOTE.items() if remote and k not in os.environ}
-    cache = {} if 'GDAL_CACHEMAX' in os.environ else {'GDAL_CACHEMAX': CACHE}
-    with rasterio.Env(**cache, **wanted):
+    wanted = {'GDAL_CACHEMAX': CACHE, **(REMOTE if remote else {})}
+    given = {*os.environ, *(rasterio.env.getenv() if rasterio.env.hasenv() else ())}
+    with rasterio.Env(**{k: v for k, v in wanted.items() if k not in given}):
         yield
 
 
@@ -114,10 +114,11 @@ class RasterFile:
         self._describe(about)
         self._file.close()
         classes = bool(self.layer.classes)
+        whole = np.issubdtype(self.layer.dtype, np.integer)
         shutil.copy(
             self._raw, self.path, driver='COG', blocksize=self.block, compress='DEFLATE',
             predictor='NO' if classes else _PREDICTORS.get(self.layer.dtype, 'STANDARD'),
-            overview_resampling='NEAREST' if classes else 'AVERAGE',
+            overview_resampling='NEAREST' if whole else 'AVERAGE',
             bigtiff='IF_SAFER', num_threads='ALL_CPUS',
         )  # fmt: skip
         self._raw.unlink()

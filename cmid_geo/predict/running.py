@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from .mapper import SceneMapper
+from .mapper import SceneMapper, evaluating
 
 #: Lightning's names of precisions, and the type that autocast uses.
 PRECISIONS: dict[str, torch.dtype | None] = {
@@ -47,12 +47,12 @@ def running(
         found = torch.accelerator.current_accelerator(check_available=True)
         device = found if found is not None else 'cpu'
     chosen, kind = torch.device(device), PRECISIONS[precision]
-    modes = {module: module.training for module in mapper.modules()}
     first = next(mapper.task.parameters(), None)
     home = torch.device('cpu') if first is None else first.device
-    mapper.eval().to(chosen)
     try:
+        mapper.to(chosen)
         with (
+            evaluating(mapper),
             torch.inference_mode(),
             torch.autocast(
                 chosen.type, kind or torch.bfloat16, enabled=kind is not None
@@ -61,8 +61,6 @@ def running(
             yield
     finally:
         mapper.to(home)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 class Behind:

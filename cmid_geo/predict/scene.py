@@ -172,7 +172,7 @@ def _run(
     done = 0
 
     def write(batch: list[Any], found: Iterable[Any]) -> None:
-        for (window, _, valid), each in zip(batch, found):
+        for (window, _, valid), each in zip(batch, found, strict=True):
             making.add(window, each, torch.from_numpy(valid))
 
     def read(window: int) -> tuple[int, np.ndarray, np.ndarray]:

@@ -6,11 +6,12 @@
 import bisect
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -23,6 +24,9 @@ from .rasters import gdal_settings
 
 #: Number of a job, and of a window in it.
 Place = tuple[int, int]
+
+#: A window of no scene, for a process that has none: all must take part to the end.
+NOTHING = -1
 
 
 class Windows(Dataset[dict[str, Any]]):
@@ -37,6 +41,7 @@ class Windows(Dataset[dict[str, Any]]):
         # Not the jobs: what is written cannot be sent to the loader's processes
         self.parts = [job.reading for job in jobs]
         self.ends = list(itertools.accumulate(len(job.tiling) for job in jobs))
+        self._last = 0
 
     def __len__(self) -> int:
         """Return the number of windows of all scenes."""
@@ -72,12 +77,16 @@ class Windows(Dataset[dict[str, Any]]):
         """Read a window.
 
         Args:
-            index: Among the windows of all scenes.
+            index: Among the windows of all scenes, or :data:`NOTHING`.
 
         Returns:
             ``image``, ``valid``, ``index``, and ``error``: why it could not be read, else ''.
         """
-        number, window = self.locate(index)
+        number, window = self.locate(max(index, 0))
+        if number != self._last:
+            # Files of a thousand scenes cannot all stay open
+            self.parts[self._last].source.close()
+            self._last = number
         reading, error = self.parts[number], ''
         try:
             with gdal_settings(reading.is_remote):
@@ -108,18 +117,18 @@ class Share(DistributedSampler[int]):
             rank: Of this process.
         """
         super().__init__(dataset, num_replicas, rank, shuffle=False)
-        total = len(dataset)
+        self.total = total = len(dataset)
         self.mine = range(
             rank * total // num_replicas, (rank + 1) * total // num_replicas
         )
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the windows in their order."""
-        return iter(self.mine)
+        """Yield the windows in their order; one of nothing where others have some."""
+        return iter(self.mine or (NOTHING,) * len(self))
 
     def __len__(self) -> int:
-        """Return the number of windows of this process."""
-        return len(self.mine)
+        """Return the number of windows of this process, at least one if there are any."""
+        return len(self.mine) or min(self.total, 1)
 
 
 class SceneWindows(LightningDataModule):
@@ -128,8 +137,6 @@ class SceneWindows(LightningDataModule):
     Every process gets a part of the windows, no window twice. All must see the scenes and the folder
     of the maps under the same paths.
     """
-
-    jobs: list[Job]
 
     def __init__(
         self,
@@ -159,13 +166,16 @@ class SceneWindows(LightningDataModule):
             format: Of maps of objects.
         """
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f'batch_size={batch_size}: give at least 1')
         self.scenes, self.out, self.overwrite = list(scenes), out, overwrite
         self.batch_size, self.num_workers, self.format = batch_size, num_workers, format
         self.cut: dict[str, Any] = {
             'size': size, 'overlap': overlap, 'bands': bands, 'zero_is_nodata': zero_is_nodata,
         }  # fmt: skip
         self.tally = Tally()
-        self.locks: list[FileLock] = []
+        self.jobs: list[Job] = []
+        self.lock: FileLock | None = None
 
     def setup(self, stage: str) -> None:
         """Decide, once for all processes, what is to be mapped.
@@ -188,6 +198,7 @@ class SceneWindows(LightningDataModule):
             raise ValueError(
                 'nothing would write the maps: give Trainer(callbacks=[MapWriter()], ...)'
             )
+        mapper.forget()
         self.cut['about'] = {'precision': str(trainer.precision)}
         kind, dates = mapper.outcome.kind, mapper.outcome.dates
         ending = f'.{self.format}' if kind == 'objects' else '.tif'
@@ -195,6 +206,8 @@ class SceneWindows(LightningDataModule):
         # What is there may change while slower processes look: one looks for all
         decided = self._decide(mapper, tasks) if trainer.is_global_zero else None
         chosen, self.tally = trainer.strategy.broadcast(decided)
+        if isinstance(chosen, str):
+            raise ValueError(chosen)  # noqa: TRY004
         self.jobs = [self._plan(mapper, tasks[number]) for number in chosen]
 
     def _plan(self, mapper: SceneMapper, task: Task) -> Job:
@@ -202,21 +215,53 @@ class SceneWindows(LightningDataModule):
 
     def _decide(
         self, mapper: SceneMapper, tasks: Sequence[Task]
-    ) -> tuple[list[int], Tally]:
-        """Choose what is to be done, and make the folders aside."""
+    ) -> tuple[list[int] | str, Tally]:
+        """Choose what is to be done, and make the folders aside; else say why nothing can be."""
         chosen: list[int] = []
         tally = Tally()
+        why_not = self._lock()
+        if why_not:
+            return why_not, tally
         for number, task in enumerate(tasks):
             try:
                 job = self._plan(mapper, task)
                 if not self.overwrite and job.is_finished:
                     tally.skipped.append(task.out)
+                    job.sweep()
                     continue
-                self.locks.append(job.begin())
+                # A lock for each of a thousand maps would be as many open files
+                job.begin().release()
                 chosen.append(number)
-            except (ValueError, OSError) as error:
-                tally.failed[task.name] = str(error)
+            # Whatever is wrong with one scene, the others may be well
+            except Exception as error:  # noqa: BLE001
+                tally.failed[task.name] = str(error) or type(error).__name__
         return chosen, tally
+
+    def _lock(self) -> str:
+        """Keep other runs like this one out of the folder of maps; say why that cannot be."""
+        folder = Path(self.out)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / '.cmid_geo.lock')
+            lock.acquire(timeout=0)
+        except Timeout:
+            return f'{folder} is being written by another program: wait for it'
+        except OSError as error:
+            return (
+                f'{folder} cannot be written ({error.strerror}): choose another folder'
+            )
+        self.lock = lock
+        return ''
+
+    def release(self) -> None:
+        """Take away the folders aside, and let other programs at the maps."""
+        if self.lock is None:
+            return
+        for job in self.jobs:
+            job.end()
+        Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.lock.release()
+        self.lock = None
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return this process's windows."""

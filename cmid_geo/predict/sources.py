@@ -57,6 +57,11 @@ class SceneSource:
         """The value that the first file declares as no data."""
         return self.dates[0].rasters[0].nodata[0]
 
+    def close(self) -> None:
+        """Close the files of this process."""
+        # They are closed as their readers go
+        self._readers.clear()
+
     def read(
         self, row: int, col: int, size: int, mirrored: bool = True
     ) -> tuple[Float[np.ndarray, '*dates bands size size'], Bool[np.ndarray, 'size size']]:  # fmt: skip
@@ -174,7 +179,13 @@ def _open_one(
 def _align(first: Scene, other: Scene) -> Scene:
     """Say whether a date's pixels are the first one's; if not, it is resampled to them."""
     own, target = other.native, first.native
-    cols, rows = positions_on(own, target.divided(9, 9))
+    if len(other.bands) != len(first.bands):
+        raise ValueError(
+            f'{first.files[0]!r} has {len(first.bands)} bands and {other.files[0]!r} {len(other.bands)}: dates '
+            'need the same; choose those that both have by bands='
+        )
+    # Centres of so small parts that they nearly reach the edges
+    cols, rows = positions_on(own, target.divided(256, 256))
     low = np.maximum([cols.min(), rows.min()], 0)
     if not (low < np.minimum([cols.max(), rows.max()], [own.width, own.height])).all():
         raise ValueError(

@@ -13,6 +13,7 @@ from rasterio.vrt import WarpedVRT
 from torchgeo.samplers import GriddedPatchSampler, RandomPatchSampler
 
 from cmid_geo.datasets import Chip, SceneDataset
+from cmid_geo.datasets.reading import SceneReader
 
 
 def in_next_zone(x: float, y: float) -> tuple[float, float]:
@@ -148,3 +149,17 @@ class TestGrids:
         query = next(iter(RandomPatchSampler(both, size=32, length=1, generator=0)))
         sample = both[query]
         assert sample['image'].shape == (2, 32, 32) and sample['valid'].all()
+
+
+@pytest.mark.parametrize('res', [4.0, 14.0, 30.0])
+def test_coarser_pixels_do_not_depend_on_the_window(tmp_path: Path, res: float) -> None:
+    write(tmp_path / 'fine.tif', noise(1, 400, 400), res=res / 3.3)
+    (scene,) = SceneDataset(tmp_path, res=res).scenes
+    assert scene.needs_warp
+    reader = SceneReader()
+    whole, valid = reader.read(scene, scene.grid)
+    for row, col in ((0, 0), (13, 29), (14, 30), (31, 2)):
+        part, known = reader.read(scene, scene.grid.window(col, row, 40, 30))
+        assert (known == valid[row : row + 30, col : col + 40]).all()
+        here = whole[:, row : row + 30, col : col + 40]
+        np.testing.assert_allclose(part, here, atol=1e-3)

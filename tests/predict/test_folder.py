@@ -123,6 +123,43 @@ def test_a_map_that_was_made_otherwise_is_kept(
     assert 'cannot read' in str(map_scenes(checkpoint, scene, out, size=64))
 
 
+def test_masks_beside_scenes_and_other_meanings_count(
+    tmp_path: Path, scenes: Path, checkpoint: str
+) -> None:
+    data = noise(2, 90, 90)
+    data[:, :10] = 0
+    mask = np.full((90, 90), 255, 'uint8')
+    mask[:, 50:] = 0
+    write(scenes / 'one.tif', data)
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False),
+        rasterio.open(scenes / 'one.tif', 'r+') as file,
+    ):
+        file.write_mask(mask)
+    assert (scenes / 'one.tif.msk').exists()
+    words = ['map', checkpoint, str(scenes / 'one.tif'), '--size=64']
+    main([*words, f'--out={tmp_path / "maps"}'])
+    found = read(tmp_path / 'maps/one.tif')[0]
+    assert (found[:, 50:] == 255).all() and (found[:, :50] != 255).all()
+    for more in (['--zero_is_nodata', 'true'], ['--colors', '[red,green,blue]']):
+        with pytest.raises(SystemExit):
+            main([*words, *more, f'--out={tmp_path / "maps"}'])
+    main([*words, '--zero_is_nodata', 'true', f'--out={tmp_path / "other"}'])
+    assert (read(tmp_path / 'other/one.tif')[0, :10] == 255).all()
+
+
+def test_what_a_killed_run_left_is_swept(
+    tmp_path: Path, scenes: Path, checkpoint: str
+) -> None:
+    map_scenes(checkpoint, [str(scenes)], str(tmp_path / 'maps'), size=64)
+    before = names(tmp_path / 'maps')
+    part = tmp_path / 'maps/.one.tif.part'
+    part.mkdir()
+    (part / 'rank_0.bin').write_bytes(b'left')
+    map_scenes(checkpoint, [str(scenes)], str(tmp_path / 'maps'), size=64)
+    assert names(tmp_path / 'maps') == before
+
+
 def run(checkpoint: str, scenes: Path, out: Path) -> None:
     map_scenes(checkpoint, [str(scenes)], str(out), size=64, output='both')
 
@@ -196,14 +233,18 @@ def test_names_of_maps(tmp_path: Path) -> None:
     assert listed('a/2019.tif', 'b/2019.tif') == ['a_2019.tif', 'b_2019.tif']
     assert listed('a/2019.tif', 'a/2020.tif', dates=2) == ['2019_2020.tif']
     assert listed('a/*.tif', 'b/*.tif', dates=2)[:2] == ['2019.tif', '2020.tif']
-    with pytest.raises(ValueError, match='2 scenes would be mapped to'):
-        listed('a/2019.tif', 'a/2019.tif')
+    assert listed('a/2019.tif', 'a/2019.tif') == ['2019.tif']
+    write(tmp_path / 'c/a/2019.tif', noise(1, 9, 9))
+    with pytest.raises(ValueError, match="two scenes would be mapped to 'a_2019'"):
+        listed('a/2019.tif', 'c/a/2019.tif')
+    with pytest.raises(ValueError, match='among the scenes of .* another folder'):
+        list_tasks([str(tmp_path / 'a')], tmp_path / 'a/maps', 1, '.tif')
     with pytest.raises(ValueError, match='1 paths for a task that compares 2 dates'):
         listed('a', dates=2)
     with pytest.raises(ValueError, match='3 scenes before and its partner 1 after'):
         listed('a', 'b/2019.tif', dates=2)
     with pytest.raises(ValueError, match='no file matches'):
-        listed('c')
+        listed('d')
 
 
 @pytest.mark.parametrize(
@@ -213,6 +254,8 @@ def test_names_of_maps(tmp_path: Path) -> None:
         (['CKPT', 'x', '--out', 'm'], 'no file matches'),
         (['CKPT', 'x', '--out', 'm', '--tta', 'some'], 'tta'),
         (['CKPT'], 'scenes'),
+        (['CKPT', 'x', '--out', 'm', '--overlap', '300'], 'overlap=300'),
+        (['CKPT', 'x', '--out', 'm', '--devices', '0'], 'devices=0: give at least'),
     ],
 )
 def test_bad_words(

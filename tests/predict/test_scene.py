@@ -19,6 +19,7 @@ from rasterio.transform import from_origin
 from torch import Tensor, nn
 
 from cmid_geo.predict import predict_scene
+from cmid_geo.predict.rasters import gdal_settings
 
 PLACES: dict[str, tuple[str, Affine]] = {
     'utm': ('EPSG:32633', from_origin(500_000.3, 4_500_000.7, 0.5, 0.5)),
@@ -227,6 +228,49 @@ def test_precision(tmp_path: Path, precision: Any) -> None:
     exact = np.tensordot(model.weight.detach().numpy()[0, :, 0, 0], data, 1)
     error = abs(found - exact).max()
     assert (error < 1e-3) == (precision == '32-true') and error < 3
+
+
+def test_planning_teaches_nothing(tmp_path: Path) -> None:
+    scene = write(tmp_path / 'scene.tif', noise(1, 70, 70))
+    model = nn.Sequential(nn.BatchNorm2d(1)).train()
+    out = predict_scene(model, scene, tmp_path / 'map.tif', size=64)
+    norm: Any = model[0]
+    assert norm.num_batches_tracked == 0 and norm.running_var == 1
+    with rasterio.open(out) as file:
+        np.testing.assert_allclose(file.read(1), noise(1, 70, 70)[0], rtol=1e-4)
+
+
+def test_the_scene_is_safe(tmp_path: Path) -> None:
+    scene = write(tmp_path / 'scene.tif', noise(1, 70, 70))
+    before = scene.read_bytes()
+    (tmp_path / 'link.tif').symlink_to(scene)
+    for out in (scene, tmp_path / 'link.tif'):
+        with pytest.raises(ValueError, match='is the scene itself: choose another'):
+            predict_scene(nn.Identity(), scene, out, size=64)
+    (tmp_path / 'folder.tif').mkdir()
+    with pytest.raises(ValueError, match='is a folder: choose another'):
+        predict_scene(nn.Identity(), scene, tmp_path / 'folder.tif', size=64)
+    assert scene.read_bytes() == before
+
+
+def test_windows_that_do_not_come_back(tmp_path: Path) -> None:
+    class First(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image[:1]
+
+    scene = write(tmp_path / 'scene.tif', noise(1, 170, 170))
+    with pytest.raises(ValueError, match='shorter than'):
+        predict_scene(First(), scene, tmp_path / 'map.tif', size=64)
+    assert [path.name for path in tmp_path.iterdir()] == ['scene.tif']
+
+
+def test_gdal_is_left_to_the_user() -> None:
+    with rasterio.Env(VSI_CACHE_SIZE='777'), gdal_settings(True):
+        options = rasterio.env.getenv()
+        assert options['VSI_CACHE_SIZE'] == '777' and options['VSI_CACHE'] == 'TRUE'
+        assert options['GDAL_CACHEMAX'] == 2**27
+    with gdal_settings(False):
+        assert 'VSI_CACHE' not in rasterio.env.getenv()
 
 
 class Broken(nn.Module):

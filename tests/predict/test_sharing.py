@@ -13,6 +13,7 @@ import pytest
 import rasterio
 import torch
 import torch.multiprocessing as mp
+from filelock import FileLock
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from rasterfiles import noise, tear, write
@@ -20,7 +21,13 @@ from torch import Tensor, nn
 
 from cmid_geo import ObjectDetection
 from cmid_geo.models import create_backbone
-from cmid_geo.predict import MapWriter, SceneMapper, SceneWindows, predict_scene
+from cmid_geo.predict import (
+    MapWriter,
+    SceneMapper,
+    SceneWindows,
+    predict_scene,
+    rasters,
+)
 from cmid_geo.predict.sharing import Share, Windows
 
 #: Side of windows.
@@ -65,16 +72,25 @@ def predict(folder: Path, world: int, num_workers: int = 0) -> None:
             [str(folder / 'scenes')], str(folder / f'{name}_{world}'),
             size=2 * SIZE if name == 'cells' else SIZE, overlap=32 if name == 'cells' else 20, batch_size=1, num_workers=num_workers,
         )  # fmt: skip
-        trainer = Trainer(
-            accelerator='cpu', devices=world, logger=False,
-            strategy=DDPStrategy(process_group_backend='gloo') if world > 1 else 'auto',
-            callbacks=[MapWriter()], enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=False, default_root_dir=folder,
-        )  # fmt: skip
+        strategy: Any = (
+            DDPStrategy(process_group_backend='gloo') if world > 1 else 'auto'
+        )
+        given = {'accelerator': 'auto'} if world > 1 else {}
+        trainer = make_trainer(
+            folder, MapWriter(), devices=world, strategy=strategy, **given
+        )
         trainer.predict(mapper, windows)
         bad = set(windows.tally.failed)
         assert {Path(path.strip("'")).name for path in bad} == {'text.tif', 'torn.tif'}
         assert len(windows.tally.made) == 3 and not windows.tally.skipped
+
+
+def make_trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
+    return Trainer(
+        **({'accelerator': 'cpu', 'devices': 1} | options), logger=False, callbacks=list(callbacks),
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        default_root_dir=folder,
+    )  # fmt: skip
 
 
 def share(rank: int, world: int, folder: str, port: str) -> None:
@@ -85,6 +101,14 @@ def share(rank: int, world: int, folder: str, port: str) -> None:
         TORCHELASTIC_RUN_ID='test',
     )  # fmt: skip
     predict(Path(folder), world, num_workers=rank)
+    # More processes than windows
+    one = SceneWindows([f'{folder}/scenes/b.tif'], f'{folder}/one', 64)
+    strategy = DDPStrategy(process_group_backend='gloo')
+    trainer = make_trainer(
+        Path(folder), MapWriter(), accelerator='auto', devices=world, strategy=strategy
+    )
+    trainer.predict(SceneMapper(nn.Identity()), one)
+    assert len(one.tally.made) == 1 and not one.tally.failed
 
 
 @pytest.fixture
@@ -140,6 +164,7 @@ def test_two_processes_give_the_maps_of_one(folder: Path, unused_port: int) -> N
                 size=size, overlap=overlap, batch_size=1, **options,
             )  # fmt: skip
             assert same(one, alone), (name, scene)
+        assert [path.name for path in (folder / 'one').iterdir()] == ['b.tif']
         for world in (1, 2):
             left = [p.name for p in (folder / f'{name}_{world}').iterdir()]
             assert sorted(left) == [f'{scene}{ending}' for scene in SHAPES]
@@ -154,8 +179,11 @@ def test_shares_are_without_duplicate_and_gap() -> None:
     ]  # fmt: skip
     for world in (1, 2, 5, 18, 25):
         shares = [Share(windows, world, rank) for rank in range(world)]
-        assert [index for each in shares for index in each] == list(range(18))
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert [index for each in shares for index in each.mine] == list(range(18))
+        assert all(list(each) == list(each.mine or [-1]) for each in shares)
+        assert all(len(each) == len(list(each)) for each in shares)
+        counts = [len(each.mine) for each in shares]
+        assert max(counts) - min(counts) <= 1
         for number, count in enumerate((5, 1, 12)):
             spans = [windows.span(number, each.mine) for each in shares]
             assert [w for span in spans for w in span] == list(range(count))
@@ -166,10 +194,7 @@ def test_finished_maps_are_skipped(tmp_path: Path) -> None:
     made = []
     for _ in range(2):
         windows = SceneWindows([str(tmp_path / 'scenes')], str(tmp_path / 'maps'), 64)
-        trainer = Trainer(
-            accelerator='cpu', logger=False, callbacks=[MapWriter()], enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-        )  # fmt: skip
+        trainer = make_trainer(tmp_path, MapWriter())
         trainer.predict(SceneMapper(nn.Identity()), windows)
         made.append((len(windows.tally.made), len(windows.tally.skipped)))
     assert made == [(1, 0), (0, 1)]
@@ -179,15 +204,77 @@ def test_what_does_not_fit_together(tmp_path: Path) -> None:
     write(tmp_path / 'scenes/a.tif', noise(1, 50, 50))
     windows = SceneWindows([str(tmp_path / 'scenes')], str(tmp_path / 'maps'), 64)
 
-    def trainer(*callbacks: Any) -> Trainer:
-        return Trainer(
-            accelerator='cpu', logger=False, callbacks=list(callbacks), enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-        )  # fmt: skip
-
     task = ObjectDetection(backbone='test_resnet', in_channels=1, num_classes=2)
     with pytest.raises(ValueError, match=r'made by Trainer.predict\(SceneMapper'):
-        trainer(MapWriter()).predict(task, windows)
+        make_trainer(tmp_path, MapWriter()).predict(task, windows)
     with pytest.raises(ValueError, match='callbacks=.MapWriter'):
-        trainer().predict(SceneMapper(nn.Identity()), windows)
+        make_trainer(tmp_path).predict(SceneMapper(nn.Identity()), windows)
     assert not list((tmp_path / 'maps').glob('.*'))
+
+
+def test_one_bad_scene_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in 'abc':
+        write(tmp_path / f'scenes/{name}.tif', noise(1, 150, 50))
+    whole = rasters.RasterFile.write
+
+    def fail(self: Any, *arguments: Any) -> None:
+        if self.path.name == 'b.tif':
+            raise OSError('the disk is full')
+        whole(self, *arguments)
+
+    monkeypatch.setattr(rasters.RasterFile, 'write', fail)
+    windows = SceneWindows([str(tmp_path / 'scenes')], str(tmp_path / 'maps'), 64)
+    trainer = make_trainer(tmp_path, MapWriter(progress=True))
+    trainer.predict(SceneMapper(nn.Identity()), windows)
+    assert [path.name for path in windows.tally.made] == ['a.tif', 'c.tif']
+    assert list(windows.tally.failed.values()) == ['the disk is full']
+    left = {path.name for path in (tmp_path / 'maps').iterdir()}
+    assert left == {'a.tif', 'c.tif'}
+
+
+def test_windows_that_never_came(tmp_path: Path) -> None:
+    write(tmp_path / 'scenes/a.tif', noise(1, 64, 64))
+    write(tmp_path / 'scenes/b.tif', noise(1, 64, 640))
+    windows = SceneWindows(
+        [str(tmp_path / 'scenes')], str(tmp_path / 'maps'), 64, 0, batch_size=2
+    )
+    trainer = make_trainer(tmp_path, MapWriter(), limit_predict_batches=2)
+    trainer.predict(SceneMapper(nn.Identity()), windows)
+    assert [path.name for path in windows.tally.made] == ['a.tif']
+    (why,) = windows.tally.failed.values()
+    assert why == 'not all of its windows were predicted'
+    assert [path.name for path in (tmp_path / 'maps').iterdir()] == ['a.tif']
+
+
+def test_many_scenes_do_not_stay_open(tmp_path: Path) -> None:
+    for number in range(12):
+        write(tmp_path / f'scenes/{number}.tif', noise(1, 20, 20))
+    most = []
+
+    class Watch(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            files = [
+                os.path.realpath(f'/proc/self/fd/{n}')
+                for n in os.listdir('/proc/self/fd')
+            ]
+            most.append(sum('/scenes/' in file for file in files))
+            return image
+
+    windows = SceneWindows(
+        [str(tmp_path / 'scenes')], str(tmp_path / 'maps'), 32, batch_size=1
+    )
+    make_trainer(tmp_path, MapWriter()).predict(SceneMapper(Watch()), windows)
+    assert len(windows.tally.made) == 12 and max(most) <= 3
+
+
+def test_two_runs_on_one_folder(tmp_path: Path) -> None:
+    write(tmp_path / 'scenes/a.tif', noise(1, 20, 20))
+    (tmp_path / 'maps').mkdir()
+    windows = SceneWindows([str(tmp_path / 'scenes')], str(tmp_path / 'maps'), 32)
+    with (
+        FileLock(tmp_path / 'maps/.cmid_geo.lock'),
+        pytest.raises(ValueError, match='is being written by another program'),
+    ):
+        make_trainer(tmp_path, MapWriter()).predict(SceneMapper(nn.Identity()), windows)

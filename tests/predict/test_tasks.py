@@ -30,6 +30,7 @@ from cmid_geo import (
 from cmid_geo.models import export_backbone
 from cmid_geo.predict import SceneMapper, predict_scene
 from cmid_geo.predict.opening import Backbone, open_task
+from cmid_geo.predict.planning import plan_map
 
 TINY: dict[str, Any] = {'backbone': 'test_resnet', 'in_channels': 3}
 
@@ -110,6 +111,10 @@ def test_probabilities_alone(tmp_path: Path, scene: Path) -> None:
         task, scene, tmp_path / 'map.tif', size=64, output='probabilities'
     )
     assert read(out).shape == (3, 100, 150)
+    # Nor names of classes that an earlier map left
+    predict_scene(task, scene, out, size=64)
+    assert (tmp_path / 'map.tif.aux.xml').exists()
+    predict_scene(task, scene, out, size=64, output='probabilities')
     assert {path.name for path in tmp_path.iterdir()} == {'scene.tif', 'map.tif'}
 
 
@@ -135,11 +140,22 @@ def test_binary_and_several_labels(
         )  # fmt: skip
         task.model = Scores(count)
         task.high.fill_(250)
+        names = ['one', 'two', 'three'][:count]
         out = predict_scene(
-            task, scene, tmp_path / 'map.tif', size=64, threshold=threshold
+            task,
+            scene,
+            tmp_path / 'map.tif',
+            size=64,
+            threshold=threshold,
+            labels=names,
         )
         found = read(out)
         assert len(found) == count
+        with rasterio.open(out) as file:
+            if count == 3:
+                assert file.descriptions == ('one', 'two', 'three')
+            else:
+                assert file.tags(1) == {'class_0': 'no', 'class_1': 'one'}
         expected = shares[:count] >= threshold
         assert (found[:, valid] == expected[:, valid]).mean() > 0.999
         assert 0 < expected[:, valid].mean() < 1 and (found[:, ~valid] == 255).all()
@@ -457,8 +473,23 @@ def test_values_that_nobody_explained(tmp_path: Path) -> None:
     state = {'hyper_parameters': {'model': 'resnet18', 'in_channels': 3},
              'state_dict': create_backbone('resnet18', 3).network.state_dict()}  # fmt: skip
     torch.save(state, tmp_path / 'b.ckpt')
-    with pytest.raises(ValueError, match='weights do not tell|does not tell which raw'):
+    with pytest.raises(ValueError, match='does not tell which raw'):
         predict_scene(tmp_path / 'b.ckpt', scene, tmp_path / 'map.tif', size=64)
+    # What bytes mean does not pass on to the next scene
+    mapper = SceneMapper(tmp_path / 'b.ckpt')
+    small = write(tmp_path / 'small.tif', noise(3, 50, 50))
+    plan_map(mapper, small, tmp_path / 'map.tif', size=64)
+    with pytest.raises(ValueError, match='does not tell which raw'):
+        plan_map(mapper, scene, tmp_path / 'map.tif', size=64)
+    with pytest.raises(ValueError, match='of 3 bands: give one value a band'):
+        predict_scene(
+            tmp_path / 'b.ckpt',
+            scene,
+            tmp_path / 'map.tif',
+            size=64,
+            low=5,
+            high=[5, 9, 9],
+        )
     mapper = SceneMapper(tmp_path / 'b.ckpt', low=0, high=[1000, 1000, 500])
     image = torch.full((1, 3, 4, 4), 250.0)
     scaled = mapper.scale(image, torch.ones(1, 4, 4, dtype=torch.bool))
