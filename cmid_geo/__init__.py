@@ -22,6 +22,7 @@ from .models import (
     export_backbone,
     load_backbone,
 )
+from .predict import MapWriter, SceneMapper, SceneWindows, predict_scene
 from .tasks import (
     CMID,
     ChangeDetection,
@@ -44,12 +45,15 @@ __all__ = (
     'CocoDataModule',
     'DOTADataModule',
     'ImageFolderDataModule',
+    'MapWriter',
     'MaskDataset',
     'ObjectDetection',
     'OrientedDataModule',
     'OrientedDetection',
     'SceneDataModule',
     'SceneDataset',
+    'SceneMapper',
+    'SceneWindows',
     'SegmentationDataModule',
     'SemanticSegmentation',
     'SyntheticScenes',
@@ -61,4 +65,5 @@ __all__ = (
     'create_backbone',
     'export_backbone',
     'load_backbone',
+    'predict_scene',
 )
