@@ -109,7 +109,9 @@ def test_naip_pair_lines_up(real_data: Path, tmp_path: Path, year: int) -> None:
 def test_change_of_cities_has_their_grids(real_data: Path, tmp_path: Path) -> None:
     class Difference(nn.Module):
         def forward(self, image: Tensor) -> Tensor:
-            return 20 * ((image[:, 1] - image[:, 0]).abs().amax(1, keepdim=True) - 0.10001)
+            return 20 * (
+                (image[:, 1] - image[:, 0]).abs().amax(1, keepdim=True) - 0.10001
+            )
 
     task = ChangeDetection('unet', backbone='test_resnet', in_channels=4)
     task.model, task.high = Difference(), torch.full((4,), 4000.0)
