@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from datasets.rasterfiles import noise, write
 from PIL import Image
+from rasterfiles import noise, write
 
 from cmid_geo.__main__ import main
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from ..models.backbones import CELL
 from ..tasks import CMID
 from .layers import Layer
 from .opening import Backbone, evaluating, open_task
@@ -108,9 +109,10 @@ class SceneMapper(LightningModule):
         told = self.low is not None or getattr(self.task, 'low', None) is not None
         check_range(self.task, source, *self._limits(), told)
         outcome = self.outcome
-        if outcome.kind == 'cells' and size % outcome.stride:
+        if outcome.kind in ('pixels', 'cells') and size % CELL:
             raise ValueError(
-                f'size={size}: this network sees cells, give a multiple of {outcome.stride}'
+                f'size={size}: the maps of {type(self.task).__name__} have strides of up to {CELL} pixels, give a '
+                f'multiple of {CELL}'
             )
         if outcome.kind == 'plain':
             return replace(outcome, **self._try_out(source, size))

@@ -463,6 +463,8 @@ def test_what_cannot_be_mapped(tmp_path: Path, scene: Path) -> None:
         predict_scene(
             create_backbone('resnet18', 3), scene, out, size=48, low=0, high=255
         )
+    with pytest.raises(ValueError, match='size=100: .* give a multiple of 32'):
+        predict_scene(brightest(), scene, out, size=100)
     with pytest.raises(FileNotFoundError, match='is no file'):
         predict_scene(tmp_path / 'none.ckpt', scene, out)
     assert not out.exists()
