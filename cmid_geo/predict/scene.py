@@ -157,6 +157,8 @@ def map_job(
             finally:
                 whole.drop()
         finally:
+            # Files of a thousand scenes cannot all stay open
+            job.source.close()
             job.end(lock)
 
 

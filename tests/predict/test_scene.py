@@ -4,6 +4,7 @@
 """Whole scenes, through networks whose answer is known."""
 
 import itertools
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,10 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     assert threading.active_count() == threads
+    files = [
+        os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')
+    ]
+    assert not [file for file in files if file.startswith(str(tmp_path))]
     model(torch.randn(1, 3, 8, 8)).sum().backward()
 
 
