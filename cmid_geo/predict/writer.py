@@ -174,6 +174,8 @@ class MapWriter(BasePredictionWriter):
     def _clean(self, trainer: Trainer) -> None:
         if self._data is not None:
             self._bar.close()
+            for job in self._jobs:
+                job.source.close()
         self._data, self._making = None, {}
         data = getattr(trainer, 'datamodule', None)
         if isinstance(data, SceneWindows):

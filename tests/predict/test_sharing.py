@@ -259,7 +259,7 @@ def test_many_scenes_do_not_stay_open(tmp_path: Path) -> None:
                 os.path.realpath(f'/proc/self/fd/{n}')
                 for n in os.listdir('/proc/self/fd')
             ]
-            most.append(sum('/scenes/' in file for file in files))
+            most.append(sum(file.startswith(f'{tmp_path}/scenes/') for file in files))
             return image
 
     windows = SceneWindows(
