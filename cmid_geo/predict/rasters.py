@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
-from rasterio import shutil  # ty: ignore[import-not-found]
+from rasterio import shutil  # ty: ignore
 from rasterio.windows import Window
 
 from ..datasets.grids import Grid
