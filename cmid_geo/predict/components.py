@@ -22,19 +22,11 @@ def write_components(file: RasterFile, count: int) -> RasterFile:
 
     Args:
         file: The vectors; it is taken away.
-        count: How many components to keep.
+        count: How many components to keep, at most as many as a vector is long.
 
     Returns:
         The components, float32, not yet closed.
-
-    Raises:
-        ValueError: If the vectors are shorter than *count*.
     """
-    width = file.layer.count
-    if count > width:
-        raise ValueError(
-            f'components={count} of vectors of {width}: give at most as many'
-        )
     file.flush()
     mean, axes = _axes(file, count)
     names = tuple(f'component {number}' for number in range(1, count + 1))

@@ -89,13 +89,12 @@ def map_scenes(
         checkpoint, output, components=components, threshold=threshold, tta=tta, low=low,
         high=high, labels=labels, colors=colors,
     )  # fmt: skip
-    stride = mapper.outcome.stride
-    shared = size // 8 // stride * stride if overlap is None else overlap
-    cut_scene(1, 1, size, shared, stride)
+    # What is wrong for every scene is said once
+    cut_scene(1, 1, size, overlap, mapper.outcome.stride)
     _check_counts(batch_size=batch_size, devices=devices, num_nodes=num_nodes)
     if devices * num_nodes > 1:
         windows = SceneWindows(
-            scenes, out, size, shared, batch_size, num_workers, bands, zero_is_nodata, overwrite, format
+            scenes, out, size, overlap, batch_size, num_workers, bands, zero_is_nodata, overwrite, format
         )  # fmt: skip
         trainer = Trainer(
             accelerator=device, devices=devices, num_nodes=num_nodes, precision=precision,
@@ -107,7 +106,7 @@ def map_scenes(
     _check_counts(num_workers=num_workers)
     ending = f'.{format}' if mapper.outcome.kind == 'objects' else '.tif'
     tasks = list_tasks(scenes, out, mapper.outcome.dates, ending)
-    cut = {'size': size, 'overlap': shared, 'bands': bands, 'zero_is_nodata': zero_is_nodata}  # fmt: skip
+    cut = {'size': size, 'overlap': overlap, 'bands': bands, 'zero_is_nodata': zero_is_nodata}  # fmt: skip
     cut['about'] = {'precision': precision}
     work = {'batch_size': batch_size, 'num_workers': num_workers}
     tally = Tally()

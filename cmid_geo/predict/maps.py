@@ -4,6 +4,7 @@
 """One map in the making: windows come, files go."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from .tiling import Region
 
 
 @dataclass
-class MapInMaking:
+class MapInMaking(ABC):
     """A map of which this process brings some windows, or all.
 
     Attributes:
@@ -110,11 +111,13 @@ class MapInMaking:
     def drop(self) -> None:
         """Close files of a map that will not be."""
 
+    @abstractmethod
     def _take(self, window: int, prediction: Any, valid: Tensor) -> None:
-        raise NotImplementedError
+        """Take what the network says of a window."""
 
+    @abstractmethod
     def _put_together(self, shelves: Sequence[Shelf]) -> list[Path]:
-        raise NotImplementedError
+        """Write the files, with what other processes left on their shelves."""
 
 
 class RasterInMaking(MapInMaking):

@@ -13,28 +13,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .. import tasks
 from ..models.backbones import create_backbone
 from ..models.files import open_checkpoint
 from ..models.loading import load_backbone
 from ..models.sources import read_source
-from ..tasks import (
-    CMID,
-    ChangeDetection,
-    Classification,
-    ObjectDetection,
-    OrientedDetection,
-    SemanticSegmentation,
-)
 from ..tasks.values import KIND
 
 #: Tasks that can be in a checkpoint.
 TASKS: tuple[Any, ...] = (
-    CMID,
-    ChangeDetection,
-    Classification,
-    ObjectDetection,
-    OrientedDetection,
-    SemanticSegmentation,
+    tasks.CMID,
+    tasks.ChangeDetection,
+    tasks.Classification,
+    tasks.ObjectDetection,
+    tasks.OrientedDetection,
+    tasks.SemanticSegmentation,
 )
 
 

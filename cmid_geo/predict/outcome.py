@@ -159,12 +159,8 @@ def _of_pixels(
     layers = {'classes': (classes,), 'probabilities': (shares,)}
     layers['both'] = (classes, shares)
     if chosen == 'probabilities':
-        layers[chosen] = (Layer('', *_rest(shares)),)
+        layers[chosen] = (replace(shares, suffix=''),)
     return Outcome(
         'pixels', channels, layers[chosen], 2 if change else 1,
         (lambda scores: scores.softmax(1)) if several else (lambda scores: scores.sigmoid()),
     )  # fmt: skip
-
-
-def _rest(layer: Layer) -> Any:
-    return layer.count, layer.dtype, layer.nodata, layer.decide, layer.names

@@ -56,8 +56,6 @@ def plan_map(
                 source = open_source(scene, dates, known, zero_is_nodata)
     outcome = mapper.prepare(source, size)
     stride = outcome.stride
-    if overlap is None:
-        overlap = size // 8 // stride * stride
     mirrored = outcome.kind != 'objects'
     tiling = cut_scene(
         source.grid.height, source.grid.width, size, overlap, stride, mirrored
@@ -75,7 +73,7 @@ def plan_map(
     notes = {
         'scene': [_stamp(file) for file in files], 'zero_is_nodata': zero_is_nodata,
         'bands': list(source.bands), 'size': size,
-        'overlap': overlap, **mapper.notes(), **(about or {}),
+        'overlap': tiling.down.overlap * stride, **mapper.notes(), **(about or {}),
     }  # fmt: skip
     return Job(
         Reading(source, tiling, mirrored),

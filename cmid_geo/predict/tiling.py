@@ -194,7 +194,7 @@ def cut_scene(
     height: int,
     width: int,
     size: int,
-    overlap: int,
+    overlap: int | None,
     stride: int = 1,
     mirrored: bool = True,
 ) -> Tiling:
@@ -204,7 +204,7 @@ def cut_scene(
         height: Of the scene, in pixels.
         width: Likewise.
         size: Side of a window, in pixels.
-        overlap: What neighbouring windows share at least, in pixels.
+        overlap: What neighbouring windows share at least, in pixels; an eighth of *size* by default.
         stride: Pixels a unit; *size* and *overlap* must be multiples of it.
         mirrored: Whether windows reach half an overlap beyond the scene.
 
@@ -218,6 +218,8 @@ def cut_scene(
         raise ValueError(
             f'size={size} is the side of a window: give a positive multiple of {stride} pixels'
         )
+    if overlap is None:
+        overlap = size // 8 // stride * stride
     if not 0 <= overlap < size / 2:
         raise ValueError(
             f'overlap={overlap} of windows of size={size}: give at least 0 and less than half of the '
