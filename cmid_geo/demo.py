@@ -158,9 +158,10 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
     )
     first, second = task.augmentations(batch['image'], batch['valid'])
     task.eval()
-    plot_views(first, second, bands, task.hparams['matches']).savefig(
-        folder / 'views.png'
-    )
+    offset = task.student.backbone.field_offset
+    plot_views(
+        first, second, bands, task.hparams['matches'], field_offset=offset
+    ).savefig(folder / 'views.png')
     plot_reconstructions(task, first, bands).savefig(folder / 'reconstructions.png')
     plot_curves(metrics, task.hparams['queue_size']).savefig(folder / 'curves.png')
 

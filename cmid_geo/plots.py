@@ -50,7 +50,12 @@ def display_bands(bands: Sequence[str]) -> list[int]:
 
 
 def plot_views(
-    first: View, second: View, bands: Sequence[str], matches: int = 20, samples: int = 3
+    first: View,
+    second: View,
+    bands: Sequence[str],
+    matches: int | None = None,
+    samples: int = 3,
+    field_offset: float = 0.0,
 ) -> Figure:
     """Show pairs of views, what the student sees of them, and which cells are matched.
 
@@ -58,8 +63,10 @@ def plot_views(
         first: The plain views.
         second: The strong views.
         bands: Names of the bands.
-        matches: Cells to match in each pair.
+        matches: Cells to match in each pair; see :func:`~cmid_geo.losses.nearest_cells`.
         samples: Pairs to show.
+        field_offset: Of the backbone, see :class:`~cmid_geo.transforms.TwoViews`: lines link the
+            centres of what the cells' vectors see.
 
     Returns:
         A row for each pair: both views whole with lines between the cells of the same
@@ -89,9 +96,10 @@ def plot_views(
             axis.set_axis_off()
         side = first.image.shape[-1] // CELL
         for number, (cell, partner) in enumerate(zip(cells[row], partners[row])):
-            # Every third line: all of them hide the picture
-            if number % 3 == 0:
-                _link(left, right, _centre(cell, side), _centre(partner, side), number)
+            # At most eight lines: all of them would hide the picture
+            if number % -(-cells.shape[1] // 8) == 0:
+                ends = (_centre(each, side, field_offset) for each in (cell, partner))
+                _link(left, right, *ends, number)
     titles = (
         'view 1, plain',
         'view 2, strong',
@@ -105,9 +113,9 @@ def plot_views(
     return figure
 
 
-def _centre(cell: Tensor, side: int) -> tuple[float, float]:
+def _centre(cell: Tensor, side: int, offset: float) -> tuple[float, float]:
     row, col = divmod(int(cell), side)
-    return (col + 0.5) * CELL - 0.5, (row + 0.5) * CELL - 0.5
+    return (col + 0.5) * CELL - 0.5 + offset, (row + 0.5) * CELL - 0.5 + offset
 
 
 def _link(

@@ -12,7 +12,7 @@ from torch import Tensor
 def nearest_cells(
     positions: Float[Tensor, 'batch cells 2'],
     other_positions: Float[Tensor, 'batch others 2'],
-    matches: int,
+    matches: int | None = None,
     valid: Bool[Tensor, 'batch cells'] | None = None,
     other_valid: Bool[Tensor, 'batch others'] | None = None,
 ) -> tuple[Int[Tensor, 'batch matches'], Int[Tensor, 'batch matches']]:
@@ -29,7 +29,8 @@ def nearest_cells(
     Args:
         positions: Centres (x, y) of the cells of one view, in pixels of the chip.
         other_positions: Centres of the cells of the other view, in pixels of the same chip.
-        matches: Number of pairs to keep; all cells if there are fewer.
+        matches: Number of pairs to keep, all if there are fewer cells; by default in the
+            paper's proportion, 20 of 49 cells, rounded down, but at least one.
         valid: Whether a cell holds enough valid pixels; all do by default. Pairs of which
             one side does not come last.
         other_valid: The same for the other view.
@@ -37,6 +38,8 @@ def nearest_cells(
     Returns:
         Indices of the kept cells and of their partners, closest pairs first.
     """
+    if matches is None:
+        matches = max(1, positions.shape[1] * 20 // 49)
     difference = positions[:, :, None] - other_positions[:, None]
     distance = difference.square().sum(dim=-1)
     if other_valid is not None:

@@ -39,6 +39,9 @@ class MaskedBackbone(nn.Module, ABC):
 
     #: Whether the network normalises over the batch.
     convolutional: ClassVar[bool] = False
+    #: From the centre of a cell's pixels to the centre of what its vector sees (its receptive
+    #: field), in pixels to the right and downwards.
+    field_offset: float = 0.0
 
     def __init__(self, name: str, network: Any, stem_width: int) -> None:
         """Initialize a new MaskedBackbone instance.
@@ -98,9 +101,24 @@ class MaskedBackbone(nn.Module, ABC):
 
 
 class MaskedResNet(MaskedBackbone):
-    """ResNet: the token is added after the stem's pooling."""
+    """ResNet: the token is added after the stem's pooling.
+
+    Each of its convolutions of stride 2 is centred on the first of the two pixels that become one.
+    So the receptive field of cell i is centred on pixel 32 i, not on the cell's centre 32 i + 15.5.
+    ResNet-D and its kin (``resnet50d``, ``ecaresnet26t``) take the mean of 2x2 in their shortcuts, which
+    moves that path by 14 pixels, but not the other: the mean of both is taken, right to within 7 pixels.
+    """
 
     convolutional = True
+
+    def __init__(self, name: str, network: Any, stem_width: int) -> None:
+        """Initialize a new MaskedResNet instance; see :class:`MaskedBackbone`."""
+        super().__init__(name, network, stem_width)
+        means = any(
+            isinstance(module, nn.AvgPool2d) and module.kernel_size == 2
+            for module in network.modules()
+        )
+        self.field_offset = (7.0 if means else 0.0) - (CELL - 1) / 2
 
     def encode(self, image: Tensor, mask: Tensor | None) -> Tensor:
         """Run stem, mask and the four stages."""

@@ -58,6 +58,8 @@ def export_backbone(
     each band the raw values ``low`` and ``high`` that stand for 0 and 1, and ``mean`` and
     ``std`` of the scaled values, and where it all came from. The network proper is fed
     ``((raw - low) / (high - low) - mean) / std``; the last two formats do that themselves.
+    A ResNet's vector of a cell sees what is around the cell's upper left corner, not its centre
+    (:attr:`~cmid_geo.models.MaskedBackbone.field_offset`); our own maps allow for that.
 
     Args:
         task_or_checkpoint: A :class:`~cmid_geo.tasks.CMID`, the path of its checkpoint or

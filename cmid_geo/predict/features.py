@@ -42,8 +42,8 @@ def embed_scene(
         margin: Pixels around a tile that give context, a multiple of 32.
 
     Returns:
-        One vector for each *stride* x *stride* pixels, the first of them centred on the
-        scene's upper left corner; and which pixels of the scene are valid.
+        One vector for each *stride* x *stride* pixels, which sees what is around its place, the
+        first of them the scene's upper left corner; and which pixels of the scene are valid.
     """
     grid = dataset.scenes[scene]
     sample = dataset[Chip((scene,), 0, 0, grid.width, grid.height)]
@@ -54,7 +54,8 @@ def embed_scene(
 
     rows, cols = grid.height // CELL + 1, grid.width // CELL + 1
     steps = CELL // stride
-    dim = task.student.backbone.num_features
+    backbone = task.student.backbone
+    dim, shift = backbone.num_features, round(-backbone.field_offset)
     features = torch.zeros(dim, rows, steps, cols, steps)
     # In training mode batch norms would use, and move by, what they see here
     training = task.training
@@ -62,7 +63,7 @@ def embed_scene(
     for down in range(steps):
         for right in range(steps):
             # Half a cell outwards, mirrored there: vectors reach all edges
-            top, left = down * stride - CELL // 2, right * stride - CELL // 2
+            top, left = (part * stride - CELL // 2 + shift for part in (down, right))
             shifted = _window(image, top, left, rows * CELL, cols * CELL)
             features[:, :, down, :, right] = _tiled(task, shifted, tile, margin)
     task.train(training)

@@ -32,16 +32,23 @@ class Reading:
         tiling: The windows.
         mirrored: Whether the scene's mirror image is around it. Not for objects: one at the edge
             and its image would be one larger object.
+        margin: Pixels that are read around each window, see :attr:`SceneMapper.margin`.
     """
 
     source: SceneSource
     tiling: Tiling
     mirrored: bool = True
+    margin: int = 0
 
     @property
     def size(self) -> int:
-        """Side of a window in pixels."""
+        """Side of a window in pixels, without the margin."""
         return self.tiling.down.size * self.tiling.stride
+
+    @property
+    def read_size(self) -> int:
+        """Side of what is read of a window in pixels, with the margin."""
+        return self.size + 2 * self.margin
 
     @property
     def is_remote(self) -> bool:
@@ -55,13 +62,17 @@ class Reading:
             window: Its number.
 
         Returns:
-            Raw values, and where they are valid, both on the scene's pixels.
+            Raw values, and where they are valid, both on the scene's pixels, of the window and
+            the margin around it.
 
         Raises:
             ValueError: If a file cannot be read any more.
         """
-        row, col = (place * self.tiling.stride for place in self.tiling.corner(window))
-        return self.source.read(row, col, self.size, self.mirrored)
+        row, col = (
+            place * self.tiling.stride - self.margin
+            for place in self.tiling.corner(window)
+        )
+        return self.source.read(row, col, self.read_size, self.mirrored)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..models.backbones import CELL
 from ..tasks import CMID
 from .layers import Layer
 from .opening import Backbone, evaluating, open_task
-from .outcome import Outcome, Output, outcome_of
+from .outcome import Outcome, Output, backbone_of, outcome_of
 from .ranges import check_range, nodata_of
 from .sources import SceneSource
 from .turns import Turning, turns_of
@@ -83,6 +83,17 @@ class SceneMapper(LightningModule):
         for name, value in (('low', low), ('high', high)):
             given = None if value is None else torch.as_tensor(value).float()
             self.register_buffer(name, given, persistent=False)
+
+    @property
+    def margin(self) -> int:
+        """Pixels to read around a window, so that a backbone's vectors lie where they look.
+
+        A ResNet's vector sees the upper left corner of its cell (``field_offset``): shown pixels
+        further to the right and below, it sees the cell's centre, to within half a pixel.
+        """
+        if self.outcome.kind != 'cells':
+            return 0
+        return round(-backbone_of(self.task).field_offset)
 
     # ------------------------------------------------------------------ before
 
@@ -194,7 +205,7 @@ class SceneMapper(LightningModule):
         """Look at windows, in each turn.
 
         Args:
-            image: Raw values.
+            image: Raw values of windows, with :attr:`margin` around them.
             valid: Where there is data.
 
         Returns:
@@ -204,9 +215,11 @@ class SceneMapper(LightningModule):
         image = self.scale(image, valid)
         if self.outcome.kind == 'objects':
             return self._detect(image)
-        mean = None
+        mean, moved = None, 2 * self.margin
         for number, turn in enumerate(self.turns, 1):
-            scores = self.task(turn.apply(image)).float()
+            # In each turn it is the right and lower margin that is seen
+            turned = turn.apply(image)[..., moved:, moved:]
+            scores = self.task(turned).float()
             share = turn.undo(self.outcome.share(scores))
             mean = share if mean is None else mean + (share - mean) / number
         return mean
@@ -240,6 +253,8 @@ class SceneMapper(LightningModule):
             'turns': len(self.turns), 'turned': self.turns[-1].quarters, 'layers': chosen,
             'threshold': self.threshold, 'components': self.components,
             'dtype': self.dtype_wanted, 'classes': list(self.outcome.classes or ()),
+            # Maps of other kinds were made without, and stay what they are
+            **({'margin': self.margin} if self.margin else {}),
         }  # fmt: skip
 
     def forget(self) -> None:

@@ -67,11 +67,13 @@ class MapInMaking(ABC):
         Args:
             window: Its number.
             prediction: A tensor, or a dictionary of objects; None where nothing is valid.
-            valid: Where the scene holds data.
+            valid: Where the scene holds data, with the margin that was read.
         """
         self._left -= 1
         if self.error is None:
-            self._take(window, prediction, valid)
+            margin, side = self.job.reading.margin, self.job.reading.size
+            inner = slice(margin, margin + side)
+            self._take(window, prediction, valid[inner, inner])
 
     def fail(self, error: str) -> None:
         """Give the map up; windows that still come are thrown away.

@@ -100,7 +100,8 @@ def outcome_of(
                 f'labels has {len(names)} entries for {count} classes: name the background first, then each'
             )
         return Outcome('objects', None, classes=tuple(names) if names else None)
-    return Outcome(kind, _width(task) if kind == 'cells' else None)
+    width = backbone_of(task).num_features if kind == 'cells' else None
+    return Outcome(kind, width)
 
 
 def _kind(task: nn.Module) -> Literal['pixels', 'cells', 'objects', 'plain']:
@@ -118,13 +119,18 @@ def _kind(task: nn.Module) -> Literal['pixels', 'cells', 'objects', 'plain']:
     return 'plain'
 
 
-def _width(task: Any) -> int:
-    """Length of a backbone's vectors."""
+def backbone_of(task: Any) -> MaskedBackbone:
+    """The backbone whose vectors are mapped.
+
+    Args:
+        task: CMID, an opened backbone, or a backbone itself.
+
+    Returns:
+        The network.
+    """
     if isinstance(task, CMID):
-        task = task.student.backbone
-    elif isinstance(task, Backbone):
-        task = task.network
-    return int(task.num_features)
+        return task.student.backbone
+    return task.network if isinstance(task, Backbone) else task
 
 
 def _of_pixels(

@@ -76,7 +76,7 @@ def plan_map(
         'overlap': tiling.down.overlap * stride, **mapper.notes(), **(about or {}),
     }  # fmt: skip
     return Job(
-        Reading(source, tiling, mirrored),
+        Reading(source, tiling, mirrored, mapper.margin),
         outcome,
         path,
         notes,

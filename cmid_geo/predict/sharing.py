@@ -93,7 +93,7 @@ class Windows(Dataset[dict[str, Any]]):
                 image, valid = reading.read(window)
         except ValueError as failure:
             # One bad scene does not stop the others
-            size, source = reading.size, reading.source
+            size, source = reading.read_size, reading.source
             error, valid = str(failure), np.zeros((size, size), bool)
             shape, several = (len(source.bands), size, size), len(source.dates)
             image = np.zeros((several, *shape) if several > 1 else shape, np.float32)

@@ -55,7 +55,7 @@ class CMID(Pretraining):
         size: int = 224,
         queue_size: int = 65536,
         mask_ratio: float = 0.6,
-        matches: int = 20,
+        matches: int | None = None,
         hidden_dim: int = 2048,
         output_dim: int = 256,
         num_prototypes: int = 2048,
@@ -100,7 +100,8 @@ class CMID(Pretraining):
             queue_size: Number of older keys to contrast with, at most twice the chips of
                 an epoch: a longer queue would hold a chip's own old keys.
             mask_ratio: Share of the cells to hide from the student.
-            matches: Cells to match in each image and direction.
+            matches: Cells to match in each image and direction; by default 20 of 49 (the
+                paper's, of views of 224 pixels), and as large a part of fewer or more cells.
             hidden_dim: Units of the heads' hidden layers.
             output_dim: Length of embeddings and prototypes.
             num_prototypes: Number of prototypes.
@@ -148,7 +149,7 @@ class CMID(Pretraining):
             start_from(self, weights)
         if augmentations is not None:
             self.augmentations = augmentations
-            self.share_standardisation()
+            self.prepare_augmentations()
 
     def configure_models(self) -> None:
         """Build student, teacher, decoder, queue and augmentations."""

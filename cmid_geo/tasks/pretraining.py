@@ -59,7 +59,7 @@ class Pretraining(Values):
         self.register_values(
             given['in_channels'], given['mean'] or mean, given['std'] or std
         )
-        self.share_standardisation()
+        self.prepare_augmentations()
 
     def setup(self, stage: str) -> None:
         """Take the values' meaning from the datamodule, before anything is restored."""
@@ -85,7 +85,7 @@ class Pretraining(Values):
 
     def on_fit_start(self) -> None:
         """Use the values that were set up or restored, also on scenes new to a restored run."""
-        self.share_standardisation()
+        self.prepare_augmentations()
         self.share_limits()
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
@@ -96,10 +96,11 @@ class Pretraining(Values):
             step, rank = self.trainer.global_step, self.global_rank
             torch.manual_seed(torch.initial_seed() + 1_000_003 * rank + step)
 
-    def share_standardisation(self) -> None:
-        """Let the default augmentations standardise by the task's values."""
+    def prepare_augmentations(self) -> None:
+        """Tell our augmentations the task's values, and where its backbone looks."""
         if isinstance(self.augmentations, TwoViews):
             self.augmentations.mean, self.augmentations.std = self.mean, self.std
+            self.augmentations.field_offset = self.student.backbone.field_offset
 
     # ------------------------------------------------------------------ schedules
 

@@ -46,8 +46,8 @@ class View:
     Attributes:
         image: Standardised pixels; where not valid, the chip's mean of the band.
         mask: True where a cell is hidden from the student.
-        positions: Centres (x, y) of the cells, row by row, in pixel indices of the chip:
-            an integer is the centre of a pixel.
+        positions: Centres (x, y) of what the cells' vectors see, row by row, in pixel indices
+            of the chip: an integer is the centre of a pixel.
         valid: True where a pixel holds data, and so did all pixels it was drawn from.
     """
 
@@ -84,6 +84,7 @@ class TwoViews(nn.Module):
         rgb: bool | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        field_offset: float = 0.0,
         **colour: Any,
     ) -> None:
         """Initialize a new TwoViews instance.
@@ -100,6 +101,10 @@ class TwoViews(nn.Module):
             mean: Mean of each band in [0, 1], to standardise with; see
                 :func:`default_standardisation`.
             std: Standard deviation of each band in [0, 1].
+            field_offset: From the centre of a cell to the centre of what its vector sees, in pixels
+                of the view to the right and downwards: a backbone's
+                :attr:`~cmid_geo.models.MaskedBackbone.field_offset`. The authors match the cells'
+                own centres, whatever the network.
             **colour: Constants of :func:`~cmid_geo.transforms.colour.strong_colour`.
 
         Raises:
@@ -110,6 +115,7 @@ class TwoViews(nn.Module):
         self.size = size
         self.mask_ratio = mask_ratio
         self.rgb = rgb
+        self.field_offset = field_offset
         # Not persistent: who trains with these views keeps its own, and hands them over
         self.register_buffer(
             'mean', None if mean is None else torch.tensor(mean), False
@@ -240,7 +246,7 @@ class TwoViews(nn.Module):
         side = torch.arange(
             self.size // CELL, device=geometry.device, dtype=geometry.dtype
         )
-        centre = (side + 0.5) * CELL - 0.5
+        centre = (side + 0.5) * CELL - 0.5 + self.field_offset
         row, col = torch.meshgrid(centre, centre, indexing='ij')
         cells = torch.stack([col, row], dim=-1).view(1, -1, 2)
         return transform_points(

@@ -50,6 +50,12 @@ def test_all_cells_where_there_are_fewer() -> None:
     assert cells.shape == partners.shape == (1, 9)
 
 
+def test_by_default_in_the_papers_proportion() -> None:
+    for side, expected in ((7, 20), (3, 3), (14, 80), (4, 6), (1, 1)):
+        cells, _ = nearest_cells(grid(side), grid(side))
+        assert cells.shape == (1, expected)
+
+
 def test_invalid_cells_come_last_and_are_no_partners() -> None:
     valid, others = torch.ones(2, 1, 49, dtype=torch.bool)
     valid[0, :40] = False

@@ -71,6 +71,37 @@ def test_plain_state_dict_loads_strictly(name: str) -> None:
     create_backbone(name).load_state_dict(backbone.state_dict())
 
 
+#: Timm's name, and how far a cell's field may lie from where it is said to, in pixels.
+FIELDS = {name: 2 for name in NAMES + SWINS} | {
+    'resnet50': 2,
+    'resnet50d': 7,
+    'ecaresnet26t': 7,
+}
+
+
+@pytest.mark.parametrize('name', FIELDS)
+def test_a_cell_sees_what_is_around_its_field_offset(name: str) -> None:
+    """Squared gradients of a cell with respect to the image, drawn over networks and images."""
+    # In the middle, or the image's edges would cut one side of the field
+    size, cell = 288, 4
+    places, weight = torch.arange(size) + 0.0, torch.zeros(size, size)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        backbone = create_backbone(name).eval()
+        for module in backbone.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                # timm closes the residual branches at first
+                torch.nn.init.ones_(module.weight)
+        image = torch.randn(4, 3, size, size, requires_grad=True)
+        features = backbone(image)[:, :, cell, cell]
+        (features * torch.randn_like(features)).sum().backward()
+        weight += image.grad.square().sum((0, 1))
+    weight /= weight.sum()
+    centre = torch.stack([weight.sum(1) @ places, weight.sum(0) @ places])
+    expected = cell * 32 + 15.5 + backbone.field_offset
+    assert (centre - expected).abs().max() < FIELDS[name]
+
+
 @pytest.mark.parametrize('name', [*NAMES, SWINS[0]])
 @torch.no_grad()
 def test_mask_token_is_added_where_hidden(name: str) -> None:

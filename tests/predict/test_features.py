@@ -45,6 +45,7 @@ def task() -> MeanCells:
     made.high.fill_(255)
     made.mean.zero_()
     made.student.backbone.num_features = 3
+    made.student.backbone.field_offset = 0.0
     return made
 
 
@@ -59,6 +60,35 @@ def test_vectors_lie_where_they_should(scene: SceneDataset, stride: int) -> None
         expected = (j * stride + 0.5) / 255, (i * stride + 0.5) / 255
         assert features[0, i, j].item() == pytest.approx(expected[0], abs=1e-5)
         assert features[1, i, j].item() == pytest.approx(expected[1], abs=1e-5)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'convnext_atto'])
+def test_a_bright_dot_comes_out_where_it_is(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    made = CMID(**(SMALL | {'model': name})).eval()
+    made.high.fill_(255)
+    data = np.full((3, 256, 256), 100, 'uint8')
+    seen = []
+    for number, place in enumerate((None, (100, 140), (131, 111), (150, 90))):
+        scene = data.copy()
+        if place is not None:
+            scene[:, place[0] - 1 : place[0] + 2, place[1] - 1 : place[1] + 2] = 255
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with rasterio.open(
+            folder / 'a.tif', 'w', driver='GTiff', width=256, height=256, count=3, dtype='uint8',
+            crs='EPSG:32633', transform=from_origin(5e5, 4.5e6, 1, 1),
+        ) as file:  # fmt: skip
+            file.write(scene)
+        vectors, _ = embed_scene(made, SceneDataset(folder), 0, stride=8)
+        seen.append((vectors, place))
+    # Vector (i, j) belongs to the corner (8 i, 8 j), half a pixel before that pixel's centre
+    axis = torch.arange(vectors.shape[1]) * 8 - 0.5
+    for vectors, place in seen[1:]:
+        share = (vectors - seen[0][0]).square().sum(0)
+        share = share / share.sum()
+        found = (share.sum(1) @ axis).item(), (share.sum(0) @ axis).item()
+        assert found == pytest.approx(place, abs=4)
 
 
 def test_map_lines_up(scene: SceneDataset, tmp_path: Path) -> None:

@@ -284,12 +284,60 @@ def test_cells(tmp_path: Path, scene: Path) -> None:
     # One window around the scene, mirrored at its edges: four cells down, five across
     data = torch.from_numpy(read(scene) / 255)[None].float()
     padded = nn.functional.pad(data, (0, 10, 0, 28), mode='reflect')
-    padded = nn.functional.pad(padded, (0, 32, 32, 32), mode='reflect')
+    padded = nn.functional.pad(padded, (0, 48, 32, 48), mode='reflect')
     assert np.isfinite(found).all()
     with torch.no_grad():
-        direct = backbone(padded)[0, :, 1:5, :5].numpy()
+        # A ResNet sees the upper left of a cell: it is shown what is half a cell further
+        direct = backbone(padded[..., 16:, 16:])[0, :, 1:5, :5].numpy()
     inner = slice(1, 3), slice(0, 3)
     np.testing.assert_allclose(found[:, *inner], direct[:, *inner], atol=0.05)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'convnext_atto'])
+@pytest.mark.parametrize('tta', ['none', 'all'])
+def test_a_bright_dot_is_on_the_map_where_it_is(
+    tmp_path: Path, name: str, tta: str
+) -> None:
+    """Over many places a dot's trace in the vectors is centred on the dot."""
+    torch.manual_seed(0)
+    backbone = create_backbone(name, 1).eval()
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # timm closes the residual branches at first
+            nn.init.ones_(module.weight)
+
+    def vectors(data: np.ndarray) -> np.ndarray:
+        scene = write(tmp_path / 'scene.tif', data)
+        out = predict_scene(
+            backbone, scene, tmp_path / 'map.tif', size=384, low=0, high=255, tta=tta
+        )
+        return read(out).astype('float64')
+
+    plain = noise(1, 300, 320)
+    before, errors = vectors(plain), []
+    for row, col in ((143, 175), (150, 160), (135, 166), (159, 190), (128, 152)):
+        dotted = plain.copy()
+        dotted[:, row - 2 : row + 3, col - 2 : col + 3] += 128
+        trace = np.square(vectors(dotted) - before).sum(0)
+        places = np.arange(10) * 32 + 15.5
+        trace /= trace.sum()
+        errors.append((trace.sum(1) @ places - row, trace.sum(0) @ places - col))
+    assert abs(np.mean(errors, axis=0)).max() < 5
+
+
+def test_gaps_stay_where_they_are(tmp_path: Path) -> None:
+    """A cell has a vector where it holds data, wherever its backbone looks."""
+    data = noise(3, 160, 192)
+    data[:, :64, :96] = 0
+    data[:, 128:, 160:] = 0
+    scene = write(tmp_path / 'scene.tif', data, nodata=0)
+    for name in ('resnet18', 'convnext_atto'):
+        out = predict_scene(
+            create_backbone(name, 3).eval(), scene, tmp_path / 'map.tif', size=128,
+            overlap=32, low=0, high=255,
+        )  # fmt: skip
+        gaps = np.isnan(read(out)).all(0)
+        assert gaps[:2, :3].all() and gaps[4:, 5:].all() and gaps.sum() == 7
 
 
 def test_components(tmp_path: Path) -> None:
@@ -307,6 +355,7 @@ def test_components(tmp_path: Path) -> None:
     task = Means(**(SMALL | {'output_dim': 4}))
     task.high.fill_(1000)
     task.student.backbone.num_features = 3
+    task.student.backbone.field_offset = 0.0
     vectors = predict_scene(
         task, scene, tmp_path / 'vectors.tif', size=128, overlap=32, tta='all'
     )

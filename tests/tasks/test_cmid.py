@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cmid_geo.losses import info_nce
+from cmid_geo.losses import info_nce, nearest_cells, take_cells
 from cmid_geo.tasks import CMID
 from cmid_geo.transforms import TwoViews, View, hide_cells
 
@@ -33,7 +33,7 @@ def filled(task: CMID) -> CMID:
 def test_defaults_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
     given = CMID(model='resnet18').hparams
     expected = {
-        'in_channels': 3, 'size': 224, 'queue_size': 65536, 'mask_ratio': 0.6, 'matches': 20,
+        'in_channels': 3, 'size': 224, 'queue_size': 65536, 'mask_ratio': 0.6,
         'hidden_dim': 2048, 'output_dim': 256, 'num_prototypes': 2048, 'temperature': 0.2,
         'student_temp': 0.1, 'teacher_temp_start': 0.04, 'teacher_temp': 0.07,
         'teacher_temp_epochs': 50, 'momentum': 0.996, 'momentum_end': 1.0, 'center_momentum': 0.9,
@@ -43,6 +43,41 @@ def test_defaults_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
         'warmup_epochs': 10,
     }  # fmt: skip
     assert {name: given[name] for name in expected} == expected
+    # 20 of the 49 cells of its views, see tests/losses/test_matching.py
+    assert given['matches'] is None
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'convnext_atto'])
+def test_matched_cells_see_the_same_ground(name: str) -> None:
+    """Of views that are flipped and turned, too, and of small ones."""
+    task = CMID(
+        name, size=96, queue_size=8, hidden_dim=8, output_dim=8, num_prototypes=8
+    )
+    offset = task.student.backbone.field_offset
+    # A chip that shows its own coordinates
+    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing='ij')
+    chips = (torch.stack([x, y, 0 * x]) / 256).expand(256, 3, 128, 128)
+    task.mean.zero_(), task.std.fill_(1)
+    torch.manual_seed(0)
+    first, _ = task.augmentations(chips)
+    torch.manual_seed(1)
+    second, _ = task.augmentations(chips)
+    cells, partners = nearest_cells(
+        first.positions, second.positions, task.hparams['matches']
+    )
+    apart = []
+    for view, chosen in ((first, cells), (second, partners)):
+        # What the network sees, of the view's own pixels
+        where = torch.arange(3) * 32 + 15.5 + offset
+        low = where.floor().long().clamp(0, 95)
+        high = where.ceil().long().clamp(0, 95)
+        parts = [view.image[:, :2, a][..., b] for a in (low, high) for b in (low, high)]
+        ground = torch.stack(parts).mean(0).flatten(2).mT * 256
+        apart.append(take_cells(ground, chosen))
+    distance = (apart[0] - apart[1]).norm(dim=-1)
+    assert cells.shape == (256, 3)
+    # A view's cell is 18 to 34 pixels of the chip wide
+    assert (distance > 16).float().mean() < 0.15
 
 
 def test_losses_equal_the_method_written_out(make_task: Make) -> None:
@@ -64,7 +99,7 @@ def test_losses_equal_the_method_written_out(make_task: Make) -> None:
         for b in range(4):
             distance = torch.cdist(view.positions[b], other.positions[b])
             nearest, partner = distance.min(1)
-            for cell in nearest.argsort()[:20]:
+            for cell in nearest.argsort()[:1]:  # 20 of 49, of 4
                 students.append(seen[here].cells[b, cell])
                 teachers.append(whole[there].cells[b, partner[cell]])
         guess = task.student.prototypes(torch.stack(students))

@@ -50,6 +50,14 @@ def test_cell_means_equal_positions(shape: tuple[int, int]) -> None:
     assert (cell_means(view) - view.positions).abs().max() < 1e-3
 
 
+def test_positions_move_with_what_a_cell_sees() -> None:
+    """What lies 15.5 pixels up and left of a cell's centre in the view, wherever that is."""
+    views = plain_views(96, field_offset=-15.5)
+    for view in views(coordinates(24, 140, 130)):
+        seen = view.image.double()[:, :, ::32, ::32].flatten(2).mT * UNIT
+        assert (seen - view.positions).abs().max() < 1e-3
+
+
 def test_every_flip_and_turn_occurs_and_keeps_its_place() -> None:
     views = plain_views(64, scale=(1.0, 1.0), ratio=(1.0, 1.0))
     first, _ = views(coordinates(200, 64, 64))
