@@ -54,7 +54,8 @@ def export_backbone(
                   the device it was made on; the rest in the extra file ``cmid_geo.json``
     ============= =====================================================================
 
-    The rest is timm's name as ``model``, ``in_channels``, the names of the ``bands``, for
+    The rest is timm's name as ``model``, its ``global_pool`` (the mean of all cells; of a ViT's patch
+    tokens, as its class token is not trained), ``in_channels``, the names of the ``bands``, for
     each band the raw values ``low`` and ``high`` that stand for 0 and 1, and ``mean`` and
     ``std`` of the scaled values, and where it all came from. The network proper is fed
     ``((raw - low) / (high - low) - mean) / std``; the last two formats do that themselves.
@@ -149,6 +150,7 @@ def _describe(weights: Any, side: Side | None) -> tuple[Source, dict[str, Any]]:
         'bands': list(known.get('bands') or ()),
         'source': known.get('source', 'student'),
         'ssl_method': 'CMID',
+        'global_pool': 'avg',
         'provenance': known.get('provenance') or _provenance(Path(origin).name, known),
     }
     return found, about | {name: list(known[name]) for name in VALUES}

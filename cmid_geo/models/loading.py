@@ -11,6 +11,7 @@ from torch import nn
 
 from .backbones import MaskedBackbone
 from .names import find_backbone
+from .networks import pooling_of, set_pooling
 from .plan import Plan
 from .pyramid import Pyramid
 from .report import LoadReport
@@ -33,7 +34,8 @@ def load_backbone(
     task of TorchGeo with such a model. Tensors are matched by timm's name and by shape. The
     first convolution is fitted to the network's bands, Swin's tables of biases to its
     windows, and ViT's embeddings of positions to its size. Classifiers are loaded where they
-    fit, and never missed.
+    fit, and never missed. A ViT of timm's is set to pool its tokens as they were in training:
+    CMID trains the patch tokens, whose mean is taken, and not the class token.
 
     Args:
         model_or_encoder: To load into.
@@ -73,6 +75,11 @@ def load_backbone(
     prefix, given = find_backbone(source.tensors, plan.own)
     plan.match(given, in_channels, bands)
     plan.look_for_others(given)
+    pool = source.global_pool if model is target and pooling_of(target) else None
+    if pool not in (None, pooling_of(target)):
+        plan.adapted['global_pool'] = (
+            f'{pool!r} as in training, not {pooling_of(target)!r}'
+        )
     report = plan.report(prefix)
     if not report.loaded or (strict and plan.faults):
         missed = '; '.join(plan.faults[:2])
@@ -82,6 +89,8 @@ def load_backbone(
             + ('' if not report.loaded else ', or load what fits with strict=False')
         )
     plan.carry_out(in_channels)
+    if pool is not None:
+        set_pooling(target, pool)
     _warn_of_another_family(source.model, target)
     return report
 

@@ -3,10 +3,12 @@
 
 """Networks of timm, of any size of image."""
 
+import warnings
 from difflib import get_close_matches
 from typing import Any
 
 import timm
+from timm.models.vision_transformer import VisionTransformer
 
 #: Families that are fixed to one size unless told: how to tell them.
 ANY_SIZE: dict[tuple[str, ...], dict[str, Any]] = {
@@ -80,3 +82,55 @@ def check_name(name: str, supported: str = '') -> None:
     hint = f' (did you mean {", ".join(near)}?)' if near else ''
     supported = supported or "timm.list_models('resnet*') lists the names of a family"
     raise ValueError(f'backbone {name!r} is not known to timm{hint}: {supported}')
+
+
+def pooling_of(network: Any) -> str | None:
+    """How a ViT's tokens become the one vector that its classifier sees.
+
+    Args:
+        network: timm's network.
+
+    Returns:
+        timm's ``global_pool``: 'token' (the class token), 'avg' (the mean of the patch tokens), ...;
+        None for a network that is no plain ViT.
+    """
+    return network.global_pool if isinstance(network, VisionTransformer) else None
+
+
+def set_pooling(network: Any, global_pool: str) -> None:
+    """Choose how a ViT's tokens become one vector; classifier and names of tensors stay.
+
+    timm's ``reset_classifier`` does the same and makes a new classifier; a ViT created with
+    ``global_pool='avg'`` has its last norm behind the mean, under another name.
+
+    Args:
+        network: timm's network.
+        global_pool: 'token' or 'avg', see :func:`pooling_of`; or what the network has.
+
+    Raises:
+        ValueError: If the network is no plain ViT, or has no class token.
+
+    Warns:
+        UserWarning: If the network reads its class tokens however it is told.
+    """
+    if pooling_of(network) == global_pool:
+        return
+    if not isinstance(network, VisionTransformer) or global_pool not in (
+        'token',
+        'avg',
+    ):
+        raise ValueError(
+            f"global_pool={global_pool!r} of a {type(network).__name__}: 'token' and 'avg' choose how the tokens "
+            'of a plain ViT (vit_*, deit_*) are pooled, leave it out for others'
+        )
+    if global_pool == 'token' and not network.has_class_token:
+        raise ValueError(
+            "global_pool='token': this ViT has no class token, choose global_pool='avg'"
+        )
+    if type(network).forward_head is not VisionTransformer.forward_head:
+        warnings.warn(
+            f'{type(network).__name__} classifies by its class tokens, which CMID does not train: choose a '
+            'ViT without distillation',
+            stacklevel=3,
+        )
+    network.attn_pool, network.global_pool = None, global_pool

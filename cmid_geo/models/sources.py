@@ -23,6 +23,9 @@ from .weights import CMIDResNet50_Weights, CMIDSwinB_Weights, CMIDWeights
 #: What may be named as weights.
 Weights = WeightsEnum | str | os.PathLike[str] | Mapping[str, Any]
 
+#: Where a checkpoint names its task.
+KIND = 'cmid_geo_task'
+
 ENUMS: tuple[type[CMIDWeights], ...] = (CMIDResNet50_Weights, CMIDSwinB_Weights)
 
 
@@ -43,6 +46,17 @@ class Source:
     model: str | None = None
     about: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Tensor] | None = None
+
+    @property
+    def global_pool(self) -> str | None:
+        """How a ViT's tokens were pooled in training, as timm calls it; None if not known.
+
+        CMID trains the patch tokens, and never the class token. So do our tasks that read maps.
+        """
+        task = self.about.get(KIND)
+        maps = task is not None and task != 'Classification'
+        ours = self.training is not None or self.about.get('ssl_method') == 'CMID'
+        return self.about.get('global_pool') or ('avg' if maps or ours else None)
 
     @property
     def title(self) -> str:
@@ -152,6 +166,8 @@ def _read_content(name: str, content: dict[str, Any], side: Any) -> Source:
     }
     about = content.get('hyper_parameters')
     about = dict(about) if isinstance(about, Mapping) else {}
+    if KIND in content:
+        about[KIND] = content[KIND]
     if content.get('global_step') is not None:
         about['steps'] = content['global_step']
     if not tensors:

@@ -17,8 +17,7 @@ from .. import tasks
 from ..models.backbones import create_backbone
 from ..models.files import open_checkpoint
 from ..models.loading import load_backbone
-from ..models.sources import read_source
-from ..tasks.values import KIND
+from ..models.sources import KIND, read_source
 
 #: Tasks that can be in a checkpoint.
 TASKS: tuple[Any, ...] = (

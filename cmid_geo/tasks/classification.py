@@ -18,7 +18,7 @@ from ..losses.labelled import (
     LabelledCrossEntropy,
     WhereLabelled,
 )
-from ..models.networks import create_network
+from ..models.networks import create_network, pooling_of, set_pooling
 from ..transforms.mixing import Mixing, RandomAppearance, random_erasing
 from .downstream import Downstream, check_classes, check_labelling
 from .recipe import OptimizerName, Schedule, configure_recipe
@@ -67,6 +67,7 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         bands: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        global_pool: Literal['token', 'avg'] | None = None,
     ) -> None:
         """Initialize a new Classification instance.
 
@@ -105,6 +106,9 @@ class Classification(Downstream, torchgeo.tasks.Classification):
             bands: Names of the bands, to copy filters by name where the weights know them.
             mean: Mean of each band in [0, 1]; the weights' by default.
             std: Standard deviation of each band in [0, 1]; the weights' by default.
+            global_pool: Of a ViT: classify by its class token ('token') or by the mean of its patch
+                tokens ('avg'). By default as its weights were trained, 'avg' for CMID's; otherwise
+                timm's.
 
         Raises:
             ValueError: If arguments do not go together, or the weights do not fill the backbone.
@@ -117,16 +121,7 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         """Build the network, load its weights, and what augments images."""
         given = self.hparams
         check_labelling(given)
-        ignored, classes = given['ignore_index'], given['num_classes'] or 1
-        if (
-            given['loss'] == 'jaccard'
-            and ignored is not None
-            and not 0 <= ignored < classes
-        ):
-            raise ValueError(
-                f"loss='jaccard' cannot leave out ignore_index={ignored}, which is no class: choose "
-                "loss='dice'"
-            )
+        _check_augmenting(given)
         self.model = create_network(
             given['model'],
             given['in_channels'],
@@ -135,19 +130,13 @@ class Classification(Downstream, torchgeo.tasks.Classification):
             given['drop_path_rate'],
         )
         self.adopt(self.model)
+        if given['global_pool'] is not None:
+            set_pooling(self.model, given['global_pool'])
+        # A checkpoint does not know which weights it began with
+        given['global_pool'] = pooling_of(self.model)
         if given['freeze_backbone']:
             self.model.requires_grad_(False)
             self.model.get_classifier().requires_grad_(True)
-        mixes = given['mixup'] or given['cutmix']
-        if mixes and given['task'] != 'multiclass':
-            raise ValueError(
-                f'mixup and cutmix need shares of classes, task={given["task"]!r} has none: set them to 0'
-            )
-        if given['randaugment'] is not None and given['in_channels'] != 3:
-            raise ValueError(
-                f'randaugment={given["randaugment"]} changes colours but in_channels='
-                f'{given["in_channels"]}: set it to None, and augment in the datamodule'
-            )
         self.mixing = Mixing(given['num_classes'] or 1, given['mixup'], given['cutmix'])
         chance = given['random_erasing']
         self.erasing = random_erasing(chance) if chance else nn.Identity()
@@ -266,3 +255,27 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         self.confusion.reset()
         names = self.hparams['labels']
         log_figure(self, f'{split}/confusion', lambda: confusion_figure(matrix, names))
+
+
+def _check_augmenting(given: Any) -> None:
+    """Refuse losses and augmentations that labels or bands do not allow."""
+    ignored, classes = given['ignore_index'], given['num_classes'] or 1
+    if (
+        given['loss'] == 'jaccard'
+        and ignored is not None
+        and not 0 <= ignored < classes
+    ):
+        raise ValueError(
+            f"loss='jaccard' cannot leave out ignore_index={ignored}, which is no class: choose "
+            "loss='dice'"
+        )
+    mixes = given['mixup'] or given['cutmix']
+    if mixes and given['task'] != 'multiclass':
+        raise ValueError(
+            f'mixup and cutmix need shares of classes, task={given["task"]!r} has none: set them to 0'
+        )
+    if given['randaugment'] is not None and given['in_channels'] != 3:
+        raise ValueError(
+            f'randaugment={given["randaugment"]} changes colours but in_channels='
+            f'{given["in_channels"]}: set it to None, and augment in the datamodule'
+        )

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchgeo.tasks import BaseTask
 
+from ..models.sources import KIND
 from .guard import check_bands
-
-#: Where a checkpoint names its task.
-KIND = 'cmid_geo_task'
 
 
 class Values(BaseTask):

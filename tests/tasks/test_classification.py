@@ -11,8 +11,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cmid_geo.models import export_backbone, load_backbone
 from cmid_geo.models.networks import create_network
-from cmid_geo.tasks import Classification
+from cmid_geo.tasks import Classification, SemanticSegmentation
 from cmid_geo.tasks.recipe import factor_at, make_optimizer
 
 Trainers = Callable[..., Trainer]
@@ -201,3 +202,100 @@ def test_metrics_see_probabilities_of_binary_tasks() -> None:
     scores, labels = torch.tensor([[0.1], [0.2], [0.3]]), torch.tensor([1, 1, 0])
     task.val_metrics(task.shares(scores), labels)
     assert task.val_metrics.compute()['val_OverallAccuracy'] == pytest.approx(2 / 3)
+
+
+VIT = 'vit_tiny_patch16_224'
+
+
+def cmid_vit(make_task: Callable[..., Any], folder: Path) -> tuple[Any, dict[str, Any]]:
+    """A ViT that CMID pretrained, and every kind of file of it."""
+    pretrained = make_task(model=VIT)
+    trainer = Trainer(logger=False, enable_progress_bar=False, accelerator='cpu')
+    trainer.strategy.connect(pretrained)
+    trainer.save_checkpoint(folder / 'cmid.ckpt', weights_only=True)
+    files = {
+        'checkpoint': folder / 'cmid.ckpt',
+        'exported': export_backbone(pretrained, folder / 'backbone.ckpt'),
+        'safetensors': export_backbone(pretrained, folder / 'backbone.safetensors'),
+    }
+    return pretrained, files
+
+
+@pytest.mark.parametrize('kind', ['checkpoint', 'exported', 'safetensors'])
+@torch.no_grad()
+def test_a_vit_of_cmid_classifies_by_the_mean_of_its_patches(
+    kind: str, make_task: Callable[..., Any], tmp_path: Path
+) -> None:
+    """CMID trains the patch tokens alone."""
+    pretrained, files = cmid_vit(make_task, tmp_path)
+    image = torch.rand(2, 3, 96, 64)
+    task = Classification(VIT, str(files[kind]), num_classes=3).eval()
+    vectors = pretrained.student.backbone.eval()(task.standardise(image)).mean((2, 3))
+    features = task.model.forward_features(task.standardise(image))
+    pooled = task.model.forward_head(features, pre_logits=True)
+    torch.testing.assert_close(pooled, vectors)
+    torch.testing.assert_close(task(image), task.model.head(vectors))
+    assert task.hparams['global_pool'] == 'avg' and "'avg'" in str(task.report)
+    # timm's own names, as without
+    assert set(task.model.state_dict()) == set(
+        create_network(VIT, num_classes=3).state_dict()
+    )
+    # In timm alone
+    plain = create_network(VIT, global_pool='avg', fc_norm=False).eval()
+    load_backbone(plain, files[kind])
+    torch.testing.assert_close(plain(task.standardise(image)), vectors)
+
+
+def test_pooling_stays_with_a_vits_checkpoint(
+    make_task: Callable[..., Any], tmp_path: Path
+) -> None:
+    _, files = cmid_vit(make_task, tmp_path)
+    trainer = Trainer(logger=False, enable_progress_bar=False, accelerator='cpu')
+
+    def saved(task: Classification, name: str) -> Path:
+        trainer.strategy.connect(task)
+        trainer.save_checkpoint(tmp_path / name, weights_only=True)
+        return tmp_path / name
+
+    task = Classification(VIT, str(files['checkpoint']), num_classes=3)
+    path = saved(task, 'task.ckpt')
+    again = Classification.load_from_checkpoint(path, weights_only=True).eval()
+    image = torch.rand(1, 3, 64, 64)
+    assert again.model.global_pool == 'avg'
+    assert torch.equal(again(image), task.eval()(image))
+    # Weights of another origin keep their class token, and so do earlier checkpoints of them
+    plain = Classification(VIT, num_classes=3)
+    assert plain.model.global_pool == 'token'
+    del plain.hparams['global_pool']
+    old = Classification.load_from_checkpoint(
+        saved(plain, 'old.ckpt'), weights_only=True
+    )
+    assert old.model.global_pool == 'token'
+    told = Classification(
+        VIT, str(files['exported']), num_classes=3, global_pool='token'
+    )
+    assert told.model.global_pool == 'token'
+    # From one classifier to the next as it was, from maps by the patches
+    assert Classification(VIT, str(path), num_classes=5).model.global_pool == 'avg'
+    path = saved(plain, 'token.ckpt')
+    assert Classification(VIT, str(path), num_classes=5).model.global_pool == 'token'
+    maps = SemanticSegmentation('dpt', VIT, num_classes=2, auxiliary_weight=0)
+    path = saved(maps, 'maps.ckpt')
+    assert Classification(VIT, str(path), num_classes=5).model.global_pool == 'avg'
+
+
+def test_pooling_is_a_plain_vits() -> None:
+    with pytest.raises(ValueError, match=r"global_pool='avg' of a ResNet.*leave it"):
+        Classification('resnet18', num_classes=3, global_pool='avg')
+    with pytest.raises(ValueError, match='no class token'):
+        Classification(
+            'vit_base_patch16_siglip_224', num_classes=3, global_pool='token'
+        )
+    siglip = Classification(
+        'vit_base_patch16_siglip_224', num_classes=3, global_pool='avg'
+    )
+    assert siglip.model.attn_pool is None
+    with pytest.warns(UserWarning, match='class tokens, which CMID does not train'):
+        Classification(
+            'deit_tiny_distilled_patch16_224', num_classes=3, global_pool='avg'
+        )
