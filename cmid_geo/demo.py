@@ -116,7 +116,7 @@ def train(task: CMID, datamodule: SceneDataModule, folder: Path, steps: int) -> 
         f'\nPretraining {task.hparams["model"]} for {steps} steps of {BATCH} chips.\n'
         f'The global loss rises at first: the queue of {task.hparams["queue_size"]} negatives fills '
         f'within {task.hparams["queue_size"] // (2 * BATCH)} steps.\nCompare it with log(1 + keys in '
-        'the queue), the cost of guessing, and watch key_rank fall.\n',
+        'the queue), the cost of guessing. In so few steps it and key_rank fall little after that.\n',
         flush=True,
     )
     trainer = Trainer(

@@ -88,7 +88,23 @@ class CMID(Pretraining):
         export_source: Literal['teacher', 'student'] = 'student',
         augmentations: nn.Module | None = None,
     ) -> None:
-        """Initialize a new CMID instance; the defaults are the paper's.
+        """Initialize a new CMID instance.
+
+        The defaults are the constants that the paper prints. What else differs from its authors'
+        training:
+
+        * Views are flipped vertically and turned by quarters too (``TwoViews(turns=False)`` does
+          not), and blurred with a kernel of 7 pixels, not of 3 to 7.
+        * Cells are matched by the true positions of their receptive fields; the authors' positions
+          hardly depend on where a crop lies, and are those of the cells' centres.
+        * The decoder starts at 0, and so from the mean image; prototypes start from a truncated
+          normal distribution (0.02). The paper prints neither.
+        * The queue starts empty and only its filled part counts; the authors' is full of random
+          vectors.
+        * Each process has batch norms of its own; the authors synchronise them over processes, as
+          ``Trainer(sync_batchnorm=True)`` does.
+        * Queue and centre move once a batch, so with accumulated gradients several times a step;
+          the authors' centre moves once a direction, twice a batch.
 
         Args:
             model: timm's name of a ResNet, Swin, ViT or ConvNeXt.
