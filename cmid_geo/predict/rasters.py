@@ -103,7 +103,7 @@ class RasterFile:
         self._file.write(bands, window=_window(rows, cols))
 
     def close(self, about: dict[str, Any] | None = None) -> Path:
-        """Compress, with overviews; only then is there a file of the right name.
+        """Compress, with overviews unless it is float16; only then is there a file of the right name.
 
         Args:
             about: How the map was made.
@@ -119,6 +119,8 @@ class RasterFile:
             self._raw, self.path, driver='COG', blocksize=self.block, compress='DEFLATE',
             predictor='NO' if classes else _PREDICTORS.get(self.layer.dtype, 'STANDARD'),
             overview_resampling='NEAREST' if whole else 'AVERAGE',
+            # GDAL 3.12 can make none of float16
+            overviews='NONE' if self.layer.dtype == 'float16' else 'AUTO',
             bigtiff='IF_SAFER', num_threads='ALL_CPUS',
         )  # fmt: skip
         self._raw.unlink()

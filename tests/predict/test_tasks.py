@@ -333,6 +333,73 @@ def test_components(tmp_path: Path) -> None:
         predict_scene(task, scene, tmp_path / 'no.tif', size=128, components=4)
 
 
+class Mixed(CMID):
+    """512 mixtures of a cell's mean colour: more than a block of 64 cells a side can hold."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        rows = torch.linspace(-1, 1, 512)
+        mixture = torch.stack([rows, rows**2, rows.sin()], 1)[:, :, None, None]
+        return nn.functional.conv2d(nn.functional.avg_pool2d(image, 32), mixture)
+
+
+@pytest.mark.parametrize('cells', [(66, 65), (70, 2), (2, 520)])
+def test_embeddings_of_more_than_a_block(
+    tmp_path: Path, cells: tuple[int, int]
+) -> None:
+    from chips import SMALL
+
+    rows, cols = np.mgrid[: cells[0], : cells[1]]
+    means = np.stack([rows * 2, cols / 3, (rows * cols) % 50]).astype('float32')
+    means[:, 1, 1] = np.nan
+    scene = write(tmp_path / 'scene.tif', means.repeat(32, 1).repeat(32, 2))
+    task = Mixed(**SMALL)
+    task.high.fill_(200)
+    task.student.backbone.num_features = 512
+    found = {}
+    for name, components in (('vectors', None), ('components', 3)):
+        out = predict_scene(
+            task, scene, tmp_path / f'{name}.tif', size=256, overlap=0, components=components,
+        )  # fmt: skip
+        with rasterio.open(out) as file:
+            assert file.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG'
+            assert file.shape == cells and file.res == (320, 320)
+            # GDAL makes none of float16; blocks of three float32 hold 512 cells a side
+            more = components and max(cells) > 512
+            assert file.overviews(1) == ([2] if more else [])
+            assert file.dtypes[0] == ('float32' if components else 'float16')
+            found[name] = file.read()
+    scaled = torch.from_numpy(means)[None] / 200
+    exact = Mixed.forward(
+        task, scaled.repeat_interleave(32, 2).repeat_interleave(32, 3)
+    )
+    np.testing.assert_allclose(found['vectors'], exact[0].numpy(), atol=2e-3)
+    known = np.isfinite(means[0])
+    flat = found['vectors'][:, known].astype(float)
+    left, spread, right = np.linalg.svd(flat - flat.mean(1, keepdims=True), False)
+    for number in range(3):
+        sign = np.sign(left[abs(left[:, number]).argmax(), number])
+        expected = sign * spread[number] * right[number]
+        np.testing.assert_allclose(
+            found['components'][number][known], expected, atol=1e-4
+        )
+    assert np.isnan(found['components'][:, ~known]).all()
+
+
+@pytest.mark.parametrize('shape', [(2112, 40), (40, 2112)])
+def test_command_maps_long_scenes_with_a_backbone(
+    tmp_path: Path, shape: tuple[int, int], make_task: Callable[..., Any]
+) -> None:
+    from cmid_geo.__main__ import main
+
+    export_backbone(make_task(), tmp_path / 'b.ckpt')
+    write(tmp_path / 'scene.tif', noise(3, *shape))
+    words = ['map', str(tmp_path / 'b.ckpt'), str(tmp_path / 'scene.tif'), '--size=64']
+    main([*words, f'--out={tmp_path / "maps"}', '--low=0', '--high=255'])
+    with rasterio.open(tmp_path / 'maps/scene.tif') as file:
+        assert file.shape == tuple(-(-side // 32) for side in shape)
+        assert file.count == 512 and np.isfinite(file.read()).all()
+
+
 def test_exported_backbone_and_its_bands(
     tmp_path: Path, make_task: Callable[..., Any]
 ) -> None:
