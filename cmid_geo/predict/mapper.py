@@ -235,11 +235,13 @@ class SceneMapper(LightningModule):
             [layer.suffix, layer.dtype, layer.names, layer.classes, layer.colours]
             for layer in self.outcome.layers
         ]
+        merged = {'nms_thresh': self.outcome.nms_thresh}
         return {
             'network': self.digest(), 'task': type(self.task).__name__, 'limits': limits,
             'turns': len(self.turns), 'turned': self.turns[-1].quarters, 'layers': chosen,
             'threshold': self.threshold, 'components': self.components,
             'dtype': self.dtype_wanted, 'classes': list(self.outcome.classes or ()),
+            **(merged if self.outcome.kind == 'objects' else {}),
         }  # fmt: skip
 
     def forget(self) -> None:

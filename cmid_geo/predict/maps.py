@@ -208,7 +208,8 @@ class ObjectsInMaking(MapInMaking):
         for shelf in shelves:
             self._found += [Objects(*shelf.take(key)) for key in shelf]
         path = self.job.aside / self.job.out.name
-        merged = merge_objects(Objects.join(self._found))
+        found = Objects.join(self._found)
+        merged = merge_objects(found, self.job.outcome.nms_thresh)
         about = json.dumps(self.job.about, sort_keys=True)
         write_objects(merged, path, self.job.grid, self.job.outcome.classes, about)
         return [path]

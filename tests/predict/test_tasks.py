@@ -486,6 +486,42 @@ def test_objects(tmp_path: Path, ending: str, rotated: bool, tta: Any) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {'scene.tif', out.name}
 
 
+@pytest.mark.parametrize(
+    ('kind', 'options', 'nms_thresh'),
+    [
+        (ObjectDetection, {'model': 'faster-rcnn', 'nms_thresh': 0.2}, 0.2),
+        (ObjectDetection, {'model': 'retinanet', 'nms_thresh': 0.7}, 0.7),
+        (ObjectDetection, {'model': 'fcos', 'nms_thresh': 2.0}, 1.0),
+        (ObjectDetection, {'model': 'faster-rcnn'}, 0.5),
+        # torchvision's own default
+        (ObjectDetection, {'model': 'fcos'}, 0.6),
+        (OrientedDetection, {}, 0.1),
+        (OrientedDetection, {'nms_thresh': 0.7}, 0.7),
+    ],
+)
+def test_windows_are_merged_by_the_overlap_of_the_task(
+    tmp_path: Path, kind: Any, options: dict[str, Any], nms_thresh: float
+) -> None:
+    task = kind(**TINY, num_classes=3, **options)
+    task.high.fill_(255)
+    task.model.forward = Spots(kind is OrientedDetection).forward
+    mapper, found = SceneMapper(task), {}
+    for percent in (5, 15, 25, 45, 55, 65, 75):
+        # Two corners span each box; moved apart they share so many of 100 columns
+        width, both = 100, round(200 * percent / (100 + percent))
+        data = np.zeros((3, 160, 200), 'uint8')
+        for value, row, col in ((11, 10, 0), (13, 11, width - both)):
+            data[:, row, col] = data[:, row + 99, col + width - 1] = value
+        scene = write(tmp_path / 'scene.tif', data)
+        out = predict_scene(task, scene, tmp_path / 'map.gpkg', size=256)
+        found[percent] = len(gpd.read_file(out))
+    assert found == {
+        percent: 1 if percent > 100 * nms_thresh else 2 for percent in found
+    }
+    # Another overlap is another map
+    assert mapper.notes()['nms_thresh'] == nms_thresh
+
+
 def test_objects_on_no_data_and_below_the_threshold(tmp_path: Path) -> None:
     data = np.zeros((3, 100, 100), 'uint8')
     data[:, 20:30, 20:30] = 11
