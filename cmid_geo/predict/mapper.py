@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from lightning.pytorch import LightningModule
@@ -19,7 +20,7 @@ from ..tasks import CMID
 from .layers import Layer
 from .opening import Backbone, evaluating, open_task
 from .outcome import Outcome, Output, outcome_of
-from .ranges import check_range, nodata_of
+from .ranges import check_range
 from .sources import SceneSource
 from .turns import Turning, turns_of
 
@@ -148,7 +149,11 @@ class SceneMapper(LightningModule):
                 'keeps height and width'
             )
         dtype = self.dtype_wanted or 'float32'
-        layer = Layer('', result.shape[1], dtype, nodata_of(source, dtype))
+        layer = Layer('', result.shape[1], dtype, float('nan'))
+        if np.issubdtype(dtype, np.integer):
+            # Any whole number may be what the module means, the scene's own nodata value too
+            masked = source.dates[0].may_be_invalid
+            layer = replace(layer, nodata=None, masked=masked)
         return {'channels': result.shape[1], 'layers': (layer,)}
 
     # ------------------------------------------------------------------ windows

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What the values of a scene mean to a task, and which of its values mean nothing."""
+"""What the values of a scene mean to a task."""
 
 import numpy as np
 from torch import Tensor, nn
@@ -51,23 +51,3 @@ def check_range(
             f'{source.name} holds whole numbers, of which the task knows only that 0 is 0 and 1 is 1: '
             'it was trained without a datamodule that tells; give low= and high=, such as 0 and 255'
         )
-
-
-def nodata_of(source: SceneSource, dtype: str) -> float | int | None:
-    """Choose what stands for no data in a plain module's map.
-
-    Args:
-        source: The scene.
-        dtype: Of the map.
-
-    Returns:
-        The scene's own value where the type can hold it; None if nothing need stand for it.
-    """
-    given = source.nodata
-    if np.issubdtype(dtype, np.floating):
-        fits = given is not None and abs(given) <= np.finfo(dtype).max
-        return given if fits else float('nan')
-    limits = np.iinfo(dtype)
-    if given is not None and given == int(given) and limits.min <= given <= limits.max:
-        return int(given)
-    return int(limits.max) if source.dates[0].may_be_invalid else None

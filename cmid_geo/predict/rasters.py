@@ -98,9 +98,13 @@ class RasterFile:
         Args:
             rows: First row and last + 1.
             cols: First column and last + 1.
-            bands: (count, rows, cols).
+            bands: What :meth:`Layer.finish` gives.
         """
-        self._file.write(bands, window=_window(rows, cols))
+        window = _window(rows, cols)
+        self._file.write(bands[: self.layer.count], window=window)
+        if self.layer.masked:
+            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+                self._file.write_mask(bands[-1] > 0, window=window)
 
     def close(self, about: dict[str, Any] | None = None) -> Path:
         """Compress, with overviews unless it is float16; only then is there a file of the right name.

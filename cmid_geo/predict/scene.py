@@ -67,7 +67,8 @@ def predict_scene(
 
     Maps of pixels have the CRS, transform and size of the scene; they are cloud-optimised
     GeoTIFFs with overviews (float16 ones without: GDAL makes none), class names and colours, and
-    nodata where the scene has none.
+    nodata where the scene has none: a class that there is not, or NaN. Of a plain module's whole
+    numbers any may be meant; there a mask tells (``read(masked=True)``).
 
     Args:
         task: A task, a backbone, a module from (B, C, H, W) to (B, K, H, W), or a checkpoint of a

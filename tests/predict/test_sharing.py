@@ -58,6 +58,7 @@ def mappers() -> dict[str, SceneMapper]:
     detector.high.fill_(255)
     return {
         'values': SceneMapper(nn.Conv2d(2, 3, 5, padding=2), tta='flips'),
+        'whole': SceneMapper(nn.Conv2d(2, 1, 3, padding=1), dtype='int16'),
         'cells': SceneMapper(
             create_backbone('resnet18', 2), components=2, low=0, high=255
         ),
@@ -131,7 +132,8 @@ def read(path: Path) -> Any:
         table = gpd.read_file(path)
         return [(g.wkt, s) for g, s in zip(table.geometry, table.score, strict=True)]
     with rasterio.open(path) as file:
-        return file.read(), file.tags(), file.transform
+        bands = np.concatenate([file.read(), file.dataset_mask()[None]])
+        return bands, file.tags(), file.transform
 
 
 def same(one: Path, other: Path) -> bool:
@@ -156,6 +158,7 @@ def test_two_processes_give_the_maps_of_one(folder: Path, unused_port: int) -> N
             # And of no Trainer at all
             options = {
                 'values': {'tta': 'flips'},
+                'whole': {'dtype': 'int16'},
                 'cells': {'components': 2, 'low': 0, 'high': 255},
                 'objects': {},
             }[name]
