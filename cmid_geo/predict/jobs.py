@@ -18,7 +18,7 @@ from ..datasets.filenames import is_remote
 from ..datasets.grids import Grid
 from .objects import read_about
 from .outcome import Outcome
-from .rasters import read_raster_about
+from .rasters import is_cut_off, read_raster_about
 from .sources import SceneSource
 from .tiling import Tiling
 
@@ -95,6 +95,12 @@ class Job:
         return self.reading.tiling
 
     @property
+    def files(self) -> list[Path]:
+        """The map's files: one a layer, or one of objects."""
+        suffixes = [layer.suffix for layer in self.outcome.layers] or ['']
+        return [self.out.with_stem(f'{self.out.stem}{each}') for each in suffixes]
+
+    @property
     def aside(self) -> Path:
         """The folder in which the map is made."""
         return self.out.with_name(f'.{self.out.name}.part')
@@ -115,24 +121,37 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the map is there.
+        """Whether the map is there, all files of it.
 
         Raises:
-            ValueError: If a file is there that was made otherwise.
+            ValueError: If one of them is there that was made otherwise, or by others.
         """
-        if not self.out.exists():
-            return False
+        there = [path for path in self.files if path.exists()]
+        for path in there:
+            self._check_notes(path)
+        rasters = self.outcome.kind != 'objects'
+        return there == self.files and not (
+            rasters and any(map(is_cut_off, self.files))
+        )
+
+    def _check_notes(self, path: Path) -> None:
+        """Refuse a file that was made otherwise, or by others."""
         objects = self.outcome.kind == 'objects'
-        text = read_about(self.out) if objects else read_raster_about(self.out)
-        found = json.loads(text) if text else {}
+        text = read_about(path) if objects else read_raster_about(path)
+        try:
+            found = dict(json.loads(text or ''))
+        except (ValueError, TypeError):
+            found = {}
         wanted = json.loads(json.dumps(self.about))
         other = [name for name in sorted(wanted) if found.get(name) != wanted[name]]
         if other:
-            raise ValueError(
-                f'{self.out} is there already and was made otherwise ({", ".join(other)} differ): choose '
-                'another folder, or overwrite it by --overwrite true'
+            why = (
+                f'{", ".join(other)} differ' if found else 'it is damaged, or not ours'
             )
-        return True
+            raise ValueError(
+                f'{path} is there already and was made otherwise ({why}): choose another folder, or '
+                'overwrite it by --overwrite true'
+            )
 
     def begin(self) -> FileLock:
         """Make the folder aside, empty, and keep other programs out of it.

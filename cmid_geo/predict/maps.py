@@ -131,9 +131,9 @@ class RasterInMaking(MapInMaking):
             job.tiling, self._finish, self._shelf, lambda window: window in self.mine
         )
         self._files = []
-        for layer in job.outcome.layers if self.is_head else ():
-            name = f'{job.out.stem}{layer.suffix}{job.out.suffix}'
-            self._files.append(RasterFile(job.aside, name, layer, job.grid))
+        named = zip(job.outcome.layers, job.files, strict=True)
+        for layer, path in named if self.is_head else ():
+            self._files.append(RasterFile(job.aside, path.name, layer, job.grid))
 
     def _finish(self, values: Tensor, valid: Tensor) -> list[np.ndarray]:
         return [layer.finish(values, valid) for layer in self.job.outcome.layers]

@@ -200,6 +200,25 @@ def read_raster_about(path: Path) -> str | None:
         return None
 
 
+def is_cut_off(path: Path) -> bool:
+    """Tell whether a map lost its end, where a cloud-optimised GeoTIFF has its last block.
+
+    Args:
+        path: A map, of which the beginning can be read.
+
+    Returns:
+        Whether the last block cannot.
+    """
+    try:
+        with rasterio.open(path) as file:
+            last = make_window(file.width - 1, file.height - 1, 1, 1)
+            file.read(window=last)
+            file.dataset_mask(window=last)
+    except rasterio.errors.RasterioError:
+        return True
+    return False
+
+
 def _write_names(path: Path, layer: Layer) -> None:
     """Name the classes where GDAL and QGIS look for names: GeoTIFF itself has no place for them."""
     names = ''.join(f'<Category>{escape(name)}</Category>' for name in layer.classes)
