@@ -22,6 +22,23 @@ from .rasters import is_cut_off, read_raster_about
 from .sources import SceneSource
 from .tiling import Tiling
 
+#: Seconds after which a lock is held by a program that writes, not by one that looks.
+LOOK = 1.0
+
+
+def folder_lock(folder: Path) -> FileLock:
+    """The lock of a run whose processes share the scenes of a folder of maps.
+
+    Such a run holds no map's own lock: thousands would be as many open files.
+
+    Args:
+        folder: Of the maps.
+
+    Returns:
+        The lock, not yet taken.
+    """
+    return FileLock(folder / '.cmid_geo.lock')
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -153,20 +170,29 @@ class Job:
                 'overwrite it by --overwrite true'
             )
 
-    def begin(self) -> FileLock:
+    def begin(self, shared: bool = False) -> FileLock:
         """Make the folder aside, empty, and keep other programs out of it.
+
+        Args:
+            shared: Whether this program holds the lock of the folder of maps: its processes share
+                the scenes.
 
         Returns:
             The lock, to be released when all is done.
 
         Raises:
-            ValueError: If another program is making the map, or the folder cannot be written.
+            ValueError: If another program is making the map, or shares scenes over this folder, or
+                the folder cannot be written.
         """
+        lock = FileLock(self.aside / 'lock')
         try:
+            self._wait_for_folder(shared)
             self.aside.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.aside / 'lock')
             lock.acquire(timeout=0)
+            # What came between has its files here; what comes from now on meets the lock
+            self._wait_for_folder(shared)
         except Timeout as error:
+            lock.release()
             raise ValueError(
                 f'{self.out} is being written by another program: wait for it, or choose another path'
             ) from error
@@ -179,6 +205,13 @@ class Job:
             if left.name != 'lock':
                 left.unlink()
         return lock
+
+    def _wait_for_folder(self, shared: bool) -> None:
+        """Raise Timeout where another program holds the folder's lock for longer than a look."""
+        lock = folder_lock(self.out.parent)
+        if not shared and Path(lock.lock_file).exists():
+            lock.acquire(timeout=LOOK)
+            lock.release()
 
     def publish(self, files: Iterable[Path]) -> list[Path]:
         """Give finished files their names; the map itself comes last.
@@ -199,14 +232,17 @@ class Job:
             os.replace(path, target)
         return final
 
-    def sweep(self) -> None:
+    def sweep(self, shared: bool = False) -> None:
         """Take away what a run that was killed left behind, unless it is another's.
+
+        Args:
+            shared: See :meth:`begin`.
 
         Raises:
             ValueError: If another program is making the map.
         """
         if self.aside.exists():
-            self.end(self.begin())
+            self.end(self.begin(shared))
 
     def end(self, lock: FileLock | None = None) -> None:
         """Take the folder aside away.
