@@ -18,6 +18,7 @@ from .blending import Blender
 from .components import write_components
 from .jobs import Job
 from .objects import Objects, merge_objects, objects_of_window, write_objects
+from .ranges import RangeWatch
 from .rasters import RasterFile
 from .shelf import Shelf
 from .tiling import Region
@@ -40,10 +41,14 @@ class MapInMaking(ABC):
     error: str | None = None
     _left: int = field(init=False)
     _shelf: Shelf = field(init=False)
+    _watch: RangeWatch = field(init=False)
 
     def __post_init__(self) -> None:
         """Open what is written to."""
         self._left = len(self.mine)
+        # One process of all tells
+        limits = self.job.about['limits'] if self.is_head else (None, None)
+        self._watch = RangeWatch(self.job.source.name, *limits)
         self._shelf = Shelf(self.job.aside / f'rank_{self.rank}.bin')
 
     @property
@@ -61,16 +66,18 @@ class MapInMaking(ABC):
         """Whether this process has brought all its windows."""
         return self._left == 0
 
-    def add(self, window: int, prediction: Any, valid: Tensor) -> None:
+    def add(self, window: int, prediction: Any, valid: Tensor, image: Tensor) -> None:
         """Add what the network says of a window.
 
         Args:
             window: Its number.
             prediction: A tensor, or a dictionary of objects; None where nothing is valid.
             valid: Where the scene holds data.
+            image: What the network was given: raw values, a warning comes where it knows others.
         """
         self._left -= 1
         if self.error is None:
+            self._watch.see(image, valid, self.is_done)
             self._take(window, prediction, valid)
 
     def fail(self, error: str) -> None:

@@ -176,8 +176,9 @@ def _run(
     done = 0
 
     def write(batch: list[Any], found: Iterable[Any]) -> None:
-        for (window, _, valid), each in zip(batch, found, strict=True):
-            making.add(window, each, torch.from_numpy(valid))
+        for (window, *arrays), each in zip(batch, found, strict=True):
+            image, valid = map(torch.from_numpy, arrays)
+            making.add(window, each, valid, image)
 
     def read(window: int) -> tuple[int, np.ndarray, np.ndarray]:
         return window, *job.reading.read(window)

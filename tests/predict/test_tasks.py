@@ -3,6 +3,7 @@
 
 """Maps of each kind of task."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from cmid_geo import (
     create_backbone,
 )
 from cmid_geo.models import export_backbone
-from cmid_geo.predict import SceneMapper, predict_scene
+from cmid_geo.predict import MapWriter, SceneMapper, SceneWindows, predict_scene
 from cmid_geo.predict.opening import Backbone, open_task
 from cmid_geo.predict.planning import plan_map
 
@@ -599,3 +600,60 @@ def test_values_that_nobody_explained(tmp_path: Path) -> None:
     image = torch.full((1, 3, 4, 4), 250.0)
     scaled = mapper.scale(image, torch.ones(1, 4, 4, dtype=torch.bool))
     assert scaled[0, :, 0, 0].tolist() == [0.25, 0.25, 0.5]
+
+
+@pytest.mark.parametrize('way', ['one process', 'trainer'])
+@pytest.mark.parametrize('share', [0.3, 0.7])
+def test_values_outside_of_the_range_are_told_once_a_map(
+    tmp_path: Path, way: str, share: float
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in 'ab':
+        data = noise(3, 300, 200).astype('uint16')
+        data = np.where(rng.random(data.shape) < share, data + 3000, data)
+        # Far outside, but no data
+        data[:, :30] = 60_000
+        write(tmp_path / f'scenes/{name}.tif', data, nodata=60_000)
+    task, out = brightest(), str(tmp_path / 'maps')
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        if way == 'trainer':
+            trainer = Trainer(
+                accelerator='cpu', logger=False, callbacks=[MapWriter()], enable_progress_bar=False,
+            )  # fmt: skip
+            scenes = SceneWindows([str(tmp_path / 'scenes')], out, 64, batch_size=3)
+            trainer.predict(SceneMapper(task), scenes)
+            assert len(scenes.tally.made) == 2
+        else:
+            for name in 'ab':
+                scene = tmp_path / f'scenes/{name}.tif'
+                predict_scene(task, scene, tmp_path / f'{name}.tif', size=64)
+    told = [str(each.message) for each in caught if '--low' in str(each.message)]
+    assert len(told) == (2 if share > 0.5 else 0)
+    for name, text in zip('ab', told, strict=False):
+        assert f"{name}.tif' in its first windows" in text
+        assert '70 % of the values' in text and 'from 1 to 3199' in text
+        assert '0.0 to 250.0' in text and '--high' in text
+
+
+def test_values_in_the_range_of_one_window(tmp_path: Path) -> None:
+    """Of a small scene, of two dates, and of one range a band."""
+    task = ChangeDetection('unet', backbone='test_resnet', in_channels=2)
+    task.low, task.high = torch.tensor([0.0, 1000.0]), torch.tensor([100.0, 2000.0])
+    data = np.stack([np.full((40, 40), 50), np.full((40, 40), 1500)]).astype('uint16')
+    dates = [write(tmp_path / f'{date}.tif', data) for date in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        predict_scene(task, dates, tmp_path / 'map.tif', size=64)
+    write(dates[0], data[::-1])
+    write(dates[1], np.stack([data[0], data[0]]))
+    with pytest.warns(UserWarning, match=r'75 % of the values .* from 50 to 1500'):
+        predict_scene(task, dates, tmp_path / 'map.tif', size=64)
+    # Given ones count, and none is outside of no range
+    with pytest.warns(UserWarning, match='outside of 0.0 to 20.0'):
+        predict_scene(
+            nn.Identity(), dates[0], tmp_path / 'map.tif', size=64, low=0, high=20
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        predict_scene(nn.Identity(), dates[0], tmp_path / 'map.tif', size=64)
