@@ -6,6 +6,7 @@
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from torch import Tensor
 
 #: Files of torch begin as a zip archive or as a pickle.
 MAGIC = (b'PK', b'\x80')
+
+#: Third byte of a file of ONNX: behind its version (8 and a number) come producer, graph or
+#: operators, in protobuf's numbers of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+ONNX = (b'\x12', b'\x3a', b'\x42')
 
 #: Key of a safetensors file's metadata that holds ours, as JSON.
 ABOUT = 'cmid_geo'
@@ -37,7 +42,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If the file is damaged, or holds more than tensors and plain values.
+        ValueError: If the file is damaged, holds more than tensors and plain values, or is a
+            program of ONNX or TorchScript.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,17 +55,17 @@ def open_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     # Told by what is in it: files are renamed
     if start[8:9] == b'{':
         return _open_safetensors(path)
+    if start[:1] == b'\x08' and start[2:3] in ONNX:
+        raise _program(path, 'ONNX', 'onnxruntime')
     try:
         # From an open file: by its name torch, too, would guess
-        with open(path, 'rb') as file:
+        with open(path, 'rb') as file, warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '.*TorchScript archive')
             content = torch.load(file, map_location='cpu', weights_only=True)
     # What torch raises for damage depends on where in the file it is
     except Exception as error:
         if 'TorchScript' in str(error):
-            raise ValueError(
-                f'{path} is a program of TorchScript, read by torch.jit.load: for its tensors take the '
-                'checkpoint it was made of'
-            ) from error
+            raise _program(path, 'TorchScript', 'torch.jit.load') from error
         # Of an archive all was there, and something in it is not allowed
         if isinstance(error, pickle.UnpicklingError) and start.startswith(MAGIC):
             doubt = '' if start.startswith(b'PK') else ', or is damaged'
@@ -91,6 +97,13 @@ def _damaged(path: Path) -> ValueError:
     return ValueError(
         f'{path} is truncated, damaged or no checkpoint ({path.stat().st_size:,} bytes): compare its '
         'size with the original, and copy or download it again'
+    )
+
+
+def _program(path: Path, kind: str, reader: str) -> ValueError:
+    return ValueError(
+        f'{path} is a program of {kind}, read by {reader}: for its tensors take the checkpoint it was '
+        'made of, or export that to a file of weights: cmid-geo export CKPT backbone.ckpt'
     )
 
 

@@ -18,9 +18,26 @@ from ..datasets.filenames import is_remote
 from ..datasets.grids import Grid
 from .objects import read_about
 from .outcome import Outcome
-from .rasters import read_raster_about
+from .rasters import is_cut_off, read_raster_about
 from .sources import SceneSource
 from .tiling import Tiling
+
+#: Seconds after which a lock is held by a program that writes, not by one that looks.
+LOOK = 1.0
+
+
+def folder_lock(folder: Path) -> FileLock:
+    """The lock of a run whose processes share the scenes of a folder of maps.
+
+    Such a run holds no map's own lock: thousands would be as many open files.
+
+    Args:
+        folder: Of the maps.
+
+    Returns:
+        The lock, not yet taken.
+    """
+    return FileLock(folder / '.cmid_geo.lock')
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,12 @@ class Job:
         return self.reading.tiling
 
     @property
+    def files(self) -> list[Path]:
+        """The map's files: one a layer, or one of objects."""
+        suffixes = [layer.suffix for layer in self.outcome.layers] or ['']
+        return [self.out.with_stem(f'{self.out.stem}{each}') for each in suffixes]
+
+    @property
     def aside(self) -> Path:
         """The folder in which the map is made."""
         return self.out.with_name(f'.{self.out.name}.part')
@@ -126,39 +149,61 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the map is there.
+        """Whether the map is there, all files of it.
 
         Raises:
-            ValueError: If a file is there that was made otherwise.
+            ValueError: If one of them is there that was made otherwise, or by others.
         """
-        if not self.out.exists():
-            return False
+        there = [path for path in self.files if path.exists()]
+        for path in there:
+            self._check_notes(path)
+        rasters = self.outcome.kind != 'objects'
+        return there == self.files and not (
+            rasters and any(map(is_cut_off, self.files))
+        )
+
+    def _check_notes(self, path: Path) -> None:
+        """Refuse a file that was made otherwise, or by others."""
         objects = self.outcome.kind == 'objects'
-        text = read_about(self.out) if objects else read_raster_about(self.out)
-        found = json.loads(text) if text else {}
+        text = read_about(path) if objects else read_raster_about(path)
+        try:
+            found = dict(json.loads(text or ''))
+        except (ValueError, TypeError):
+            found = {}
         wanted = json.loads(json.dumps(self.about))
         other = [name for name in sorted(wanted) if found.get(name) != wanted[name]]
         if other:
-            raise ValueError(
-                f'{self.out} is there already and was made otherwise ({", ".join(other)} differ): choose '
-                'another folder, or overwrite it by --overwrite true'
+            why = (
+                f'{", ".join(other)} differ' if found else 'it is damaged, or not ours'
             )
-        return True
+            raise ValueError(
+                f'{path} is there already and was made otherwise ({why}): choose another folder, or '
+                'overwrite it by --overwrite true'
+            )
 
-    def begin(self) -> FileLock:
+    def begin(self, shared: bool = False) -> FileLock:
         """Make the folder aside, empty, and keep other programs out of it.
+
+        Args:
+            shared: Whether this program holds the lock of the folder of maps: its processes share
+                the scenes.
 
         Returns:
             The lock, to be released when all is done.
 
         Raises:
-            ValueError: If another program is making the map, or the folder cannot be written.
+            ValueError: If another program is making the map, or shares scenes over this folder, or
+                the folder cannot be written.
         """
+        lock = FileLock(self.aside / 'lock')
         try:
+            self._wait_for_folder(shared)
             self.aside.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.aside / 'lock')
             lock.acquire(timeout=0)
+            # What came between has its files here; what comes from now on meets the lock
+            self._wait_for_folder(shared)
         except Timeout as error:
+            lock.release()
             raise ValueError(
                 f'{self.out} is being written by another program: wait for it, or choose another path'
             ) from error
@@ -171,6 +216,13 @@ class Job:
             if left.name != 'lock':
                 left.unlink()
         return lock
+
+    def _wait_for_folder(self, shared: bool) -> None:
+        """Raise Timeout where another program holds the folder's lock for longer than a look."""
+        lock = folder_lock(self.out.parent)
+        if not shared and Path(lock.lock_file).exists():
+            lock.acquire(timeout=LOOK)
+            lock.release()
 
     def publish(self, files: Iterable[Path]) -> list[Path]:
         """Give finished files their names; the map itself comes last.
@@ -191,14 +243,17 @@ class Job:
             os.replace(path, target)
         return final
 
-    def sweep(self) -> None:
+    def sweep(self, shared: bool = False) -> None:
         """Take away what a run that was killed left behind, unless it is another's.
+
+        Args:
+            shared: See :meth:`begin`.
 
         Raises:
             ValueError: If another program is making the map.
         """
         if self.aside.exists():
-            self.end(self.begin())
+            self.end(self.begin(shared))
 
     def end(self, lock: FileLock | None = None) -> None:
         """Take the folder aside away.

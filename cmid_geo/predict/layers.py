@@ -22,11 +22,12 @@ class Layer:
         suffix: What its file's stem ends with, beyond the map's own.
         count: Number of bands.
         dtype: numpy's name of their type.
-        nodata: Where the scene has no data; None if it always has.
+        nodata: Where the scene has no data; None if it always has, or a mask tells.
         decide: From averages (channels, rows, cols) to bands (count, rows, cols).
         names: Of the bands.
         classes: Names of the values, where these are classes.
         colours: Of the classes, as (red, green, blue) from 0 to 255.
+        masked: Whether a mask tells where the scene has data, as any value may be meant.
     """
 
     suffix: str
@@ -37,6 +38,7 @@ class Layer:
     names: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     colours: tuple[tuple[int, int, int], ...] = ()
+    masked: bool = False
 
     def finish(self, values: Tensor, valid: Tensor) -> np.ndarray:
         """Turn averages into pixels.
@@ -46,7 +48,8 @@ class Layer:
             valid: (rows, cols).
 
         Returns:
-            (count, rows, cols) of the layer's type.
+            (count, rows, cols) of the layer's type; of a masked one with 1 for data and 0 for none
+            as one band more.
         """
         bands = self.decide(values).cpu().numpy()
         limits: Any
@@ -61,8 +64,13 @@ class Layer:
         if not np.can_cast(bands.dtype, self.dtype):
             bands = np.clip(bands, limits.min, limits.max)
         bands = bands.astype(self.dtype)
-        bands[:, ~valid.cpu().numpy()] = 0 if self.nodata is None else self.nodata
-        return bands
+        known = valid.cpu().numpy()
+        bands[:, ~known] = 0 if self.nodata is None else self.nodata
+        return (
+            np.concatenate([bands, known[None]], dtype=bands.dtype)
+            if self.masked
+            else bands
+        )
 
 
 def class_layer(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from lightning.pytorch import LightningModule
@@ -19,7 +20,7 @@ from ..tasks import CMID
 from .layers import Layer
 from .opening import Backbone, evaluating, open_task
 from .outcome import Outcome, Output, backbone_of, outcome_of
-from .ranges import check_range, nodata_of
+from .ranges import check_range
 from .sources import SceneSource
 from .turns import Turning, turns_of
 
@@ -159,7 +160,11 @@ class SceneMapper(LightningModule):
                 'keeps height and width'
             )
         dtype = self.dtype_wanted or 'float32'
-        layer = Layer('', result.shape[1], dtype, nodata_of(source, dtype))
+        layer = Layer('', result.shape[1], dtype, float('nan'))
+        if np.issubdtype(dtype, np.integer):
+            # Any whole number may be what the module means, the scene's own nodata value too
+            masked = source.dates[0].may_be_invalid
+            layer = replace(layer, nodata=None, masked=masked)
         return {'channels': result.shape[1], 'layers': (layer,)}
 
     # ------------------------------------------------------------------ windows
@@ -248,6 +253,7 @@ class SceneMapper(LightningModule):
             [layer.suffix, layer.dtype, layer.names, layer.classes, layer.colours]
             for layer in self.outcome.layers
         ]
+        merged = {'nms_thresh': self.outcome.nms_thresh}
         return {
             'network': self.digest(), 'task': type(self.task).__name__, 'limits': limits,
             'turns': len(self.turns), 'turned': self.turns[-1].quarters, 'layers': chosen,
@@ -255,6 +261,7 @@ class SceneMapper(LightningModule):
             'dtype': self.dtype_wanted, 'classes': list(self.outcome.classes or ()),
             # Maps of other kinds were made without, and stay what they are
             **({'margin': self.margin} if self.margin else {}),
+            **(merged if self.outcome.kind == 'objects' else {}),
         }  # fmt: skip
 
     def forget(self) -> None:

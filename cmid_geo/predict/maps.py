@@ -18,6 +18,7 @@ from .blending import Blender
 from .components import write_components
 from .jobs import Job
 from .objects import Objects, merge_objects, objects_of_window, write_objects
+from .ranges import RangeWatch
 from .rasters import RasterFile
 from .shelf import Shelf
 from .tiling import Region
@@ -40,10 +41,14 @@ class MapInMaking(ABC):
     error: str | None = None
     _left: int = field(init=False)
     _shelf: Shelf = field(init=False)
+    _watch: RangeWatch = field(init=False)
 
     def __post_init__(self) -> None:
         """Open what is written to."""
         self._left = len(self.mine)
+        # One process of all tells
+        limits = self.job.about['limits'] if self.is_head else (None, None)
+        self._watch = RangeWatch(self.job.source.name, *limits)
         self._shelf = Shelf(self.job.aside / f'rank_{self.rank}.bin')
 
     @property
@@ -61,16 +66,18 @@ class MapInMaking(ABC):
         """Whether this process has brought all its windows."""
         return self._left == 0
 
-    def add(self, window: int, prediction: Any, valid: Tensor) -> None:
+    def add(self, window: int, prediction: Any, valid: Tensor, image: Tensor) -> None:
         """Add what the network says of a window.
 
         Args:
             window: Its number.
             prediction: A tensor, or a dictionary of objects; None where nothing is valid.
             valid: Where the scene holds data, with the margin that was read.
+            image: What the network was given: raw values, a warning comes where it knows others.
         """
         self._left -= 1
         if self.error is None:
+            self._watch.see(image, valid, self.is_done)
             margin, side = self.job.reading.margin, self.job.reading.size
             inner = slice(margin, margin + side)
             self._take(window, prediction, valid[inner, inner])
@@ -133,9 +140,9 @@ class RasterInMaking(MapInMaking):
             job.tiling, self._finish, self._shelf, lambda window: window in self.mine
         )
         self._files = []
-        for layer in job.outcome.layers if self.is_head else ():
-            name = f'{job.out.stem}{layer.suffix}{job.out.suffix}'
-            self._files.append(RasterFile(job.aside, name, layer, job.grid))
+        named = zip(job.outcome.layers, job.files, strict=True)
+        for layer, path in named if self.is_head else ():
+            self._files.append(RasterFile(job.aside, path.name, layer, job.grid))
 
     def _finish(self, values: Tensor, valid: Tensor) -> list[np.ndarray]:
         return [layer.finish(values, valid) for layer in self.job.outcome.layers]
@@ -210,7 +217,8 @@ class ObjectsInMaking(MapInMaking):
         for shelf in shelves:
             self._found += [Objects(*shelf.take(key)) for key in shelf]
         path = self.job.aside / self.job.out.name
-        merged = merge_objects(Objects.join(self._found))
+        found = Objects.join(self._found)
+        merged = merge_objects(found, self.job.outcome.nms_thresh)
         about = json.dumps(self.job.about, sort_keys=True)
         write_objects(merged, path, self.job.grid, self.job.outcome.classes, about)
         return [path]

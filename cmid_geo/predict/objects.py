@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyogrio
 import shapely
 from jaxtyping import Bool, Float32, Float64, Int64
+from pyogrio.errors import DataLayerError, DataSourceError
 from torch import Tensor
 
 from ..datasets.grids import Grid
@@ -277,7 +278,10 @@ def read_about(path: Path) -> str | None:
         path: File that it wrote.
 
     Returns:
-        The description; None if there is none.
+        The description; None if there is none, or the file is damaged or holds no objects.
     """
-    metadata = pyogrio.read_info(path, layer=LAYER)['layer_metadata'] or {}
+    try:
+        metadata = pyogrio.read_info(path, layer=LAYER)['layer_metadata'] or {}
+    except (DataSourceError, DataLayerError):
+        return None
     return metadata.get('DESCRIPTION') or None

@@ -38,6 +38,7 @@ class Outcome:
         dates: How many the task compares.
         share: From scores to what can be averaged.
         classes: Names of the classes of objects, background first.
+        nms_thresh: IoU above which the lower score of two objects of a class goes, in [0, 1].
     """
 
     kind: Literal['pixels', 'cells', 'objects', 'plain']
@@ -46,6 +47,7 @@ class Outcome:
     dates: int = 1
     share: Callable[[Tensor], Tensor] = lambda scores: scores
     classes: tuple[str, ...] | None = None
+    nms_thresh: float = 0.5
 
     @property
     def stride(self) -> int:
@@ -99,7 +101,8 @@ def outcome_of(
             raise ValueError(
                 f'labels has {len(names)} entries for {count} classes: name the background first, then each'
             )
-        return Outcome('objects', None, classes=tuple(names) if names else None)
+        known = tuple(names) if names else None
+        return Outcome('objects', None, classes=known, nms_thresh=_nms_thresh(task))
     width = backbone_of(task).num_features if kind == 'cells' else None
     return Outcome(kind, width)
 
@@ -131,6 +134,14 @@ def backbone_of(task: Any) -> MaskedBackbone:
     if isinstance(task, CMID):
         return task.student.backbone
     return task.network if isinstance(task, Backbone) else task
+
+
+def _nms_thresh(task: Any) -> float:
+    """What a detector itself allows two of its boxes to share."""
+    # torchvision keeps it in the second stage, where there is one
+    stage = getattr(task.model, 'roi_heads', task.model)
+    # No two share more than all: above 1 nothing goes
+    return min(float(getattr(stage, 'nms_thresh', Outcome.nms_thresh)), 1.0)
 
 
 def _of_pixels(

@@ -67,15 +67,12 @@ def plan_map(
             f'out={str(out)!r}: {type(mapper.task).__name__} gives {" or ".join(endings)}'
         )
     files = [file for date in source.dates for file in date.files]
-    if path.is_dir() or any(_same(path, file) for file in files):
-        what = 'a folder' if path.is_dir() else 'the scene itself'
-        raise ValueError(f'out={str(out)!r} is {what}: choose another name')
     notes = {
         'scene': [_stamp(file) for file in files], 'zero_is_nodata': zero_is_nodata,
         'bands': list(source.bands), 'size': size,
         'overlap': tiling.down.overlap * stride, **mapper.notes(), **(about or {}),
     }  # fmt: skip
-    return Job(
+    job = Job(
         Reading(source, tiling, mirrored, mapper.margin),
         outcome,
         path,
@@ -83,6 +80,11 @@ def plan_map(
         mapper.components,
         mapper.threshold,
     )
+    for each in job.files:
+        if each.is_dir() or any(_same(each, file) for file in files):
+            what = 'a folder' if each.is_dir() else 'the scene itself'
+            raise ValueError(f'{str(each)!r} is {what}: choose another name for out=')
+    return job
 
 
 def _is_remote(scene: SceneFiles) -> bool:

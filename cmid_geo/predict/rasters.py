@@ -98,12 +98,16 @@ class RasterFile:
         Args:
             rows: First row and last + 1.
             cols: First column and last + 1.
-            bands: (count, rows, cols).
+            bands: What :meth:`Layer.finish` gives.
         """
-        self._file.write(bands, window=_window(rows, cols))
+        window = _window(rows, cols)
+        self._file.write(bands[: self.layer.count], window=window)
+        if self.layer.masked:
+            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+                self._file.write_mask(bands[-1] > 0, window=window)
 
     def close(self, about: dict[str, Any] | None = None) -> Path:
-        """Compress, with overviews; only then is there a file of the right name.
+        """Compress, with overviews unless it is float16; only then is there a file of the right name.
 
         Args:
             about: How the map was made.
@@ -119,6 +123,8 @@ class RasterFile:
             self._raw, self.path, driver='COG', blocksize=self.block, compress='DEFLATE',
             predictor='NO' if classes else _PREDICTORS.get(self.layer.dtype, 'STANDARD'),
             overview_resampling='NEAREST' if whole else 'AVERAGE',
+            # GDAL 3.12 can make none of float16
+            overviews='NONE' if self.layer.dtype == 'float16' else 'AUTO',
             bigtiff='IF_SAFER', num_threads='ALL_CPUS',
         )  # fmt: skip
         self._raw.unlink()
@@ -192,6 +198,25 @@ def read_raster_about(path: Path) -> str | None:
             return file.tags().get(ABOUT)
     except rasterio.errors.RasterioError:
         return None
+
+
+def is_cut_off(path: Path) -> bool:
+    """Tell whether a map lost its end, where a cloud-optimised GeoTIFF has its last block.
+
+    Args:
+        path: A map, of which the beginning can be read.
+
+    Returns:
+        Whether the last block cannot.
+    """
+    try:
+        with rasterio.open(path) as file:
+            last = make_window(file.width - 1, file.height - 1, 1, 1)
+            file.read(window=last)
+            file.dataset_mask(window=last)
+    except rasterio.errors.RasterioError:
+        return True
+    return False
 
 
 def _write_names(path: Path, layer: Layer) -> None:

@@ -66,7 +66,9 @@ def predict_scene(
     ====================================  ======================================================
 
     Maps of pixels have the CRS, transform and size of the scene; they are cloud-optimised
-    GeoTIFFs with overviews, class names and colours, and nodata where the scene has none.
+    GeoTIFFs with overviews (float16 ones without: GDAL makes none), class names and colours, and
+    nodata where the scene has none: a class that there is not, or NaN. Of a plain module's whole
+    numbers any may be meant; there a mask tells (``read(masked=True)``).
 
     Args:
         task: A task, a backbone, a module from (B, C, H, W) to (B, K, H, W), or a checkpoint of a
@@ -174,8 +176,9 @@ def _run(
     done = 0
 
     def write(batch: list[Any], found: Iterable[Any]) -> None:
-        for (window, _, valid), each in zip(batch, found, strict=True):
-            making.add(window, each, torch.from_numpy(valid))
+        for (window, *arrays), each in zip(batch, found, strict=True):
+            image, valid = map(torch.from_numpy, arrays)
+            making.add(window, each, valid, image)
 
     def read(window: int) -> tuple[int, np.ndarray, np.ndarray]:
         return window, *job.reading.read(window)

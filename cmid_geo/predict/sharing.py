@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from .jobs import Job
+from .jobs import LOOK, Job, folder_lock
 from .listing import Tally, Task, list_tasks
 from .mapper import SceneMapper
 from .planning import plan_map
@@ -227,10 +227,9 @@ class SceneWindows(LightningDataModule):
                 job = self._plan(mapper, task)
                 if not self.overwrite and job.is_finished:
                     tally.skipped.append(task.out)
-                    job.sweep()
+                    job.sweep(shared=True)
                     continue
-                # A lock for each of a thousand maps would be as many open files
-                job.begin().release()
+                job.begin(shared=True).release()
                 chosen.append(number)
             # Whatever is wrong with one scene, the others may be well
             except Exception as error:  # noqa: BLE001
@@ -242,8 +241,8 @@ class SceneWindows(LightningDataModule):
         folder = Path(self.out)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / '.cmid_geo.lock')
-            lock.acquire(timeout=0)
+            lock = folder_lock(folder)
+            lock.acquire(timeout=LOOK)
         except Timeout:
             return f'{folder} is being written by another program: wait for it'
         except OSError as error:

@@ -52,11 +52,6 @@ class SceneSource:
         """Names of the bands of a date."""
         return self.dates[0].bands
 
-    @property
-    def nodata(self) -> float | int | None:
-        """The value that the first file declares as no data."""
-        return self.dates[0].rasters[0].nodata[0]
-
     def close(self) -> None:
         """Close the files of this process."""
         # They are closed as their readers go

@@ -82,21 +82,28 @@ class MapWriter(BasePredictionWriter):
         self._bar.update(round(share * (self._bar.total or 0)) - self._bar.n)
 
     def _write(self, prediction: Any, batch: Any) -> None:
-        valids: Tensor = batch['valid']
-        for index, found, valid, error in zip(
-            batch['index'].tolist(), prediction, valids, batch['error'], strict=True
+        names = 'valid', 'image', 'error'
+        columns = [batch[name] for name in names]
+        for index, found, *parts in zip(
+            batch['index'].tolist(), prediction, *columns, strict=True
         ):
             number, window = self._windows.locate(max(index, 0))
             if index < 0 or number in self._failed:
                 continue
             # Whatever is wrong with one scene, the others may be well
             try:
-                self._add(number, window, found, valid, error)
+                self._add(number, window, found, *parts)
             except Exception as failure:  # noqa: BLE001
                 self._give_up(number, str(failure) or type(failure).__name__)
 
     def _add(
-        self, number: int, window: int, found: Any, valid: Tensor, error: str
+        self,
+        number: int,
+        window: int,
+        found: Any,
+        valid: Tensor,
+        image: Tensor,
+        error: str,
     ) -> None:
         """Add a window to its map; the last one finishes the map, or this process's part."""
         if number not in self._making:
@@ -106,7 +113,7 @@ class MapWriter(BasePredictionWriter):
         making = self._making[number]
         if error:
             making.fail(error)
-        making.add(window, found, valid)
+        making.add(window, found, valid, image)
         if making.is_done and making.is_whole:
             self._finish(number)
         elif making.is_done:

@@ -4,6 +4,7 @@
 """Exported backbones give what the task gives, from raw values on."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,30 @@ def test_torchscript_takes_raw_values_of_any_size(
         with torch.no_grad():
             assert torch.allclose(program(image), expected(task, image), atol=1e-4)
     assert json.loads(extra['cmid_geo.json'])['model'] == model
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind', 'reader'),
+    [
+        ('backbone.onnx', 'ONNX', 'onnxruntime'),
+        ('backbone.torchscript', 'TorchScript', 'torch.jit.load'),
+    ],
+)
+def test_programs_are_no_weights(
+    task: CMID, tmp_path: Path, name: str, kind: str, reader: str
+) -> None:
+    path = export_backbone(task, tmp_path / name)
+    message = f'is a program of {kind}, read by {reader}: .*cmid-geo export CKPT'
+    with warnings.catch_warnings():
+        # Nor does torch remark on it before
+        warnings.simplefilter('error')
+        with pytest.raises(ValueError, match=message):
+            load_backbone(timm.create_model('resnet18'), path)
+    with pytest.raises(SystemExit, match=f'cmid-geo map: .*{message}'):
+        main(['map', str(path), 'x.tif', '--out', str(tmp_path / 'maps')])
+    # Files are renamed
+    with pytest.raises(ValueError, match=message):
+        CMID(weights=str(path.rename(tmp_path / 'b.ckpt')))
 
 
 def test_a_program_that_differs_is_not_kept(

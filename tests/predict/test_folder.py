@@ -6,6 +6,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from rasterfiles import noise, tear, truncate, write
 
 from cmid_geo import SemanticSegmentation
 from cmid_geo.__main__ import main
-from cmid_geo.predict import map_scenes
-from cmid_geo.predict.listing import list_tasks
+from cmid_geo.predict import SceneMapper, map_scenes, predict_scene
+from cmid_geo.predict.listing import Tally, list_tasks
+from cmid_geo.predict.planning import plan_map
+from cmid_geo.predict.scene import map_job
 
 
 @pytest.fixture(scope='module')
@@ -118,9 +121,63 @@ def test_a_map_that_was_made_otherwise_is_kept(
     tally = map_scenes(checkpoint, scene, out, size=64, overwrite=True)
     assert len(tally.made) == 1 and read(tmp_path / 'maps/one.tif').shape[2] == 121
     (tmp_path / 'maps/one.tif').write_text('something else')
-    assert 'was made otherwise' in str(map_scenes(checkpoint, scene, out, size=64))
+    tally = map_scenes(checkpoint, scene, out, size=64)
+    assert 'was made otherwise (it is damaged, or not ours)' in str(tally)
     truncate(write(scenes / 'one.tif', noise(2, 90, 120)))
     assert 'cannot read' in str(map_scenes(checkpoint, scene, out, size=64))
+
+
+@pytest.mark.parametrize('name', ['one.tif', 'one_probabilities.tif'])
+def test_both_files_of_a_map_count(
+    tmp_path: Path, scenes: Path, checkpoint: str, name: str
+) -> None:
+    scene, out = [str(scenes / 'one.tif')], tmp_path / 'maps'
+    foreign = write(out / name, noise(1, 9, 9))
+    before = foreign.read_bytes()
+    tally = map_scenes(checkpoint, scene, str(out), size=64, output='both')
+    assert foreign.read_bytes() == before and names(out) == {name}
+    (why,) = tally.failed.values()
+    assert name in why and '--overwrite true' in why
+    run(checkpoint, scenes / 'one.tif', out, overwrite=True)
+    whole = read(foreign)
+    # One of the two alone is no finished map
+    foreign.unlink()
+    assert len(run(checkpoint, scenes / 'one.tif', out).made) == 1
+    assert same(read(foreign), whole)
+    assert len(run(checkpoint, scenes / 'one.tif', out).skipped) == 1
+    truncate(foreign)
+    assert len(run(checkpoint, scenes / 'one.tif', out).made) == 1
+    assert same(read(foreign), whole)
+
+
+def test_probabilities_do_not_replace_the_scene(
+    tmp_path: Path, scenes: Path, checkpoint: str
+) -> None:
+    scene = write(tmp_path / 'map_probabilities.tif', noise(2, 90, 90))
+    before = scene.read_bytes()
+    with pytest.raises(ValueError, match=r"probabilities.tif' is the scene itself"):
+        predict_scene(checkpoint, scene, tmp_path / 'map.tif', size=64, output='both')
+    assert scene.read_bytes() == before
+
+
+@pytest.mark.parametrize('shape', [(64, 64), (1100, 600)])
+@pytest.mark.parametrize('dtype', ['uint8', 'float32', 'float16'])
+def test_a_map_that_lost_its_end_is_not_finished(
+    tmp_path: Path, shape: tuple[int, int], dtype: str
+) -> None:
+    data = noise(2, *shape)
+    data[:, :5] = 0
+    scene = write(tmp_path / 'scene.tif', data, nodata=0)
+    mapper, options = SceneMapper(torch.nn.Identity(), dtype=dtype), {'size': 256}
+    job = plan_map(mapper, scene, tmp_path / 'map.tif', **options)
+    assert not job.is_finished
+    map_job(mapper, job, 4, 1)
+    assert job.is_finished
+    whole = job.out.read_bytes()
+    # Behind each block are four bytes that no reader needs
+    for kept in (len(whole) * 2 // 3, len(whole) - 5):
+        job.out.write_bytes(whole[:kept])
+        assert not job.is_finished, kept
 
 
 def test_masks_beside_scenes_and_other_meanings_count(
@@ -160,8 +217,10 @@ def test_what_a_killed_run_left_is_swept(
     assert names(tmp_path / 'maps') == before
 
 
-def run(checkpoint: str, scenes: Path, out: Path) -> None:
-    map_scenes(checkpoint, [str(scenes)], str(out), size=64, output='both')
+def run(checkpoint: str, scenes: Path, out: Path, **options: Any) -> Tally:
+    return map_scenes(
+        checkpoint, [str(scenes)], str(out), size=64, output='both', **options
+    )
 
 
 #: A place, a function there, and its how manyth call; below 0 for right after it.

@@ -485,6 +485,21 @@ class TestFiles:
         assert gpd.read_file(path, layer='mine').geometry[0] == shapely.Point(3, 4)
         assert read_about(path) == 'ours'
 
+    @pytest.mark.parametrize('ending', ['gpkg', 'geojson'])
+    def test_damaged_and_other_files_tell_nothing(
+        self, tmp_path: Path, ending: str
+    ) -> None:
+        path, grid = tmp_path / f'a.{ending}', Grid(UTM, SQUARE, 100, 80)
+        write_objects(self.two, path, grid, self.names, 'ours')
+        whole = path.read_bytes()
+        for kept in (0, len(whole) * 2 // 3, len(whole) - 10):
+            path.write_bytes(whole[:kept])
+            assert read_about(path) is None
+        path.unlink()
+        other = gpd.GeoDataFrame(geometry=[shapely.Point(3, 4)], crs='EPSG:4326')
+        other.to_file(path, layer='mine')
+        assert read_about(path) is None
+
     @pytest.mark.parametrize('name', ['a.shp', 'a', 'a.json'])
     def test_other_endings_are_refused(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(ValueError, match=f"objects to '{name}', only to .gpkg or"):

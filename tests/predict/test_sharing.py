@@ -58,6 +58,7 @@ def mappers() -> dict[str, SceneMapper]:
     detector.high.fill_(255)
     return {
         'values': SceneMapper(nn.Conv2d(2, 3, 5, padding=2), tta='flips'),
+        'whole': SceneMapper(nn.Conv2d(2, 1, 3, padding=1), dtype='int16'),
         'cells': SceneMapper(
             create_backbone('resnet18', 2), components=2, low=0, high=255
         ),
@@ -131,7 +132,8 @@ def read(path: Path) -> Any:
         table = gpd.read_file(path)
         return [(g.wkt, s) for g, s in zip(table.geometry, table.score, strict=True)]
     with rasterio.open(path) as file:
-        return file.read(), file.tags(), file.transform
+        bands = np.concatenate([file.read(), file.dataset_mask()[None]])
+        return bands, file.tags(), file.transform
 
 
 def same(one: Path, other: Path) -> bool:
@@ -156,6 +158,7 @@ def test_two_processes_give_the_maps_of_one(folder: Path, unused_port: int) -> N
             # And of no Trainer at all
             options = {
                 'values': {'tta': 'flips'},
+                'whole': {'dtype': 'int16'},
                 'cells': {'components': 2, 'low': 0, 'high': 255},
                 'objects': {},
             }[name]
@@ -278,3 +281,42 @@ def test_two_runs_on_one_folder(tmp_path: Path) -> None:
         pytest.raises(ValueError, match='is being written by another program'),
     ):
         make_trainer(tmp_path, MapWriter()).predict(SceneMapper(nn.Identity()), windows)
+
+
+def test_one_process_leaves_the_working_files_of_a_shared_run(tmp_path: Path) -> None:
+    scene = write(tmp_path / 'scenes/a.tif', noise(1, 200, 150))
+    out, refused = tmp_path / 'maps/a.tif', []
+
+    class Meddler(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            if list(out.parent.glob('.a.tif.part/raw_a.tif')) and not refused:
+                with pytest.raises(ValueError, match='written by another') as why:
+                    predict_scene(nn.Identity(), scene, out, size=64)
+                refused.append(str(why.value))
+            return image
+
+    windows = SceneWindows([str(scene)], str(out.parent), 64, batch_size=1)
+    make_trainer(tmp_path, MapWriter()).predict(SceneMapper(Meddler()), windows)
+    assert len(refused) == 1 and str(out) in refused[0]
+    assert windows.tally.made == [out] and not windows.tally.failed
+    assert (read(out)[0][0] == noise(1, 200, 150)[0]).all()
+
+
+def test_one_process_in_a_locked_folder(tmp_path: Path) -> None:
+    scene, out = write(tmp_path / 'a.tif', noise(1, 20, 20)), tmp_path / 'maps/a.tif'
+    working = out.parent / '.a.tif.part/rank_1.bin'
+    working.parent.mkdir(parents=True)
+    working.write_bytes(b'left')
+    lock = FileLock(out.parent / '.cmid_geo.lock')
+    with lock:
+        with pytest.raises(ValueError, match='is being written by another program'):
+            predict_scene(nn.Identity(), scene, out, size=32)
+        assert working.read_bytes() == b'left' and not out.exists()
+        # A new scene would be mapped beside the other run's, and its folder left behind
+        with pytest.raises(ValueError, match='is being written by another program'):
+            predict_scene(nn.Identity(), scene, out.with_name('b.tif'), size=32)
+        assert not list(out.parent.glob('.b*'))
+    # A lock that a killed run left is nobody's
+    Path(lock.lock_file).touch()
+    predict_scene(nn.Identity(), scene, out, size=32)
+    assert out.exists() and not working.exists()

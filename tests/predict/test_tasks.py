@@ -3,6 +3,7 @@
 
 """Maps of each kind of task."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from cmid_geo import (
     create_backbone,
 )
 from cmid_geo.models import export_backbone
-from cmid_geo.predict import SceneMapper, predict_scene
+from cmid_geo.predict import MapWriter, SceneMapper, SceneWindows, predict_scene
 from cmid_geo.predict.opening import Backbone, open_task
 from cmid_geo.predict.planning import plan_map
 
@@ -382,6 +383,74 @@ def test_components(tmp_path: Path) -> None:
         predict_scene(task, scene, tmp_path / 'no.tif', size=128, components=4)
 
 
+class Mixed(CMID):
+    """512 mixtures of a cell's mean colour: more than a block of 64 cells a side can hold."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        rows = torch.linspace(-1, 1, 512)
+        mixture = torch.stack([rows, rows**2, rows.sin()], 1)[:, :, None, None]
+        return nn.functional.conv2d(nn.functional.avg_pool2d(image, 32), mixture)
+
+
+@pytest.mark.parametrize('cells', [(66, 65), (70, 2), (2, 520)])
+def test_embeddings_of_more_than_a_block(
+    tmp_path: Path, cells: tuple[int, int]
+) -> None:
+    from chips import SMALL
+
+    rows, cols = np.mgrid[: cells[0], : cells[1]]
+    means = np.stack([rows * 2, cols / 3, (rows * cols) % 50]).astype('float32')
+    means[:, 1, 1] = np.nan
+    scene = write(tmp_path / 'scene.tif', means.repeat(32, 1).repeat(32, 2))
+    task = Mixed(**SMALL)
+    task.high.fill_(200)
+    task.student.backbone.num_features = 512
+    task.student.backbone.field_offset = 0.0
+    found = {}
+    for name, components in (('vectors', None), ('components', 3)):
+        out = predict_scene(
+            task, scene, tmp_path / f'{name}.tif', size=256, overlap=0, components=components,
+        )  # fmt: skip
+        with rasterio.open(out) as file:
+            assert file.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG'
+            assert file.shape == cells and file.res == (320, 320)
+            # GDAL makes none of float16; blocks of three float32 hold 512 cells a side
+            more = components and max(cells) > 512
+            assert file.overviews(1) == ([2] if more else [])
+            assert file.dtypes[0] == ('float32' if components else 'float16')
+            found[name] = file.read()
+    scaled = torch.from_numpy(means)[None] / 200
+    exact = Mixed.forward(
+        task, scaled.repeat_interleave(32, 2).repeat_interleave(32, 3)
+    )
+    np.testing.assert_allclose(found['vectors'], exact[0].numpy(), atol=2e-3)
+    known = np.isfinite(means[0])
+    flat = found['vectors'][:, known].astype(float)
+    left, spread, right = np.linalg.svd(flat - flat.mean(1, keepdims=True), False)
+    for number in range(3):
+        sign = np.sign(left[abs(left[:, number]).argmax(), number])
+        expected = sign * spread[number] * right[number]
+        np.testing.assert_allclose(
+            found['components'][number][known], expected, atol=1e-4
+        )
+    assert np.isnan(found['components'][:, ~known]).all()
+
+
+@pytest.mark.parametrize('shape', [(2112, 40), (40, 2112)])
+def test_command_maps_long_scenes_with_a_backbone(
+    tmp_path: Path, shape: tuple[int, int], make_task: Callable[..., Any]
+) -> None:
+    from cmid_geo.__main__ import main
+
+    export_backbone(make_task(), tmp_path / 'b.ckpt')
+    write(tmp_path / 'scene.tif', noise(3, *shape))
+    words = ['map', str(tmp_path / 'b.ckpt'), str(tmp_path / 'scene.tif'), '--size=64']
+    main([*words, f'--out={tmp_path / "maps"}', '--low=0', '--high=255'])
+    with rasterio.open(tmp_path / 'maps/scene.tif') as file:
+        assert file.shape == tuple(-(-side // 32) for side in shape)
+        assert file.count == 512 and np.isfinite(file.read()).all()
+
+
 def test_exported_backbone_and_its_bands(
     tmp_path: Path, make_task: Callable[..., Any]
 ) -> None:
@@ -468,6 +537,42 @@ def test_objects(tmp_path: Path, ending: str, rotated: bool, tta: Any) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {'scene.tif', out.name}
 
 
+@pytest.mark.parametrize(
+    ('kind', 'options', 'nms_thresh'),
+    [
+        (ObjectDetection, {'model': 'faster-rcnn', 'nms_thresh': 0.2}, 0.2),
+        (ObjectDetection, {'model': 'retinanet', 'nms_thresh': 0.7}, 0.7),
+        (ObjectDetection, {'model': 'fcos', 'nms_thresh': 2.0}, 1.0),
+        (ObjectDetection, {'model': 'faster-rcnn'}, 0.5),
+        # torchvision's own default
+        (ObjectDetection, {'model': 'fcos'}, 0.6),
+        (OrientedDetection, {}, 0.1),
+        (OrientedDetection, {'nms_thresh': 0.7}, 0.7),
+    ],
+)
+def test_windows_are_merged_by_the_overlap_of_the_task(
+    tmp_path: Path, kind: Any, options: dict[str, Any], nms_thresh: float
+) -> None:
+    task = kind(**TINY, num_classes=3, **options)
+    task.high.fill_(255)
+    task.model.forward = Spots(kind is OrientedDetection).forward
+    mapper, found = SceneMapper(task), {}
+    for percent in (5, 15, 25, 45, 55, 65, 75):
+        # Two corners span each box; moved apart they share so many of 100 columns
+        width, both = 100, round(200 * percent / (100 + percent))
+        data = np.zeros((3, 160, 200), 'uint8')
+        for value, row, col in ((11, 10, 0), (13, 11, width - both)):
+            data[:, row, col] = data[:, row + 99, col + width - 1] = value
+        scene = write(tmp_path / 'scene.tif', data)
+        out = predict_scene(task, scene, tmp_path / 'map.gpkg', size=256)
+        found[percent] = len(gpd.read_file(out))
+    assert found == {
+        percent: 1 if percent > 100 * nms_thresh else 2 for percent in found
+    }
+    # Another overlap is another map
+    assert mapper.notes()['nms_thresh'] == nms_thresh
+
+
 def test_objects_on_no_data_and_below_the_threshold(tmp_path: Path) -> None:
     data = np.zeros((3, 100, 100), 'uint8')
     data[:, 20:30, 20:30] = 11
@@ -545,3 +650,60 @@ def test_values_that_nobody_explained(tmp_path: Path) -> None:
     image = torch.full((1, 3, 4, 4), 250.0)
     scaled = mapper.scale(image, torch.ones(1, 4, 4, dtype=torch.bool))
     assert scaled[0, :, 0, 0].tolist() == [0.25, 0.25, 0.5]
+
+
+@pytest.mark.parametrize('way', ['one process', 'trainer'])
+@pytest.mark.parametrize('share', [0.3, 0.7])
+def test_values_outside_of_the_range_are_told_once_a_map(
+    tmp_path: Path, way: str, share: float
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in 'ab':
+        data = noise(3, 300, 200).astype('uint16')
+        data = np.where(rng.random(data.shape) < share, data + 3000, data)
+        # Far outside, but no data
+        data[:, :30] = 60_000
+        write(tmp_path / f'scenes/{name}.tif', data, nodata=60_000)
+    task, out = brightest(), str(tmp_path / 'maps')
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        if way == 'trainer':
+            trainer = Trainer(
+                accelerator='cpu', logger=False, callbacks=[MapWriter()], enable_progress_bar=False,
+            )  # fmt: skip
+            scenes = SceneWindows([str(tmp_path / 'scenes')], out, 64, batch_size=3)
+            trainer.predict(SceneMapper(task), scenes)
+            assert len(scenes.tally.made) == 2
+        else:
+            for name in 'ab':
+                scene = tmp_path / f'scenes/{name}.tif'
+                predict_scene(task, scene, tmp_path / f'{name}.tif', size=64)
+    told = [str(each.message) for each in caught if '--low' in str(each.message)]
+    assert len(told) == (2 if share > 0.5 else 0)
+    for name, text in zip('ab', told, strict=False):
+        assert f"{name}.tif' in its first windows" in text
+        assert '70 % of the values' in text and 'from 1 to 3199' in text
+        assert '0.0 to 250.0' in text and '--high' in text
+
+
+def test_values_in_the_range_of_one_window(tmp_path: Path) -> None:
+    """Of a small scene, of two dates, and of one range a band."""
+    task = ChangeDetection('unet', backbone='test_resnet', in_channels=2)
+    task.low, task.high = torch.tensor([0.0, 1000.0]), torch.tensor([100.0, 2000.0])
+    data = np.stack([np.full((40, 40), 50), np.full((40, 40), 1500)]).astype('uint16')
+    dates = [write(tmp_path / f'{date}.tif', data) for date in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        predict_scene(task, dates, tmp_path / 'map.tif', size=64)
+    write(dates[0], data[::-1])
+    write(dates[1], np.stack([data[0], data[0]]))
+    with pytest.warns(UserWarning, match=r'75 % of the values .* from 50 to 1500'):
+        predict_scene(task, dates, tmp_path / 'map.tif', size=64)
+    # Given ones count, and none is outside of no range
+    with pytest.warns(UserWarning, match='outside of 0.0 to 20.0'):
+        predict_scene(
+            nn.Identity(), dates[0], tmp_path / 'map.tif', size=64, low=0, high=20
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        predict_scene(nn.Identity(), dates[0], tmp_path / 'map.tif', size=64)
