@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torchgeo.tasks import BaseTask
 
 from .guard import check_bands
+from .restoring import Restored
 
 #: Where a checkpoint names its task.
 KIND = 'cmid_geo_task'
 
 
-class Values(BaseTask):
+class Values(Restored, BaseTask):
     """A task that carries the meaning of the values it was trained on.
 
     Raw values *low* and *high* of each band stand for 0 and 1, *mean* and *std* standardise what
