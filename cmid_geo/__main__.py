@@ -54,8 +54,8 @@ MENDABLE = (
     MisconfigurationException,
 )
 
-#: Seconds after which the first process has ended, if it met the same error.
-GRACE = 3.0
+#: Seconds within which the first process ends, if it met the same error.
+GRACE = 20.0
 
 
 class Command(LightningCLI):
@@ -156,10 +156,12 @@ def _tell(command: str, error: Exception, launcher: int) -> None:
     """End with the message, once for all processes that met the same."""
     rank = getattr(rank_zero_only, 'rank', 0)
     if rank:
-        time.sleep(GRACE)
-        # The first process, where it launched this one, has ended by now if it met the same
-        if os.getppid() != launcher:
-            sys.exit(1)
+        # The first process, where it launched this one, ends if it met the same
+        until = time.monotonic() + GRACE
+        while time.monotonic() < until:
+            if os.getppid() != launcher:
+                sys.exit(1)
+            time.sleep(0.1)
     process = f' (process {rank})' if rank else ''
     sys.exit(f'cmid-geo {command}{process}: {error}')
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 from hostile import Evil, serve, write_module
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from cmid_geo import CMID, SceneDataModule
 from cmid_geo.__main__ import _list_bands, main
@@ -314,6 +315,13 @@ def test_errors_are_a_sentence(
     monkeypatch.setattr('cmid_geo.__main__.Command', broken)
     with pytest.raises(TypeError, match='a mistake of ours'):
         main(['fit', *flags])
+
+
+def test_an_error_of_one_process_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('cmid_geo.__main__.GRACE', 0.2)
+    monkeypatch.setattr(rank_zero_only, 'rank', 1)
+    with pytest.raises(SystemExit, match=r'^cmid-geo map \(process 1\): .*nowhere'):
+        main(['map', 'nowhere.ckpt', 'x.tif', '--out', 'maps'])
 
 
 @pytest.mark.slow
