@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from cmid_geo.models import cmid_resnet50, export_backbone, load_backbone
 from cmid_geo.predict import SceneMapper, predict_scene
 from cmid_geo.tasks import CMID, ObjectDetection, SemanticSegmentation
+from cmid_geo.tasks.restoring import check_hyperparameters
 from cmid_geo.transforms import TwoViews
 
 pytestmark = pytest.mark.allow_hosts(['127.0.0.1'])
@@ -171,3 +172,12 @@ def test_a_damaged_checkpoint_ends_in_a_sentence(
         make_trainer(max_epochs=1).fit(make_task(), loader, ckpt_path=path)
     with pytest.raises(ValueError, match='half.ckpt is truncated, damaged'):
         CMID.load_from_checkpoint(path)
+
+
+def test_what_the_user_gives_too_is_trusted() -> None:
+    loss = {'class_path': 'torch.nn.L1Loss', 'init_args': {}}
+    content = {'hyper_parameters': {'augmentations': loss, 'bands': ['a: b', '{x']}}
+    check_hyperparameters(content, 'a.ckpt', CMID, {'augmentations': dict(loss)})
+    for given in ({}, {'augmentations': {'class_path': 'torch.nn.MSELoss'}}):
+        with pytest.raises(ValueError, match=r'a.ckpt holds augmentations=.*L1Loss'):
+            check_hyperparameters(content, 'a.ckpt', CMID, given)
