@@ -5,10 +5,13 @@
 
 import csv
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .datasets.filenames import printable
 
 #: With the header that model hubs read.
 CARD = """---
@@ -86,18 +89,18 @@ def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int)
     hparams, provenance = task.hparams, about['provenance']
     bands = about['bands'] or [f'band {i + 1}' for i in range(about['in_channels'])]
     rows = '\n'.join(
-        f'| {band} | {low:g} | {high:g} | {mean:.4f} | {std:.4f} |'
+        f'| {_as_text(band)} | {low:g} | {high:g} | {mean:.4f} | {std:.4f} |'
         for band, low, high, mean, std in zip(
             bands, about['low'], about['high'], about['mean'], about['std']
         )
     )
     return CARD.format(
         model=about['model'],
-        bands=', '.join(bands),
+        bands=_as_text(', '.join(bands)),
         source=about['source'],
         file=backbone.name,
         in_channels=about['in_channels'],
-        data=data,
+        data=_as_text(data),
         steps=provenance.get('steps', 'an unknown number of'),
         images=images,
         size=hparams['size'],
@@ -107,6 +110,13 @@ def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int)
         rows=rows,
         course=_course(metrics, hparams['queue_size']),
     )
+
+
+def _as_text(text: str) -> str:
+    """Write what Markdown, its tables and HTML would read as their own by its number."""
+    # An underscore within a word is one
+    special = r'[\\`*\[\]{}<>|~&#$]|(?<!\w)_|_(?!\w)'
+    return re.sub(special, lambda found: f'&#{ord(found[0])};', printable(text))
 
 
 def _course(metrics: Path, queue_size: int) -> str:

@@ -191,11 +191,11 @@ def say_what_it_is(
     dataset = cast(SceneDataset, datamodule.dataset)
     scenes, first = dataset.scenes, Path(dataset.scenes[0].files[0])
     data = (
-        f'{len(scenes)} scene{"s" * (len(scenes) > 1)}, the first of them `{first.name}`, '
+        f'{len(scenes)} scene{"s" * (len(scenes) > 1)}, the first of them {first.name}, '
         f'at {dataset.res[0]:g} units of {dataset.crs.to_string()} a pixel'
     )
     card = model_card(folder / 'backbone.ckpt', task, data, metrics, BATCH)
-    (folder / 'MODEL_CARD.md').write_text(card)
+    (folder / 'MODEL_CARD.md').write_text(card, encoding='utf-8')
 
 
 def say_what_next(

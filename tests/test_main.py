@@ -3,16 +3,23 @@
 
 """The command, as a user calls it."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rasterio
 import torch
 import yaml
+from hostile import Evil, serve, write_module
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from cmid_geo import CMID, SceneDataModule
-from cmid_geo.__main__ import main
+from cmid_geo.__main__ import _list_bands, main
 from cmid_geo.datasets import write_synthetic_scenes
 from cmid_geo.demo import demo
 from cmid_geo.tasks.handover import check_writable
@@ -166,6 +173,166 @@ def test_output_that_cannot_be_written(scenes: Path, folder: Path) -> None:
         f'--data.paths={scenes}',
         *TINY,
     ]
-    with pytest.raises(ValueError, match=r'cannot be written.*default_root_dir'):
+    told = r'^cmid-geo fit: the output folder .*cannot be written.*default_root_dir'
+    with pytest.raises(SystemExit, match=told):
         main(['fit', *flags, '--model.in_channels=4', '--trainer.logger=true',
               f'--trainer.default_root_dir={folder / "file" / "inside"}'])  # fmt: skip
+
+
+#: What a checkpoint may name; MODULE stands for one that leaves a file when it is imported.
+NAMED = [
+    {'_class_path': 'MODULE.Thing'},
+    {'_class_path': 'os.system'},
+    {'_class_path': 'cmid_geo.tasks.CMID', 'augmentations': 'MODULE.Thing'},
+    {'_class_path': 'cmid_geo.tasks.CMID', 'augmentations': {'class_path': 'MODULE.Thing'}},
+    {'_class_path': 'cmid_geo.tasks.CMID', 'augmentations': 'class_path: MODULE.Thing'},
+    {'augmentations': 'MODULE.Thing'},
+    {'class_path': 'MODULE.Thing'},
+    {'_class_path': 'torchgeo.tasks.Classification', 'class_weights': 'MODULE.Thing'},
+    {'_instantiator': 'MODULE.Thing', 'model': 'resnet18'},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('number', range(len(NAMED)))
+def test_a_checkpoint_does_not_choose_what_is_imported(
+    number: int, scenes: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f'named_{number}'
+    monkeypatch.syspath_prepend(folder)
+    marker = write_module(folder, module)
+    named = json.loads(json.dumps(NAMED[number]).replace('MODULE', module))
+    content = {'hyper_parameters': named, 'state_dict': {}}
+    torch.save(content | {'pytorch-lightning_version': '2.6.0'}, folder / 'odd.ckpt')
+    flags = [
+        f'--config={CONFIGS / "pretrain_tiny.yaml"}',
+        f'--data.paths={scenes}',
+        *TINY,
+    ]
+    with pytest.raises(
+        SystemExit,
+        match='cmid-geo test: odd.ckpt .*where you trust|that Lightning saved',
+    ):
+        main(['test', *flags, '--ckpt_path=odd.ckpt'])
+    assert not marker.exists()
+
+
+@pytest.mark.allow_hosts(['127.0.0.1'])
+@pytest.mark.parametrize('command', ['fit', 'predict'])
+def test_a_checkpoint_runs_nothing(
+    command: str, scenes: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    monkeypatch.setenv('TORCH_HOME', str(folder / 'torch'))
+    torch.save({'state_dict': {}, 'evil': Evil(folder / 'done')}, folder / 'evil.ckpt')
+    flags = [
+        f'--config={CONFIGS / "pretrain_tiny.yaml"}',
+        f'--data.paths={scenes}',
+        *TINY,
+    ]
+    with serve(folder) as url:
+        for where, told in (
+            (f'{url}/evil.ckpt', 'read as a URL'),
+            ('evil.ckpt', 'evil.ckpt was refused'),
+        ):
+            with pytest.raises(SystemExit, match=f'cmid-geo {command}: .*{told}'):
+                main([command, *flags, f'--ckpt_path={where}'])
+    assert not (folder / 'done').exists()
+
+
+def test_help_lists_all_commands(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(['--help'])
+    assert error.value.code == 0
+    listed = capsys.readouterr().out.partition('Available subcommands:')[2]
+    for command in ('fit', 'validate', 'test', 'predict', 'demo', 'map', 'export'):
+        assert f'\n    {command} ' in listed
+
+
+@pytest.mark.parametrize(
+    ('given', 'read'),
+    [
+        (['map', '--bands', '1,2,3', 'c.ckpt', 'x.tif'], '[1, 2, 3]'),
+        (
+            ['map', 'c.ckpt', 'x.tif', '--bands', '1', '2', '3', '--out', 'o'],
+            '[1, 2, 3]',
+        ),
+        (['map', '--bands', '3', '1', 'c.ckpt', 'x.tif'], '[3, 1]'),
+        (['map', '--bands=B04, B03'], '["B04", "B03"]'),
+        (['map', '--bands', 'B8A', 'B04', 'there'], '["B8A", "B04"]'),
+        (['fit', '--data.bands', '1', '2', '--data.length=4'], '[1, 2]'),
+        (['fit', '--data.init_args.bands=B02,B03'], '["B02", "B03"]'),
+    ],
+)
+def test_bands_as_lists_of_words(given: list[str], read: str, folder: Path) -> None:
+    (folder / 'there').touch()
+    words = _list_bands(given)
+    (option,) = (word for word in words if 'bands' in word)
+    assert option.partition('=')[2] == read
+    assert [w for w in words if w.endswith(('.ckpt', '.tif', 'there'))] == [
+        w for w in given if w.endswith(('.ckpt', '.tif', 'there'))
+    ]
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['map', '--bands', '["B04", "B03"]', 'c.ckpt', 'scenes'],
+        ['map', '--bands=[1,2]', 'c.ckpt'],
+        ['fit', '--data.bands=null'],
+        ['fit', '--data.dict_kwargs.bands', 'all'],
+        ['map', 'c.ckpt', 'scenes', '--bands'],
+        ['map', '--bands', '--out', 'maps'],
+    ],
+)
+def test_other_bands_stay_as_they_are(words: list[str]) -> None:
+    assert _list_bands(words) == words
+
+
+def test_errors_are_a_sentence(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    flags = [
+        f'--config={CONFIGS / "pretrain_tiny.yaml"}',
+        '--data.paths=nowhere',
+        *TINY,
+    ]
+    with pytest.raises(SystemExit) as error:
+        main(['fit', *flags])
+    assert str(error.value).startswith("cmid-geo fit: no file matches 'nowhere'")
+    # Lightning repeats the words, where there are any in sys.argv
+    assert not [w for w in recwarn if 'args parameter' in str(w.message)]
+    monkeypatch.setenv('CMID_GEO_TRACEBACK', '1')
+    with pytest.raises(ValueError, match="^no file matches 'nowhere'"):
+        main(['fit', *flags])
+    monkeypatch.delenv('CMID_GEO_TRACEBACK')
+
+    def broken(**_: Any) -> None:
+        raise TypeError('a mistake of ours')
+
+    monkeypatch.setattr('cmid_geo.__main__.Command', broken)
+    with pytest.raises(TypeError, match='a mistake of ours'):
+        main(['fit', *flags])
+
+
+def test_an_error_of_one_process_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('cmid_geo.__main__.GRACE', 0.2)
+    monkeypatch.setattr(rank_zero_only, 'rank', 1)
+    with pytest.raises(SystemExit, match=r'^cmid-geo map \(process 1\): .*nowhere'):
+        main(['map', 'nowhere.ckpt', 'x.tif', '--out', 'maps'])
+
+
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_told_once(scenes: Path, folder: Path) -> None:
+    config = f'--config={CONFIGS / "pretrain_tiny.yaml"}'
+    words = ['fit', config, f'--data.paths={scenes}', *TINY, '--model.in_channels=4',
+             '--trainer.devices=2', '--trainer.strategy=ddp', '--model.queue_size=999']  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, '-m', 'cmid_geo', *words],
+        capture_output=True, text=True, check=False, env=os.environ | {'OMP_NUM_THREADS': '1'},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count('queue_size=999 is more than') == 1
+    assert 'Traceback' not in done.stderr and 'cmid-geo fit: ' in done.stderr

@@ -96,9 +96,6 @@ class SceneDataModule(GeoDataModule):
             zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
             skip_unreadable: Whether to go on, with a warning, without damaged files; each is then
                 read through once, to find damage before training does.
-
-        Raises:
-            ValueError: If an epoch is shorter than a batch.
         """
         super().__init__(
             SceneDataset,
@@ -125,7 +122,6 @@ class SceneDataModule(GeoDataModule):
         self.aug = self.scale
         self.limits: Limits | None = None
         self._limits: dict[torch.device, tuple[Limits, Tensor, Tensor]] = {}
-        self._check_length(1)
 
     def setup(self, stage: str) -> None:
         """Open the scenes, estimate the statistics and draw the chips, each once.
@@ -134,9 +130,12 @@ class SceneDataModule(GeoDataModule):
             stage: Either 'fit', 'validate', 'test' or 'predict'.
 
         Raises:
-            ValueError: If the scenes cannot be used, with what to do.
+            ValueError: If an epoch is shorter than a batch, or the scenes cannot be used, with what
+                to do.
         """
-        self._check_length(self.trainer.world_size if self.trainer else 1)
+        task = self.trainer.lightning_module if self.trainer else None
+        if stage != 'fit' or not getattr(task, 'tells_faults', False):
+            self._check_length(self.trainer.world_size if self.trainer else 1)
         scenes = self._open()
         if stage == 'fit':
             self.limits = None
@@ -230,15 +229,29 @@ class SceneDataModule(GeoDataModule):
             seed=seed + stream,
         )
 
-    def _check_length(self, processes: int) -> None:
-        """Refuse an epoch without a whole batch, of which training would silently see nothing."""
+    def faults(self, processes: int) -> list[str]:
+        """Tell what of this cannot be trained on: a task tells it with what it finds itself.
+
+        Args:
+            processes: That train.
+
+        Returns:
+            A sentence each, such as of an epoch without a whole batch, of which training would
+            silently see nothing.
+        """
         needed = self.batch_size * processes
-        if self.epoch_length < needed:
-            raise ValueError(
-                f'length={self.epoch_length} chips an epoch is less than a batch of {needed} '
-                f'(batch_size={self.batch_size} on {processes} processes): raise length to '
-                f'{needed} or more, or lower batch_size'
-            )
+        if self.epoch_length >= needed:
+            return []
+        fault = (
+            f'length={self.epoch_length} chips an epoch is less than a batch of {needed} '
+            f'(batch_size={self.batch_size} on {processes} processes): raise length to '
+            f'{needed} or more, or lower batch_size'
+        )
+        return [fault]
+
+    def _check_length(self, processes: int) -> None:
+        for fault in self.faults(processes):
+            raise ValueError(fault)
 
     def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
         """Make a loader; only training drops an incomplete last batch."""

@@ -174,3 +174,18 @@ def _band_order(band: str) -> tuple[int, str]:
     """Order bands as their sensor does: B8A between B08 and B09."""
     digits = re.search(r'\d+', band)
     return (int(digits.group()) if digits else 0, re.sub(r'\d', '', band))
+
+
+def printable(name: str) -> str:
+    """Make a name fit for a line of text: what cannot be printed is written as its escape.
+
+    Args:
+        name: Of a band, class or file, whatever is in it.
+
+    Returns:
+        The name with, say, backslash and n in the place of a line break.
+    """
+    return ''.join(
+        character if character.isprintable() else repr(character)[1:-1]
+        for character in name
+    )

@@ -7,9 +7,11 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Generator
 from http.client import HTTPException
 from pathlib import Path
@@ -26,6 +28,9 @@ from .files import MAGIC, write_atomically
 ATTEMPTS = 3
 #: Seconds without a byte after which a connection counts as broken.
 TIMEOUT = 60.0
+
+#: Environment variable that holds one or more hashes: files of other content are refused.
+PINNED = 'CMID_GEO_SHA256'
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +59,9 @@ def fetch(
 ) -> Path:
     """Find a checkpoint in the cache, or download it once.
 
-    The cache is torch's own, ``$TORCH_HOME/hub/checkpoints``. The content's hash is known or
-    else recorded beside the file when it first comes, as ``NAME.sha256``, and checked each
-    time. A download that is killed leaves a ``NAME.part``, from which the next one goes on
+    The cache is torch's own, ``$TORCH_HOME/hub/checkpoints``. The content's hash is known, or one
+    of those in ``$CMID_GEO_SHA256``, or else recorded beside the file when it first comes, as
+    ``NAME.sha256``, and checked each time. A download that is killed leaves a ``NAME.part``, from which the next one goes on
     if the server can; the name itself appears only when all has come. Processes that start
     together download once.
 
@@ -65,8 +70,8 @@ def fetch(
         name: Name of the file in the cache.
         sha256: Hash of the content in hexadecimal digits, where known.
         progress: Whether to show a progress bar.
-        check: Called with a file whose hash is neither known nor recorded yet: raises what
-            :func:`~cmid_geo.models.files.open_checkpoint` does if it is not worth keeping.
+        check: Called with a file whose hash is neither known nor recorded yet: raises ValueError
+            if it is not what it should be, and then nothing is recorded.
 
     Returns:
         Path of the file.
@@ -75,6 +80,9 @@ def fetch(
         ConnectionError: If the download fails: names the file to place by hand, and where.
         OSError: If the cache cannot be written.
         ValueError: If the content is no checkpoint, or not what it was known to be.
+
+    Warns:
+        UserWarning: If the content is trusted without being known, with its hash.
     """
     path = Path(torch.hub.get_dir()) / 'checkpoints' / name
     with _only_one(path):
@@ -193,25 +201,32 @@ def _refuse_other(part: Path, url: str) -> None:
 def _check_hash(
     file: Path, path: Path, known: str | None, check: Callable[[Path], object] | None
 ) -> None:
-    """Compare a file with what is known of it; where nothing is, check and remember it."""
+    """Compare a file with what is known of it; where nothing is, check, say and remember it."""
     record = path.with_name(f'{path.name}.sha256')
-    expected = known or (record.read_text().strip() if record.exists() else None)
+    pinned = [known] if known else re.findall(r'\w+', os.environ.get(PINNED, ''))
+    recorded = record.read_text().split() if record.exists() else []
     with open(file, 'rb') as opened:
         found = hashlib.file_digest(opened, 'sha256').hexdigest()
-    if expected is None:
+    if not (expected := [digest.lower() for digest in pinned or recorded]):
         if check is not None:
             check(file)
+        warnings.warn(
+            f'{path.name} is taken as it is: nobody told its hash, so only its tensors were looked at. '
+            f'From now on another content than this is refused; {PINNED}={found} does so elsewhere',
+            stacklevel=2,
+        )
         # A read-only cache is somebody else's to vouch for
         with contextlib.suppress(PermissionError):
             write_atomically(record, lambda beside: beside.write_text(found))
             logger.info('recorded the hash of %s: %s', path.name, found)
-    elif found != expected:
-        which = 'the one known' if known else f'the one recorded in {record}'
-        meant = (
-            '' if known else f'; delete {record} if the new file is the one you mean'
-        )
+    elif found not in expected:
+        which = 'the one known' if known else f'of {PINNED}'
+        meant = ''
+        if not pinned:
+            which = f'the one recorded in {record}'
+            meant = f'; delete {record} if the new file is the one you mean'
         raise ValueError(
-            f'{path.name} has the SHA-256 {found}, not {expected}, {which}: '
+            f'{path.name} has the SHA-256 {found}, not {" or ".join(expected)}, {which}: '
             + (
                 f'the file was changed or damaged, delete {path} to download it again{meant}'
                 if file == path

@@ -42,11 +42,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If the file is damaged, holds more than tensors and plain values, or is a
+        ValueError: If it is a URL, is damaged, holds more than tensors and plain values, or is a
             program of ONNX or TorchScript.
     """
-    path = Path(path)
+    given, path = path, Path(path)
     if not path.is_file():
+        refuse_url(given)
         raise FileNotFoundError(
             f'{path} is no file: check the path, or take the name of released weights'
         )
@@ -81,6 +82,23 @@ def open_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             'name, save model.state_dict()'
         )
     return dict(content)
+
+
+def refuse_url(path: Any) -> None:
+    """Refuse a checkpoint that is not a file here.
+
+    Args:
+        path: Where the checkpoint is.
+
+    Raises:
+        ValueError: If it is a URL.
+    """
+    # By the letters that Lightning goes by, so a folder 'http_runs' is refused with them
+    if str(path).startswith('http'):
+        raise ValueError(
+            f'{path} would be read as a URL, but checkpoints are read from files only: download it from '
+            'where you trust, and give the path of the file (./ before a name that begins so)'
+        )
 
 
 def _open_safetensors(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models._api import Weights
@@ -13,7 +14,13 @@ from torchvision.transforms import v2 as T
 
 from .download import fetch
 from .files import open_checkpoint, tensors_in
-from .released import convert_released_state_dict, convert_released_training_state
+from .names import is_computed
+from .networks import create_network
+from .released import (
+    convert_released_state_dict,
+    convert_released_training_state,
+    is_full,
+)
 
 # All of the authors' fine-tuning standardises by ImageNet's statistics, though pretraining
 # did not: https://doi.org/10.1109/TGRS.2023.3268232
@@ -70,6 +77,8 @@ class CMIDWeights(WeightsEnum):
         progress: bool = True,
         check_hash: bool = True,
         weights_only: bool = True,
+        *,
+        sha256: str | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """Get the backbone's tensors by timm's names, from the cache or the authors' server.
@@ -77,43 +86,72 @@ class CMIDWeights(WeightsEnum):
         Args:
             progress: Whether to show a progress bar.
             check_hash: Taken for TorchGeo's sake: the hash is checked in any case.
-            weights_only: Likewise: nothing but tensors is ever loaded.
-            **kwargs: Likewise, ignored.
+            weights_only: Taken for TorchGeo's sake: nothing but tensors is ever loaded.
+            sha256: Hash that the file must have, in hexadecimal digits; by default one of those in
+                ``$CMID_GEO_SHA256``, else the one it had when it first came.
+            **kwargs: Taken for TorchGeo's sake, ignored.
 
         Returns:
             Tensors that load into timm's network of ``meta['model']``.
 
         Raises:
             ConnectionError: If the file can neither be found nor downloaded.
-            ValueError: If the file is not what it was, or no checkpoint.
+            ValueError: If the file is not what it was, of another network, or no checkpoint.
         """
-        return convert_released_state_dict(self._read('backbone', progress))
+        return convert_released_state_dict(self._read('backbone', progress, sha256))
 
-    def get_training_state(self, progress: bool = True) -> dict[str, Tensor]:
+    def get_training_state(
+        self, progress: bool = True, *, sha256: str | None = None
+    ) -> dict[str, Tensor]:
         """Get all that pretraining goes on from, by the names of CMID's ``state_dict``.
 
         Args:
             progress: Whether to show a progress bar.
+            sha256: Hash that the file must have, see :meth:`get_state_dict`.
 
         Returns:
             Student, teacher, decoder, queue and centre.
 
         Raises:
             ConnectionError: If the file can neither be found nor downloaded.
-            ValueError: If the file is not what it was, or no checkpoint.
+            ValueError: If the file is not what it was, of another network, or no checkpoint.
         """
-        return convert_released_training_state(self._read('full', progress))
+        return convert_released_training_state(self._read('full', progress, sha256))
 
     def __reduce_ex__(self, proto: Any) -> tuple[Any, ...]:
         """Pickle by name: an equal copy of ``transforms`` is not equal to Python."""
         return getattr, (type(self), self.name)
 
-    def _read(self, kind: str, progress: bool) -> dict[str, Tensor]:
+    def _read(self, kind: str, progress: bool, sha256: str | None) -> dict[str, Tensor]:
         url, known = self.url, self.meta['sha256']
         if kind == 'full':
             url, known = self.meta['full_url'], self.meta['full_sha256']
-        file = fetch(url, self.file_name(kind), known, progress, _read_tensors)
+
+        def check(file: Path) -> None:
+            fault = self._find_fault(_read_tensors(file), kind)
+            if fault:
+                raise ValueError(
+                    f'{file} {fault}, so it is not the {kind} file of {self}: delete it, and place what '
+                    f'{url} gives as {self.file_name(kind)}'
+                )
+
+        file = fetch(url, self.file_name(kind), sha256 or known, progress, check)
         return _read_tensors(file)
+
+    def _find_fault(self, tensors: dict[str, Tensor], kind: str) -> str | None:
+        """Tell by names and shapes what cannot be the file of a kind."""
+        if is_full(tensors) != (kind == 'full'):
+            is_one = 'has' if kind == 'backbone' else 'lacks'
+            return f'{is_one} what pretraining goes on from'
+        given = convert_released_state_dict(tensors)
+        with torch.device('meta'):
+            own = create_network(self.meta['model']).state_dict()
+        for name, tensor in own.items():
+            if is_computed(name) or name.endswith('num_batches_tracked'):
+                continue
+            if name not in given or given[name].shape != tensor.shape:
+                return f'has no {name} of {tuple(tensor.shape)}, as {self.meta["model"]} has'
+        return None
 
     def file_name(self, kind: str = 'backbone') -> str:
         """Name of a file in the cache: the addresses hold none.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..models.backbones import CELL
 from ..tasks import CMID
+from ..tasks.restoring import Restored
 from .layers import Layer
 from .opening import Backbone, evaluating, open_task
 from .outcome import Outcome, Output, backbone_of, outcome_of
@@ -25,7 +26,7 @@ from .sources import SceneSource
 from .turns import Turning, turns_of
 
 
-class SceneMapper(LightningModule):
+class SceneMapper(Restored, LightningModule):
     """A task, or a backbone, as it looks at windows of scenes.
 
     Raw values are scaled by what the task carries; where there is no data it sees what it saw in

@@ -99,21 +99,38 @@ def open_task(checkpoint: str | os.PathLike[str]) -> nn.Module:
         kind = _kind(content)
         if kind is not None:
             return _rebuild(kind, content, os.fspath(checkpoint)).eval()
-    return Backbone(checkpoint).eval()
+    try:
+        return Backbone(checkpoint).eval()
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f'{checkpoint} names a backbone but does not fit it ({_first_line(error)}): export it anew '
+            'with cmid-geo export'
+        ) from error
 
 
 def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
     """The task's arguments, without what Lightning adds for its command line."""
-    given = content.get('hyper_parameters') or {}
-    return {name: value for name, value in given.items() if name[0] != '_'}
+    given = content.get('hyper_parameters')
+    given = given if isinstance(given, Mapping) else {}
+    return {
+        name: value
+        for name, value in given.items()
+        if isinstance(name, str) and not name.startswith('_')
+    }
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says first; of one that says nothing its kind."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _kind(content: Mapping[str, Any]) -> Any:
     """Tell which of our tasks saved a checkpoint; None for none of them."""
     about = content.get('hyper_parameters')
-    if 'pytorch-lightning_version' not in content or not about:
+    if 'pytorch-lightning_version' not in content or not isinstance(about, Mapping):
         return None
-    name = content.get(KIND) or about.get('_class_path', '').rpartition('.')[2]
+    # A name alone: whatever else stands there is not imported
+    name = content.get(KIND) or str(about.get('_class_path', '')).rpartition('.')[2]
     given = set(_arguments(content)) - {'weights'}
     for kind in TASKS:
         # Before tasks named themselves, arguments did: no two have the same
@@ -129,10 +146,11 @@ def _rebuild(kind: Any, content: Mapping[str, Any], path: str) -> nn.Module:
     try:
         task = kind(**{k: v for k, v in given.items() if k != 'weights'})
         task.load_state_dict(content['state_dict'])
-    except (TypeError, RuntimeError, KeyError) as error:
+    # What is off in a damaged or foreign file may raise anything
+    except Exception as error:
         raise ValueError(
             f'{path} is a checkpoint of {kind.__name__} but does not fit it '
-            f'({str(error).splitlines()[0]}): open it with the version of cmid_geo that wrote it'
+            f'({_first_line(error)}): open it with the version of cmid_geo that wrote it'
         ) from error
     return task
 

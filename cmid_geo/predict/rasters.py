@@ -9,13 +9,14 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
+from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
 from rasterio import shutil  # ty: ignore
 from rasterio.windows import Window
 
+from ..datasets.filenames import printable
 from ..datasets.grids import Grid
 from ..datasets.rasters import make_window
 from .layers import Layer
@@ -157,10 +158,10 @@ class RasterFile:
     def _describe(self, about: dict[str, Any] | None) -> None:
         layer, file = self.layer, self._file
         for band, name in enumerate(layer.names, 1):
-            file.set_band_description(band, name)
+            file.set_band_description(band, printable(name))
         if about is not None:
             file.update_tags(**{ABOUT: json.dumps(about, sort_keys=True)})
-        named = {f'class_{i}': name for i, name in enumerate(layer.classes)}
+        named = {f'class_{i}': printable(name) for i, name in enumerate(layer.classes)}
         for band in range(1, layer.count + 1 if named else 1):
             file.update_tags(band, **named)
         if layer.count == 1 and layer.colours and layer.dtype == 'uint8':
@@ -221,13 +222,15 @@ def is_cut_off(path: Path) -> bool:
 
 def _write_names(path: Path, layer: Layer) -> None:
     """Name the classes where GDAL and QGIS look for names: GeoTIFF itself has no place for them."""
-    names = ''.join(f'<Category>{escape(name)}</Category>' for name in layer.classes)
-    bands = ''.join(
-        f'<PAMRasterBand band="{band}"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
-        for band in range(1, layer.count + 1)
+    root = ElementTree.Element('PAMDataset')
+    for band in range(1, layer.count + 1):
+        about = ElementTree.SubElement(root, 'PAMRasterBand', band=str(band))
+        names = ElementTree.SubElement(about, 'CategoryNames')
+        for name in layer.classes:
+            ElementTree.SubElement(names, 'Category').text = printable(name)
+    ElementTree.ElementTree(root).write(
+        path.with_name(f'{path.name}.aux.xml'), 'utf-8', xml_declaration=True
     )
-    side = path.with_name(f'{path.name}.aux.xml')
-    side.write_text(f'<PAMDataset>{bands}</PAMDataset>\n')
 
 
 def _window(rows: tuple[int, int], cols: tuple[int, int]) -> Window:

@@ -120,6 +120,7 @@ class Downstream(Values):
 
     def setup(self, stage: str) -> None:
         """Take the values' meaning from the datamodule, before anything is restored."""
+        super().setup(stage)
         datamodule = getattr(self.trainer, 'datamodule', None)
         if stage == 'fit' and datamodule is not None:
             self.learn_limits(datamodule)

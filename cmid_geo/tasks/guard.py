@@ -21,16 +21,34 @@ def check_data(datamodule: Any, parameters: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If bands or sizes do not fit.
     """
+    faults = []
     statistics = getattr(datamodule, 'statistics', None)
     if statistics is not None:
-        check_bands(len(statistics.low), parameters['in_channels'])
+        faults += _band_faults(len(statistics.low), parameters['in_channels'], 'CMID')
     patch = getattr(datamodule, 'patch_size', None)
     sides = (patch,) if isinstance(patch, int) else tuple(patch or ())
     if sides and min(sides) < parameters['size']:
-        raise ValueError(
+        faults.append(
             f'chips are {min(sides)} pixels but views need {parameters["size"]}: raise '
             'SceneDataModule(patch_size=...) or lower CMID(size=...)'
         )
+    refuse(faults)
+
+
+def refuse(faults: list[str]) -> None:
+    """Refuse for all reasons at once: mended one by one, each would cost another start.
+
+    Args:
+        faults: A sentence each.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if len(faults) == 1:
+        raise ValueError(faults[0])
+    if faults:
+        listed = '\n'.join(f'- {fault}' for fault in faults)
+        raise ValueError(f'{len(faults)} things are in the way:\n{listed}')
 
 
 def check_bands(bands: int, expected: int, task: str = 'CMID') -> None:
@@ -44,11 +62,18 @@ def check_bands(bands: int, expected: int, task: str = 'CMID') -> None:
     Raises:
         ValueError: If they differ.
     """
-    if bands != expected:
-        raise ValueError(
-            f'the data have {bands} bands but {task}(in_channels={expected}): pass in_channels={bands}, '
-            'or choose bands with SceneDataModule(bands=[...])'
-        )
+    refuse(_band_faults(bands, expected, task))
+
+
+def _band_faults(bands: int, expected: int, task: str) -> list[str]:
+    """Tell if there are other bands than the network takes."""
+    if bands == expected:
+        return []
+    fault = (
+        f'the data have {bands} bands but {task}(in_channels={expected}): pass in_channels={bands}, '
+        'or choose bands with SceneDataModule(bands=[...])'
+    )
+    return [fault]
 
 
 def check_batch(batch: Any, bands: int, task: str = 'CMID') -> None:

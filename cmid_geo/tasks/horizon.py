@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .guard import refuse
+
 
 @dataclass(frozen=True)
 class Horizon:
@@ -39,8 +41,9 @@ class Horizon:
             The run in steps.
 
         Raises:
-            ValueError: If the run has no end, its epochs no length, or if it is shorter than
-                the warm-up or its epochs smaller than the queue.
+            ValueError: If the run has no end, its epochs no length, or for all of these at once:
+                if it is shorter than the warm-up, its epochs smaller than the queue, or than what
+                the datamodule needs.
         """
         total = trainer.estimated_stepping_batches
         if math.isinf(total):
@@ -53,41 +56,60 @@ class Horizon:
         accumulated = trainer.accumulate_grad_batches
         loader: Any = trainer.train_dataloader
         each = _batch_size(loader) * trainer.world_size
-        batches = trainer.num_training_batches
+        # Without a whole batch: as many as there will be when that is mended
+        batches = trainer.num_training_batches or 1
+        if not trainer.num_training_batches and trainer.max_epochs > 0:
+            limits = (trainer.max_epochs, trainer.max_steps)
+            total = min(limit for limit in limits if limit > 0)
         epoch = batches / accumulated
         horizon = cls(
             total=int(total),
             warmup=_steps('warmup', parameters, epoch),
             temperature=_steps('teacher_temp', parameters, epoch),
             batch=each * accumulated,
-            chips=_length(loader) * each,
+            chips=(_length(loader) or 1) * each,
         )
+        faults = _data_faults(trainer, each)
         # One batch to try the wiring is no run to judge by
         if not trainer.fast_dev_run:
-            horizon.check(parameters)
+            faults += horizon.faults(parameters)
+        refuse(faults)
         return horizon
 
-    def check(self, parameters: Mapping[str, Any]) -> None:
-        """Refuse schedules and queues that do not fit the run.
+    def faults(self, parameters: Mapping[str, Any]) -> list[str]:
+        """Tell which schedules and queues do not fit the run.
 
         Args:
             parameters: The task's.
 
-        Raises:
-            ValueError: If one does not.
+        Returns:
+            A sentence each.
         """
+        faults = []
         if self.warmup > self.total:
-            raise ValueError(
+            faults.append(
                 f'the warm-up of {self.warmup} steps is longer than the run of {self.total}: lower '
                 'CMID(warmup_epochs=...) or CMID(warmup_steps=...), or raise Trainer(max_epochs=...)'
             )
         queue, keys = parameters['queue_size'], 2 * self.chips
         if queue > keys:
-            raise ValueError(
+            faults.append(
                 f'queue_size={queue} is more than the {keys:.0f} keys of an epoch, two for each of '
                 f'{self.chips:.0f} chips: a chip would meet its own old keys as negatives. Lower '
                 f'CMID(queue_size={keys:.0f}) or raise SceneDataModule(length={math.ceil(queue / 2)})'
             )
+        return faults
+
+
+def _data_faults(trainer: Any, batch: int) -> list[str]:
+    """Tell what is in the way of training on the data, as their datamodule knows it."""
+    told = getattr(trainer.datamodule, 'faults', None)
+    faults = told(trainer.world_size) if callable(told) else []
+    if not trainer.num_training_batches and not faults:
+        faults = [
+            f'the data hold no whole batch of {batch} chips: lower the batch size, or give more data'
+        ]
+    return faults
 
 
 def _steps(schedule: str, parameters: Mapping[str, Any], epoch: float) -> int:

@@ -41,6 +41,8 @@ class Pretraining(Values):
 
     ignore = ('weights', 'augmentations')
     monitor = 'train_loss'
+    #: Whether it tells its datamodule's faults with its own, all at once.
+    tells_faults = True
 
     student: Encoder
     teacher: Encoder
@@ -63,6 +65,7 @@ class Pretraining(Values):
 
     def setup(self, stage: str) -> None:
         """Take the values' meaning from the datamodule, before anything is restored."""
+        super().setup(stage)
         if stage != 'fit':
             return
         strategy = self.trainer.strategy

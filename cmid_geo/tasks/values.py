@@ -12,9 +12,10 @@ from torchgeo.tasks import BaseTask
 
 from ..models.sources import KIND
 from .guard import check_bands
+from .restoring import Restored
 
 
-class Values(BaseTask):
+class Values(Restored, BaseTask):
     """A task that carries the meaning of the values it was trained on.
 
     Raw values *low* and *high* of each band stand for 0 and 1, *mean* and *std* standardise what

@@ -145,7 +145,7 @@ def test_bad_input(folder: Path) -> None:
     with pytest.raises(
         ValueError, match=r'length=8 .*batch of 64 .*raise length to 64'
     ):
-        SceneDataModule(str(folder), length=8)
+        SceneDataModule(str(folder), length=8).setup('fit')
     dm = SceneDataModule(str(folder), 101, 8, 4)
     with pytest.raises(
         ValueError, match=r'100x80.*lower the size of the chips \(patch_size'

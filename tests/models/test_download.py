@@ -4,12 +4,16 @@
 """A served file goes through download, cache, interruption, change and the lack of a network."""
 
 import hashlib
+import io
 import multiprocessing
 import os
+import re
 import threading
+import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -221,9 +225,7 @@ def test_a_bad_file_placed_by_hand_is_not_remembered(
     with pytest.raises(ValueError, match='truncated, damaged or no checkpoint'):
         CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()
     place.write_bytes(served.content)
-    assert list(CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()) == [
-        'conv1.weight'
-    ]
+    assert len(CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()) == 120
 
 
 def test_a_bad_file_served_is_not_kept(served: Server, cache: Path) -> None:
@@ -231,9 +233,60 @@ def test_a_bad_file_served_is_not_kept(served: Server, cache: Path) -> None:
     with pytest.raises(ValueError, match='truncated, damaged or no checkpoint'):
         CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()
     served.content = whole
-    assert list(CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()) == [
-        'conv1.weight'
-    ]
+    assert len(CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()) == 120
+
+
+@pytest.mark.parametrize('wrong', ['network', 'shape', 'kind'])
+@pytest.mark.parametrize('placed', [True, False])
+def test_a_wrong_first_file_does_not_stand_in_the_way_of_the_right_one(
+    wrong: str, placed: bool, served: Server, cache: Path
+) -> None:
+    member, right = CMIDResNet50_Weights.MILLIONAID_RGB, served.content
+    state = shapes_of('resnet34' if wrong == 'network' else 'resnet18')
+    if wrong == 'network':
+        del state['layer1.0.conv1.weight']
+    elif wrong == 'shape':
+        state['conv1.weight'] = state['conv1.weight'][:, :1]
+    else:
+        state = {f'online_encoder.model.{name}': t for name, t in state.items()}
+    served.content = as_file(state)
+    if placed:
+        cache.mkdir(parents=True)
+        (cache / member.file_name()).write_bytes(served.content)
+    cure = rf'not the backbone file of {member}: delete it, and place what {re.escape(served.url)}'
+    with pytest.raises(ValueError, match=cure):
+        member.get_state_dict()
+    assert not list(cache.glob('*.sha256'))
+    (cache / member.file_name()).unlink(missing_ok=True)
+    served.content, served.etag = right, '"right"'
+    assert len(member.get_state_dict()) == 120
+
+
+def test_a_first_file_that_nobody_knows_is_told_of(served: Server, cache: Path) -> None:
+    found = hashlib.sha256(served.content).hexdigest()
+    match = f'millionaid_rgb_backbone.pth is taken as it is.*CMID_GEO_SHA256={found}'
+    with pytest.warns(UserWarning, match=match):
+        CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()
+
+
+def test_hashes_are_pinned(
+    served: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = CMIDResNet50_Weights.MILLIONAID_RGB
+    found = hashlib.sha256(served.content).hexdigest()
+    with pytest.raises(ValueError, match='not 00ff, the one known'):
+        member.get_state_dict(sha256='00ff')
+    monkeypatch.setenv('CMID_GEO_SHA256', '00ff,11ee')
+    with pytest.raises(ValueError, match='not 00ff or 11ee, of CMID_GEO_SHA256'):
+        member.get_state_dict()
+    assert not (cache / member.file_name()).exists()
+    monkeypatch.setenv('CMID_GEO_SHA256', f'00ff {found.upper()}')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(member.get_state_dict()) == 120
 
 
 def killed(url: str, folder: str) -> None:
@@ -280,9 +333,26 @@ def test_processes_that_start_together_download_once(
 
 @pytest.fixture
 def served(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The authors' server, as far as the enums know."""
-    monkeypatch.setattr(CMIDResNet50_Weights.MILLIONAID_RGB.value, 'url', server.url)
+    """The authors' server, as far as the enums know; of a smaller network."""
+    member = CMIDResNet50_Weights.MILLIONAID_RGB
+    monkeypatch.setattr(member.value, 'url', server.url)
+    monkeypatch.setitem(member.meta, 'model', 'resnet18')
+    server.content = as_file(shapes_of('resnet18'))
     return server
+
+
+def as_file(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def shapes_of(model: str, fill: float = 0.0) -> dict[str, torch.Tensor]:
+    """A network's tensors, each of one number: files of a few kilobytes."""
+    with torch.device('meta'):
+        state = timm.create_model(model, num_classes=0).state_dict()
+    one = torch.tensor(fill)
+    return {name: one.to(t.dtype).expand(t.shape) for name, t in state.items()}
 
 
 def test_the_enum_downloads_converts_and_loads(
@@ -309,10 +379,8 @@ def test_without_a_network_the_file_to_place_is_named(
     with pytest.raises(ConnectionError, match=f'refused.*place it as {place}'):
         CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()
     # Placed by hand it is used, and remembered from then on
-    torch.save({'conv1.weight': torch.zeros(1)}, place)
-    assert list(CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()) == [
-        'conv1.weight'
-    ]
-    torch.save({'conv1.weight': torch.ones(1)}, place)
+    torch.save(shapes_of('resnet18'), place)
+    assert len(CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()) == 120
+    torch.save(shapes_of('resnet18', 1.0), place)
     with pytest.raises(ValueError, match='changed or damaged'):
         CMIDResNet50_Weights.MILLIONAID_RGB.get_state_dict()

@@ -13,6 +13,7 @@ import timm
 import torch
 import torchvision
 from chips import SMALL
+from placing import place
 from released_swin import ReleasedSwin
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -129,9 +130,8 @@ class Bench:
             released = timm.create_model(name, num_classes=0).eval().state_dict()
         enum = CMIDSwinB_Weights if family == 'swin' else CMIDResNet50_Weights
         cache = folder / 'hub' / 'checkpoints'
-        cache.mkdir(parents=True)
         # Placed by hand, as on a machine without a network
-        torch.save(released, cache / enum.MILLIONAID_RGB.file_name())
+        place(cache / enum.MILLIONAID_RGB.file_name(), released)
         save('released.pth', released)
         save(
             'full.pth',

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from chips import SMALL
+from placing import place
 from released_swin import ReleasedSwin
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
@@ -146,11 +147,10 @@ def test_released_weights_by_name_restore_pretraining(
 ) -> None:
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     cache = tmp_path / 'hub' / 'checkpoints'
-    cache.mkdir(parents=True)
     old = disturbed(make_task())
-    torch.save(
-        {'model': as_released(old)},
+    place(
         cache / CMIDResNet50_Weights.MILLIONAID_RGB.file_name('full'),
+        {'model': as_released(old)},
     )
     for weights in (
         CMIDResNet50_Weights.MILLIONAID_RGB,

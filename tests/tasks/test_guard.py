@@ -16,6 +16,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
+from cmid_geo.datamodules import SceneDataModule
+from cmid_geo.datasets import write_synthetic_scenes
 from cmid_geo.evaluation import CollapseAlarm
 from cmid_geo.tasks import CMID
 from cmid_geo.tasks.guard import check_batch, check_data
@@ -62,6 +64,29 @@ def test_no_decay_of_biases_and_norms(
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:
             assert (id(parameter) in without) == (parameter.ndim == 1), name
+
+
+def test_all_that_is_in_the_way_is_told_at_once(
+    make_task: Make, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    write_synthetic_scenes(tmp_path, scenes=1, size=192)
+    data = SceneDataModule(str(tmp_path / 'images'), 64, length=3, batch_size=4)
+    task = make_task(in_channels=4, queue_size=33, warmup_steps=None)
+    with pytest.raises(ValueError) as caught:
+        make_trainer(max_epochs=2).fit(task, data)
+    first, *faults = str(caught.value).splitlines()
+    assert first == '3 things are in the way:'
+    # As if the first were mended
+    assert 'raise length to 4' in faults[0]
+    assert 'warm-up of 10 steps is longer than the run of 2' in faults[1]
+    assert 'queue_size=33 is more than the 8 keys' in faults[2]
+    assert 'length=17' in faults[2]
+
+
+def test_data_without_a_whole_batch(make_task: Make, make_trainer: Trainers) -> None:
+    loader = DataLoader(Chips(3), batch_size=4, drop_last=True)
+    with pytest.raises(ValueError, match='^the data hold no whole batch of 4 chips'):
+        make_trainer(max_epochs=2).fit(make_task(queue_size=8), loader)
 
 
 class Endless(IterableDataset):
@@ -114,6 +139,9 @@ def test_data_that_do_not_fit() -> None:
     ):
         check_data(SimpleNamespace(patch_size=(256, 200)), task)
     check_data(SimpleNamespace(patch_size=224), task)
+    four.patch_size = 200
+    with pytest.raises(ValueError, match=r'(?s)2 things.*4 bands.*200 pixels'):
+        check_data(four, task)
 
 
 @pytest.mark.parametrize('scale', [255.0, -1.0, math.nan])
