@@ -67,7 +67,7 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         bands: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        global_pool: Literal['token', 'avg'] | None = None,
+        global_pool: str | None = None,
     ) -> None:
         """Initialize a new Classification instance.
 
