@@ -93,9 +93,9 @@ def test_bad_scenes_do_not_stop_the_others(
     printed = capsys.readouterr().out
     assert '3 maps made, 0 were there already, 3 scenes failed:' in printed
     for name, why in (
-        ('text.tif', 'cannot read'),
+        ('text.tif', 'cannot be read'),
         ('bands.tif', 'has 3 bands'),
-        ('big.tif', 'cannot read'),
+        ('big.tif', 'cannot be read'),
     ):
         assert any(name in line and why in line for line in printed.splitlines())
     made = {name for name in names(tmp_path / 'maps') if 'xml' not in name}
@@ -120,7 +120,7 @@ def test_a_map_that_was_made_otherwise_is_kept(
     (tmp_path / 'maps/one.tif').write_text('something else')
     assert 'was made otherwise' in str(map_scenes(checkpoint, scene, out, size=64))
     truncate(write(scenes / 'one.tif', noise(2, 90, 120)))
-    assert 'cannot read' in str(map_scenes(checkpoint, scene, out, size=64))
+    assert 'cannot be read' in str(map_scenes(checkpoint, scene, out, size=64))
 
 
 def test_masks_beside_scenes_and_other_meanings_count(
