@@ -304,7 +304,8 @@ def _describe(path: str, handle: DatasetReader, file_crs: CRS | None) -> Raster:
         ),
         declares_nodata=any(handle.nodatavals[i - 1] is not None for i in indexes),
         alpha=alpha,
-        has_mask=MaskFlags.per_dataset in flags and not alpha,
+        # A band that is no alpha after all is no mask either
+        has_mask=MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
     )
 
 

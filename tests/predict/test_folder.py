@@ -95,7 +95,7 @@ def test_bad_scenes_do_not_stop_the_others(
     for name, why in (
         ('text.tif', 'cannot be read'),
         ('bands.tif', 'has 3 bands'),
-        ('big.tif', 'cannot be read'),
+        ('big.tif', 'cannot read'),
     ):
         assert any(name in line and why in line for line in printed.splitlines())
     made = {name for name in names(tmp_path / 'maps') if 'xml' not in name}
@@ -265,3 +265,40 @@ def test_bad_words(
         main(['map', *(checkpoint if word == 'CKPT' else word for word in words)])
     assert stop.value.code not in (0, None)
     assert message in f'{stop.value} {capsys.readouterr().err}'
+
+
+def test_what_files_do_not_say(tmp_path: Path, scenes: Path, checkpoint: str) -> None:
+    data = noise(2, 90, 90)
+    data[:, :10] = 250
+    write(scenes / 'one.tif', data, crs=None)
+    words = [
+        'map',
+        checkpoint,
+        str(scenes / 'one.tif'),
+        '--size=64',
+        f'--out={tmp_path / "maps"}',
+    ]
+    with pytest.raises(SystemExit):
+        main(words)
+    main([*words, '--file_crs=EPSG:32633', '--nodata=250'])
+    found = read(tmp_path / 'maps/one.tif')[0]
+    assert (found[:10] == 255).all() and (found[10:] != 255).all()
+    with rasterio.open(tmp_path / 'maps/one.tif') as file:
+        assert file.crs == 'EPSG:32633'
+    # Once more it is there; with other settings it is another map
+    scene, out = [str(scenes / 'one.tif')], str(tmp_path / 'maps')
+    tally = map_scenes(checkpoint, scene, out, 64, file_crs='EPSG:32633', nodata=250)
+    assert len(tally.skipped) == 1
+    tally = map_scenes(checkpoint, scene, out, 64, file_crs='EPSG:32632')
+    assert '(file_crs, nodata differ)' in str(tally)
+    with pytest.raises(ValueError, match="file_crs='nowhere' is no"):
+        map_scenes(checkpoint, scene, out, 64, file_crs='nowhere')
+
+
+def test_bands_of_a_scene_without_crs_are_one_scene(tmp_path: Path) -> None:
+    for band in ('B02', 'B03'):
+        write(tmp_path / f'in/x_{band}.tif', noise(1, 50, 50), crs=None)
+    tasks = list_tasks(
+        [str(tmp_path / 'in')], tmp_path / 'out', 1, '.tif', 'EPSG:32633'
+    )
+    assert [len(task.dates[0]) for task in tasks] == [2]
