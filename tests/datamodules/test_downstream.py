@@ -63,7 +63,7 @@ def test_segmentation_end_to_end(scenes: Path) -> None:
     task = SemanticSegmentation(
         'unet', 'test_resnet', in_channels=4, num_classes=2, ignore_index=255, lr=3e-3
     )
-    trainer = Trainer(**(QUIET | {'max_epochs': 3}))
+    trainer = Trainer(**(QUIET | {'max_epochs': 6}))
     trainer.fit(task, dm)
     (scores,) = trainer.test(task, dm, verbose=False)
     assert scores['test_OverallAccuracy'] > 0.9
