@@ -132,7 +132,34 @@ def test_no_asserts_and_no_missing_docstrings(path: Path) -> None:
             assert inner or ast.get_docstring(node), node.name
 
 
+#: Files that read back what they wrote themselves, under a name of their own.
+OWN = ('predict/rasters.py',)
+
+
+def reads(tree: ast.AST) -> list[int]:
+    """Lines that open a raster to read it, other than by the opener that knows what is safe."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            mode = [a.value for a in node.args[1:2] if isinstance(a, ast.Constant)]
+            if name.endswith('DatasetReader') or (
+                name == 'rasterio.open' and mode != ['w']
+            ):
+                found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize('path', TREES, ids=str)
+def test_rasters_are_opened_in_one_place(path: Path) -> None:
+    if path.as_posix() not in (*OWN, 'datasets/rasters.py'):
+        assert not reads(TREES[path])
+        assert 'rasterio_loader' not in (PACKAGE / path).read_text()
+
+
 def test_the_laws_have_teeth() -> None:
+    assert reads(ast.parse('rasterio.open(path)')) == [1]
+    assert not reads(ast.parse("rasterio.open(path, 'w', driver='GTiff')"))
     tree = ast.parse(
         'import kornia.augmentation\nfrom ..tasks import CMID\nfrom . import x'
     )

@@ -58,6 +58,8 @@ class ChangeDataModule(SceneDataModule):
         band_regex: str = DEFAULT_BAND_REGEX,
         date_regex: str = DEFAULT_DATE_REGEX,
         zero_is_nodata: bool = False,
+        nodata: float | None = None,
+        file_crs: str | None = None,
     ) -> None:
         """Initialize a new ChangeDataModule instance.
 
@@ -90,6 +92,9 @@ class ChangeDataModule(SceneDataModule):
             band_regex: Finds the band in the names of single-band files, in a group ``band``.
             date_regex: With *root*, finds the date in file names, in a group ``date``.
             zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
+            nodata: Fill value that files do not declare, such as 255 around a scene: pixels that have
+                it in all bands are invalid. Files that declare one keep theirs.
+            file_crs: The CRS of files that state none, such as EPSG:32633.
 
         Raises:
             ValueError: If an epoch is shorter than a batch, or the share is none.
@@ -105,7 +110,7 @@ class ChangeDataModule(SceneDataModule):
             )
         self.shared: dict[str, Any] = {
             'bands': bands, 'band_regex': band_regex, 'date_regex': date_regex,
-            'zero_is_nodata': zero_is_nodata,
+            'zero_is_nodata': zero_is_nodata, 'nodata': nodata, 'file_crs': file_crs,
         }  # fmt: skip
         self.options: dict[str, Any] = self.shared | {
             'root': root, 'before': before, 'after': after, 'masks': masks,

@@ -70,6 +70,8 @@ class SceneDataModule(GeoDataModule):
         date_regex: str = DEFAULT_DATE_REGEX,
         zero_is_nodata: bool = False,
         skip_unreadable: bool = False,
+        nodata: float | None = None,
+        file_crs: str | None = None,
     ) -> None:
         """Initialize a new SceneDataModule instance.
 
@@ -94,8 +96,12 @@ class SceneDataModule(GeoDataModule):
             band_regex: Finds the band in the names of single-band files, in a group ``band``.
             date_regex: Finds the date in file names, in a group ``date``.
             zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
-            skip_unreadable: Whether to go on, with a warning, without damaged files; each is then
-                read through once, to find damage before training does.
+            skip_unreadable: Whether to go on, with a warning, without files that cannot be used, be
+                they damaged, without CRS or place, or of other bands; each is then read through
+                once, to find damage before training does.
+            nodata: Fill value that files do not declare, such as 255 around a scene: pixels that have
+                it in all bands are invalid. Files that declare one keep theirs.
+            file_crs: The CRS of files that state none, such as EPSG:32633.
         """
         super().__init__(
             SceneDataset,
@@ -110,6 +116,8 @@ class SceneDataModule(GeoDataModule):
             date_regex=date_regex,
             zero_is_nodata=zero_is_nodata,
             skip_unreadable=skip_unreadable,
+            nodata=nodata,
+            file_crs=file_crs,
         )
         self.paths, self.val_paths = paths, val_paths
         self.dates, self.min_valid, self.seed = dates, min_valid, seed

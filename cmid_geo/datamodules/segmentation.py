@@ -53,6 +53,8 @@ class SegmentationDataModule(SceneDataModule):
         crs: str | None = None,
         res: float | tuple[float, float] | None = None,
         zero_is_nodata: bool = False,
+        nodata: float | None = None,
+        file_crs: str | None = None,
     ) -> None:
         """Initialize a new SegmentationDataModule instance.
 
@@ -81,6 +83,9 @@ class SegmentationDataModule(SceneDataModule):
             crs: Coordinate reference system, such as EPSG:32633; the first image's by default.
             res: Pixel size in units of *crs*; the first image's by default.
             zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
+            nodata: Fill value that files do not declare, such as 255 around a scene: pixels that have
+                it in all bands are invalid. Files that declare one keep theirs.
+            file_crs: The CRS of files that state none, such as EPSG:32633.
 
         Raises:
             ValueError: If an epoch is shorter than a batch, or masks come without images.
@@ -99,6 +104,8 @@ class SegmentationDataModule(SceneDataModule):
             crs=crs,
             res=res,
             zero_is_nodata=zero_is_nodata,
+            nodata=nodata,
+            file_crs=file_crs,
         )
         self.held = {'val': (val_images, val_masks), 'test': (test_images, test_masks)}
         for split, (held_images, held_masks) in self.held.items():
@@ -163,7 +170,10 @@ class SegmentationDataModule(SceneDataModule):
         return batch
 
     def _open_masks(self, paths: Any, scenes: SceneDataset) -> MaskDataset:
-        return MaskDataset(paths, self.ignore_index, crs=scenes.crs, res=scenes.res)
+        return MaskDataset(
+            paths, self.ignore_index, crs=scenes.crs, res=scenes.res,
+            file_crs=self.kwargs['file_crs'],
+        )  # fmt: skip
 
     def _training_chips(self, labelled: LabelledScenes) -> Any:
         """Random windows, or draws from the few that are labelled."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 import torch
 from matplotlib.figure import Figure
 from rasterio.enums import ColorInterp, Resampling
@@ -21,6 +20,7 @@ from torchgeo.datasets.utils import Sample
 
 from ..pictures import boxes_figure
 from .annotations import boxes_by_image, read_coco
+from .rasters import open_raster
 from .statistics import BandStatistics
 
 #: Images, and pixels of each, that statistics are estimated from, at most.
@@ -285,7 +285,7 @@ def _opened(path: Path) -> Generator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
+            with open_raster(str(path)) as file:
                 yield file
     except (RasterioError, OSError) as error:
         raise ValueError(

@@ -5,16 +5,19 @@
 
 import functools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from affine import Affine
+from pyproj import CRS
+from pyproj.exceptions import ProjError
 
 from .filenames import group_bands, parse_dates
-from .grids import Grid, fit_grid, same_crs, whole_offset
-from .rasters import Raster, UnreadableError, describe_raster
+from .grids import Grid, fit_grid, natural_res, same_crs, whole_offset
+from .rasters import Raster, UnreadableError, as_dtype, describe_raster
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Scene:
         stop: Last instant of the date, likewise.
         needs_warp: Whether CRS, resolution or orientation differ from the dataset's.
         zero_is_nodata: Whether a pixel with 0 in all bands is invalid.
+        fill: A pixel with this value in all bands is invalid; None for no value.
     """
 
     rasters: tuple[Raster, ...]
@@ -39,6 +43,7 @@ class Scene:
     stop: pd.Timestamp
     needs_warp: bool
     zero_is_nodata: bool
+    fill: float | int | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -91,7 +96,44 @@ class Scene:
         """Whether a pixel inside the scene can be invalid."""
         oblique = self.needs_warp  # corners of the grid may lie outside the file
         declared = any(raster.may_be_invalid for raster in self.rasters)
-        return oblique or declared or self.zero_is_nodata
+        return oblique or declared or bool(self.fills)
+
+    @property
+    def fills(self) -> tuple[float | int, ...]:
+        """Values that mean no data where all bands have them."""
+        zero = (0,) if self.zero_is_nodata else ()
+        return zero if self.fill is None else (*zero, self.fill)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a user says of files that do not say it themselves.
+
+    Attributes:
+        zero_is_nodata: Whether a pixel with 0 in all bands is invalid.
+        nodata: Value that, in all bands, means no data in files that declare none.
+        crs: Coordinate reference system of files that state none.
+    """
+
+    zero_is_nodata: bool = False
+    nodata: float | None = None
+    crs: CRS | str | None = None
+
+    def __post_init__(self) -> None:
+        """Read the CRS."""
+        if self.crs is None:
+            return
+        try:
+            object.__setattr__(self, 'crs', CRS.from_user_input(self.crs))
+        except ProjError as error:
+            raise ValueError(
+                f'file_crs={self.crs!r} is no coordinate reference system ({error}): give one such as '
+                'EPSG:32633'
+            ) from error
+
+
+#: The files say everything.
+NOTHING_DECLARED = Declared()
 
 
 def find_scenes(
@@ -99,9 +141,7 @@ def find_scenes(
     bands: Sequence[str | int] | None,
     band_regex: str,
     date_regex: str,
-    *,
-    zero_is_nodata: bool,
-    skip_unreadable: bool,
+    declared: Declared = NOTHING_DECLARED,
 ) -> list[Scene]:
     """Describe the scenes that files make up, each on its own grid.
 
@@ -110,33 +150,94 @@ def find_scenes(
         bands: Names, or 1-based positions, of the bands wanted; None for all.
         band_regex: See :func:`~cmid_geo.datasets.filenames.group_bands`.
         date_regex: See :func:`~cmid_geo.datasets.filenames.parse_dates`.
-        zero_is_nodata: Whether a pixel with 0 in all bands is invalid even if no file says so.
-        skip_unreadable: Whether to go on, with a warning, without the files that cannot be read.
+        declared: What the files do not say.
 
     Returns:
-        Scenes with the same number of bands. Empty if there is no file, or none is readable.
+        Scenes with the same number of bands. Empty if there is no file.
 
     Raises:
-        ValueError: If a file cannot be read or a scene lacks a CRS, a band, or has others.
+        ValueError: If files cannot be used, with all their names: damaged ones, those without CRS
+            or place, or without a band, and those with others.
+    """
+    scenes, bad = sift_scenes(files, bands, band_regex, date_regex, declared)
+    tell_bad(bad)
+    return scenes
+
+
+def sift_scenes(
+    files: Iterable[str],
+    bands: Sequence[str | int] | None,
+    band_regex: str,
+    date_regex: str,
+    declared: Declared = NOTHING_DECLARED,
+    thorough: bool = False,
+) -> tuple[list[Scene], dict[str, str]]:
+    """Describe the scenes that files make up, and say which files cannot be used.
+
+    Args:
+        files: See :func:`find_scenes`.
+        bands: See :func:`find_scenes`.
+        band_regex: See :func:`find_scenes`.
+        date_regex: See :func:`find_scenes`.
+        declared: See :func:`find_scenes`.
+        thorough: Whether to read every file through.
+
+    Returns:
+        Scenes with the same number of bands, that which most have; and what is wrong with the
+        other files.
     """
     found: list[tuple[Raster, ...]] = []
+    bad: dict[str, str] = {}
     for group in group_bands(files, band_regex):
-        rasters = _describe_group(group, skip_unreadable)
+        rasters = _describe_group(group, declared, thorough, bad)
         if rasters:
             found += _one_or_several(rasters)
     if not found:
-        return []
-    wanted = _wanted_bands(found[0], bands)
+        return [], bad
+    counts = [len(_names(rasters)) for rasters in found]
+    usual = found[counts.index(max(counts, key=counts.count))]
+    wanted = _wanted_bands(usual, bands)
     scenes = []
     for rasters in found:
-        if bands is None:
-            _check_same_count(found[0], rasters)
-        chosen = _select(rasters, wanted)
+        try:
+            if bands is None:
+                _check_same_count(usual, rasters)
+            chosen = _select(rasters, wanted)
+        except UnreadableError as error:
+            bad[error.path] = error.why
+            continue
         native = min((raster.grid for raster in chosen), key=_pixel_area)
         start, stop = parse_dates(chosen[0].path, date_regex)
-        zero = zero_is_nodata or any(raster.zero_is_nodata for raster in chosen)
-        scenes.append(Scene(chosen, native, native, start, stop, False, zero))
-    return scenes
+        zero = declared.zero_is_nodata or any(r.zero_is_nodata for r in chosen)
+        scene = Scene(chosen, native, native, start, stop, False, zero)
+        fill = None if all(r.declares_nodata for r in chosen) else declared.nodata
+        scenes.append(replace(scene, fill=as_dtype(fill, scene.dtype)))
+    return scenes, bad
+
+
+def tell_bad(bad: Mapping[str, str], skip: bool | None = None) -> None:
+    """Say which files cannot be used, all at once.
+
+    Args:
+        bad: Files, and what is wrong with them.
+        skip: Whether to go on without them, with a warning; None where that is not offered.
+
+    Raises:
+        ValueError: If there are any, unless *skip*.
+    """
+    if not bad:
+        return
+    alike: dict[str, list[str]] = {}
+    for path, why in bad.items():
+        alike.setdefault(why, []).append(repr(path))
+    told = [f'{", ".join(paths)} {why}' for why, paths in alike.items()]
+    if len(bad) > 1:
+        told = [f'{len(bad)} files cannot be used:', *told]
+    text = '\n  '.join(told)
+    if not skip:
+        also = '; or go on without by skip_unreadable=True' if skip is False else ''
+        raise ValueError(text + also)
+    warnings.warn(f'skipped {text}', stacklevel=2)
 
 
 def place(scene: Scene, crs: str, res: tuple[float, float], origin: Affine) -> Scene:
@@ -150,7 +251,69 @@ def place(scene: Scene, crs: str, res: tuple[float, float], origin: Affine) -> S
 
     Returns:
         The scene with its own grid if that has this CRS and resolution, else one that *needs_warp*.
+
+    Raises:
+        UnreadableError: If its CRS cannot be brought to the dataset's, or it lies where that has no
+            coordinates.
     """
+    with _naming(scene, crs):
+        return _place(scene, crs, res, origin)
+
+
+@contextmanager
+def _naming(scene: Scene, crs: str) -> Generator[None]:
+    """Name a scene that cannot be brought to a CRS."""
+    try:
+        yield
+    # Coordinates that the CRS does not know are infinite: no whole number of pixels fits
+    except (ProjError, OverflowError, ValueError) as error:
+        raise UnreadableError(
+            scene.files[0],
+            f'cannot be brought from {CRS.from_wkt(scene.native.crs).name!r} to '
+            f'{CRS.from_wkt(crs).name!r} ({error}): scenes of one dataset need CRS between which there is a '
+            'way, and to lie where these are valid; leave the file out, or correct its CRS or geotransform',
+        ) from error
+
+
+def lay_out(
+    scenes: Sequence[Scene], crs: str | None, res: tuple[float, float] | None
+) -> tuple[list[Scene], str, tuple[float, float], dict[str, str]]:
+    """Lay scenes on one CRS and resolution, those of the first that can be laid there by default.
+
+    Args:
+        scenes: On their own grids.
+        crs: WKT; by default the first scene's.
+        res: Pixel size (x, y) in units of *crs*; by default the first scene's.
+
+    Returns:
+        The scenes that can be laid there, CRS and resolution, and what is wrong with the others.
+        Without scenes CRS and resolution mean nothing.
+    """
+    laid: list[Scene] = []
+    bad: dict[str, str] = {}
+    # A plan's own coordinates are no place on Earth, to which others could be brought
+    order = sorted(scenes, key=lambda scene: scene.native.crs.startswith('ENGCRS'))
+    found, size, origin = crs or '', res, None
+    for scene in order:
+        found = found or scene.native.crs
+        try:
+            if size is None:
+                with _naming(scene, found):
+                    size = natural_res(scene.native, found)
+            # Pixels of warped scenes coincide with those of the first
+            laid.append(place(scene, found, size, origin or scene.native.transform))
+        except UnreadableError as error:
+            bad[error.path] = error.why
+            size = size if laid else res
+            continue
+        origin = origin or scene.native.transform
+    places = {id(scene.rasters): i for i, scene in enumerate(scenes)}
+    laid.sort(key=lambda scene: places[id(scene.rasters)])
+    return laid, found, size or (1.0, 1.0), bad
+
+
+def _place(scene: Scene, crs: str, res: tuple[float, float], origin: Affine) -> Scene:
+    """Lay a scene on the grid of a dataset, if it can be."""
     native = scene.native
     t = native.transform
     if native.is_north_up and same_crs(native.crs, crs):
@@ -162,22 +325,21 @@ def place(scene: Scene, crs: str, res: tuple[float, float], origin: Affine) -> S
     return replace(scene, grid=fit_grid(native, crs, res, origin), needs_warp=True)
 
 
-def _describe_group(group: dict[str, str], skip_unreadable: bool) -> dict[str, Raster]:
-    """Describe the files of a candidate scene; none of them if one cannot be read."""
-    rasters = {}
+def _describe_group(
+    group: dict[str, str], declared: Declared, thorough: bool, bad: dict[str, str]
+) -> dict[str, Raster]:
+    """Describe the files of a candidate scene; none of them if one cannot be used."""
+    rasters, failed = {}, {}
+    crs = declared.crs if isinstance(declared.crs, CRS) else None
     for band, path in group.items():
         try:
-            rasters[band] = describe_raster(path, thorough=skip_unreadable)
+            rasters[band] = describe_raster(path, thorough, crs)
         except UnreadableError as error:
-            if not skip_unreadable:
-                raise
-            others = len(group) - 1
-            also = (
-                f', and with it the {others} other bands of its scene' if others else ''
-            )
-            warnings.warn(f'skipped {path!r}{also}: {error}', stacklevel=2)
-            return {}
-    return rasters
+            failed[path] = error.why
+    others = len(group) - len(failed)
+    also = f' (and with it go {others} other bands of its scene)' if others else ''
+    bad |= {path: why + also for path, why in failed.items()}
+    return {} if failed else rasters
 
 
 def _one_or_several(rasters: dict[str, Raster]) -> list[tuple[Raster, ...]]:
@@ -192,7 +354,11 @@ def _one_or_several(rasters: dict[str, Raster]) -> list[tuple[Raster, ...]]:
 
 def _same_ground(first: Raster, second: Raster) -> bool:
     """Tell whether two files show the same ground, to a pixel of the coarser one."""
-    if not same_crs(first.grid.crs, second.grid.crs):
+    try:
+        if not same_crs(first.grid.crs, second.grid.crs):
+            return False
+    except ProjError:
+        # There is no way between the two
         return False
     pixel = max(_pixel_area(first.grid), _pixel_area(second.grid)) ** 0.5
     return bool(
@@ -232,10 +398,11 @@ def _check_same_count(first: tuple[Raster, ...], other: tuple[Raster, ...]) -> N
     """Refuse scenes with different numbers of bands."""
     counts = len(_names(first)), len(_names(other))
     if counts[0] != counts[1]:
-        raise ValueError(
-            f'{first[0].path!r} has {counts[0]} bands but {other[0].path!r} has {counts[1]}: all '
-            'scenes must have the same; choose bands that all have by '
-            f'bands={list(range(1, min(counts) + 1))}, or leave files out by a glob in paths'
+        raise UnreadableError(
+            other[0].path,
+            f'has {counts[1]} bands but {first[0].path!r} has {counts[0]}: all scenes must have the same; '
+            f'choose bands that all have by bands={list(range(1, min(counts) + 1))}, or leave files out by a '
+            'glob in paths',
         )
 
 
@@ -250,10 +417,10 @@ def _select(rasters: tuple[Raster, ...], wanted: list[str | int]) -> tuple[Raste
         elif band in names:
             raster, place = owners[names.index(str(band))]
         else:
-            raise ValueError(
-                f'{rasters[0].path!r} has no band {band!r}: bands must be names or positions (from '
-                f'1) of {names}; an alpha band is not counted; or bands=[positions] if files name '
-                'their bands differently'
+            raise UnreadableError(
+                rasters[0].path,
+                f'has no band {band!r}: bands must be names or positions (from 1) of {names}; an alpha band is '
+                'not counted; or bands=[positions] if files name their bands differently',
             )
         if chosen and chosen[-1][0] is raster:
             chosen[-1][1].append(place)

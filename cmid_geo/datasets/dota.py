@@ -17,6 +17,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
+from .rasters import open_raster
+
 #: First words of lines that are no box.
 HEADERS = ('imagesource:', 'gsd:')
 
@@ -284,6 +286,6 @@ def opened(path: Path) -> rasterio.DatasetReader:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         try:
-            return rasterio.open(path)
+            return open_raster(str(path))
         except RasterioIOError as error:
             raise ValueError(f'{path} cannot be opened: {error}; replace it') from error

@@ -6,13 +6,20 @@
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable
 
 import pandas as pd
 from torchgeo.datasets.utils import Path, disambiguate_timestamp
 
 #: Extensions that a folder is searched for, lower case.
-EXTENSIONS = ('.tif', '.tiff', '.gtiff', '.jp2', '.vrt', '.img')
+EXTENSIONS = ('.tif', '.tiff', '.gtiff', '.jp2', '.img')
+
+#: Extensions of files that read others: only a path, URL or glob that ends so means them.
+VIRTUAL = '.vrt'
+
+#: Extensions of pictures, which lie nowhere on Earth.
+PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 
 #: A day such as 20120731 or 2018-10-13 anywhere in the stem, or a year that is the whole stem.
 #: The digits must stand alone: the 4709963 of NAIP's ``m_4709963_se_14_1_20120731`` is no date.
@@ -23,6 +30,11 @@ DEFAULT_DATE_REGEX = (
 
 #: A band token that stands alone: B02, B8A, b4, or a radar polarisation.
 DEFAULT_BAND_REGEX = r'(?i)(?<![a-z0-9])(?P<band>B\d{1,2}A?|VV|VH|HH|HV)(?![a-z0-9])'
+
+#: Names of Sentinel-2 until 2016 begin with when a product was made; when it was sensed follows a V
+#: in the name of a product, and is not in those of its files.
+_OLD_SENTINEL = re.compile(r'(?i)^S2[A-D]_OPER_')
+_SENSED = re.compile(r'(?i)S2[A-D]_OPER_PRD_[^/\\]*_V(\d{8}T\d{6})')
 
 #: The strptime format of a date by its number of digits.
 _FORMATS = {
@@ -54,10 +66,12 @@ def find_rasters(paths: Path | Iterable[Path]) -> list[str]:
         paths: A folder (searched recursively), a glob, a file, a URL, or several of these.
 
     Returns:
-        Distinct paths, sorted, so that every process sees one order.
+        Distinct paths, sorted, so that every process sees one order. VRTs, which may read any file
+        or URL, are among them only where a path ends in ``.vrt``; those in folders are left out
+        with a warning.
 
     Raises:
-        ValueError: If a path is neither found nor remote.
+        ValueError: If a path is neither found nor remote, or a folder holds only pictures.
     """
     several: list[Path] = (
         [paths] if isinstance(paths, str | os.PathLike) else list(paths)
@@ -75,17 +89,46 @@ def find_rasters(paths: Path | Iterable[Path]) -> list[str]:
                     f'no file matches {path!r}: paths must be an existing folder, file or glob, or '
                     'a URL; check the spelling and the current folder'
                 )
+            named = path.lower().endswith(VIRTUAL)
             for match in matches:
-                found.update(_walk(match) if os.path.isdir(match) else [match])
+                if os.path.isdir(match):
+                    found.update(_walk(match))
+                elif named or not match.lower().endswith(VIRTUAL):
+                    found.add(match)
+                else:
+                    _leave_out(match)
     return sorted(found)
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """Yield the rasters below a folder, hidden files excepted."""
-    for root, _, names in os.walk(folder):
-        for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith('.'):
-                yield os.path.join(root, name)
+def _walk(folder: str) -> list[str]:
+    """List the rasters below a folder, hidden files excepted."""
+    files = [
+        os.path.join(root, name)
+        for root, _, names in os.walk(folder)
+        for name in names
+        if not name.startswith('.')
+    ]
+    for path in files:
+        if path.lower().endswith(VIRTUAL):
+            _leave_out(path)
+    found = [path for path in files if path.lower().endswith(EXTENSIONS)]
+    pictures = [path for path in files if path.lower().endswith(PICTURES)]
+    if pictures and not found:
+        raise ValueError(
+            f'{folder!r} holds {len(pictures)} pictures such as {pictures[0]!r} and no raster with a place on '
+            f'Earth ({", ".join(EXTENSIONS)}): scenes, masks and dates are matched by where they lie; write '
+            'each to a GeoTIFF with a place, an image and its mask with the same: gdal_translate -a_srs '
+            'EPSG:<code> -a_ullr <left> <top> <right> <bottom> IN OUT.tif'
+        )
+    return found
+
+
+def _leave_out(path: str) -> None:
+    """Say that a VRT is not read."""
+    warnings.warn(
+        f'left out {path!r}: a VRT may read any other file or URL; if you trust it, name it in paths',
+        stacklevel=2,
+    )
 
 
 def stem(path: str) -> str:
@@ -97,8 +140,19 @@ def stem(path: str) -> str:
     Returns:
         The stem, such as ``1985`` for ``landsat/1985.tif``.
     """
-    path = path.split('?')[0] if '://' in path else path
-    return os.path.splitext(os.path.basename(path))[0]
+    return os.path.splitext(os.path.basename(without_query(path)))[0]
+
+
+def without_query(path: str) -> str:
+    """Return a path, of a URL without its query.
+
+    Args:
+        path: A path or URL.
+
+    Returns:
+        The part that may end like a file's name.
+    """
+    return path.split('?')[0] if '://' in path else path
 
 
 def parse_dates(path: str, regex: str) -> tuple[pd.Timestamp, pd.Timestamp]:
@@ -110,7 +164,10 @@ def parse_dates(path: str, regex: str) -> tuple[pd.Timestamp, pd.Timestamp]:
             holds, apart from separators, YYYY, YYYYMM, YYYYDDD, YYYYMMDD or that and a time.
 
     Returns:
-        First and last instant of the day (month, year). All of time if there is no date.
+        First and last instant of the day (month, year). All of time if there is no date. With the
+        default *regex*, old names of Sentinel-2, such as S2A_OPER_MSI_L1C_TL_SGS__20151206T...,
+        give the day of sensing that the name or that of a folder above states after a V, and
+        no date otherwise: that in the name is when the product was made.
 
     Raises:
         ValueError: If *regex* has no group ``date``.
@@ -119,7 +176,10 @@ def parse_dates(path: str, regex: str) -> tuple[pd.Timestamp, pd.Timestamp]:
         raise ValueError(
             f'date_regex={regex!r} has no group named date: write the date as (?P<date>...)'
         )
-    for match in re.finditer(regex, stem(path)):
+    name = stem(path)
+    if regex == DEFAULT_DATE_REGEX and _OLD_SENTINEL.match(name):
+        name = ''.join(_SENSED.findall(path)[-1:])
+    for match in re.finditer(regex, name):
         digits = re.sub(r'\D', '', match.group('date') or '')
         try:
             interval = disambiguate_timestamp(digits, _FORMATS[len(digits)])

@@ -9,11 +9,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
-from torchgeo.datasets.utils import Sample, rasterio_loader
+from torchgeo.datasets.utils import Sample
+
+from .rasters import open_raster
 
 #: Endings of files that are images; those of the first are read by rasterio, with all bands.
 RASTERS = ('.tif', '.tiff', '.jp2')
 IMAGES = (*RASTERS, '.jpg', '.jpeg', '.png', '.bmp', '.webp')
+
+#: What Pillow may take a file for: other formats, such as EPS, start other programs.
+FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP')
 
 
 class ImageFolders(NonGeoDataset):
@@ -84,9 +89,10 @@ def read_image(path: Path) -> torch.Tensor:
     """
     try:
         if path.suffix.lower() in RASTERS:
-            array = rasterio_loader(str(path))
+            with open_raster(str(path)) as file:
+                array = file.read().transpose(1, 2, 0)
         else:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 array = np.asarray(image.convert('RGB'))
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(

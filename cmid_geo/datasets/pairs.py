@@ -5,16 +5,16 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from pyproj import CRS
 from torch.utils.data import Dataset
 from torchgeo.datasets import DatasetNotFoundError
 from torchgeo.datasets.utils import Path, Sample
 
 from .chips import Chip
-from .discovery import Scene, find_scenes
+from .discovery import Declared, Scene, find_scenes
 from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
 from .grids import Bools, Grid
 from .places import align, pairs_in_folders, pairs_in_lists
@@ -53,6 +53,8 @@ class ChangePairs(Dataset[Sample]):
         date_regex: str = DEFAULT_DATE_REGEX,
         zero_is_nodata: bool = False,
         transforms: Callable[[Sample], Sample] | None = None,
+        nodata: float | None = None,
+        file_crs: CRS | str | None = None,
     ) -> None:
         """Initialize a new ChangePairs instance.
 
@@ -70,6 +72,8 @@ class ChangePairs(Dataset[Sample]):
             date_regex: With *root*, finds the date in file names, in a group ``date``.
             zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
             transforms: Applied to each sample.
+            nodata: Fill value that files of dates do not declare; see :class:`SceneDataset`.
+            file_crs: The CRS of files that state none.
 
         Raises:
             DatasetNotFoundError: If there is no raster.
@@ -78,13 +82,11 @@ class ChangePairs(Dataset[Sample]):
         self.paths = root if root is not None else masks
         self.transforms = transforms
         self.binary, self.ignore_index = binary, ignore_index
-        options: Any = {
-            'band_regex': band_regex, 'date_regex': date_regex, 'skip_unreadable': False,
-        }  # fmt: skip
 
         def scenes_of(files: list[str], is_mask: bool) -> list[Scene]:
             wanted, zero = ([1], False) if is_mask else (bands, zero_is_nodata)
-            return find_scenes(files, wanted, zero_is_nodata=zero, **options)
+            declared = Declared(zero, None if is_mask else nodata, file_crs)
+            return find_scenes(files, wanted, band_regex, date_regex, declared)
 
         lists = [each for each in (before, after, masks) if each is not None]
         if root is not None and not lists:

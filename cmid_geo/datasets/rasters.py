@@ -4,6 +4,9 @@
 """Raster files: what one holds, whether it can be read, and which of its pixels are valid."""
 
 import functools
+import math
+import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,16 +15,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from affine import Affine
 from pyproj import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioError
+from rasterio.env import ensure_env_with_credentials
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from .filenames import is_remote
+from .filenames import is_remote, without_query
 from .grids import Bools, Grid
 
 Array = npt.NDArray[Any]
+
+#: GDAL's drivers of files that hold their own pixels: whatever a file is called, no other is tried.
+DRIVERS = (
+    *('GTiff', 'COG', 'JP2OpenJPEG', 'JP2KAK', 'JP2ECW', 'JP2MrSID', 'HFA', 'ENVI'),
+    *('PNG', 'JPEG', 'BMP', 'WEBP'),
+)
+
+#: Endings of files of other kinds, which are opened where a path names one, and never found in a
+#: folder: a VRT reads any file and any URL it likes.
+NAMED = {'.vrt': 'VRT', '.nc': 'netCDF', '.h5': 'HDF5', '.he5': 'HDF5', '.hdf5': 'HDF5'}  # fmt: skip
+
+#: Most bytes of a block, decoded: GDAL decodes blocks whole, some at a time.
+MOST_BLOCK = 2**29
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,7 @@ class Raster:
         indexes: 1-based positions of the bands in the file.
         nodata: Declared nodata value of each band in the pixel type; None where there is none,
             where no pixel can have it, or where it is NaN (never valid anyway).
+        declares_nodata: Whether the file declares a nodata value of any kind.
         alpha: 1-based position of the alpha band, which is no image band; 0 if there is none.
         has_mask: Whether the file has a mask of its own (internal or ``.msk``).
     """
@@ -48,6 +67,7 @@ class Raster:
     named: bool
     indexes: tuple[int, ...]
     nodata: tuple[float | int | None, ...]
+    declares_nodata: bool = False
     alpha: int = 0
     has_mask: bool = False
 
@@ -85,7 +105,89 @@ class Raster:
         )
 
 
-def describe_raster(path: str, thorough: bool = False) -> Raster:
+def open_raster(path: str) -> DatasetReader:
+    """Open a file without that another file, or a URL, can be reached through it.
+
+    Only the drivers of :data:`DRIVERS` are tried, and one of :data:`NAMED` where the path ends so.
+    GDAL opens overviews and masks beside a file, or named in it, with any driver: those
+    that are no TIFF are refused, and so is a file that names its overviews.
+
+    Args:
+        path: Path or URL.
+
+    Returns:
+        The open file, to be closed.
+
+    Raises:
+        RasterioIOError: If it cannot be opened, or would reach for others.
+    """
+    ending = os.path.splitext(without_query(path))[1].lower()
+    named = NAMED.get(ending)
+    for beside in () if is_remote(path) else _beside(path):
+        _open(beside, ('GTiff',)).close()
+    with rasterio.Env(**for_opening(path)):
+        if named:
+            handle = _open_by(path, (*DRIVERS, named))
+        else:
+            handle = _open(path, DRIVERS)
+        if handle.count:
+            # Looked for at the first read otherwise, outside this environment
+            handle.overviews(1)
+    return handle
+
+
+def _open(path: str, drivers: Sequence[str]) -> DatasetReader:
+    """Open a file that may not name its overviews; they are looked for only later."""
+    handle = _open_by(path, drivers)
+    other = handle.tags(ns='OVERVIEWS').get('OVERVIEW_FILE')
+    if other is None:
+        return handle
+    handle.close()
+    raise RasterioIOError(
+        f'{path} says that its overviews are in {other!r}: a file may not send GDAL to others; take '
+        'OVERVIEW_FILE out of its tags or its .aux.xml'
+    )
+
+
+@ensure_env_with_credentials
+def _open_by(path: str, drivers: Sequence[str]) -> DatasetReader:
+    """Open a file with some of GDAL's drivers, which rasterio.open itself takes one at a time."""
+    try:
+        return DatasetReader(path, driver=list(drivers))
+    except RasterioIOError as error:
+        if 'not recognized' not in str(error):
+            raise
+        raise RasterioIOError(
+            f'{path} is none of {", ".join(drivers)}: files must hold their own pixels, and a VRT be named as '
+            'one; write others to GeoTIFF with gdal_translate'
+        ) from None
+
+
+def _beside(path: str) -> list[str]:
+    """List the overviews and masks beside a file, and those of these, as GDAL finds them."""
+    folder, name = os.path.split(path)
+    try:
+        changed = os.stat(folder or '.').st_mtime_ns
+        found = _overviews_and_masks(folder or '.', changed).get(name.lower(), ())
+    except OSError:
+        found = ()
+    return [os.path.join(folder, each) for each in found]
+
+
+@functools.lru_cache(maxsize=64)
+def _overviews_and_masks(folder: str, changed: int) -> dict[str, list[str]]:
+    """Names of a folder's overviews and masks by the name of their file, lower case."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        own = re.sub(r'(\.ovr|\.msk)+$', '', name.lower())
+        if own != name.lower():
+            found.setdefault(own, []).append(name)
+    return found
+
+
+def describe_raster(
+    path: str, thorough: bool = False, file_crs: CRS | None = None
+) -> Raster:
     """Open a file and check that it can be used.
 
     The first and the last block are read, since a truncated file opens without complaint.
@@ -93,25 +195,31 @@ def describe_raster(path: str, thorough: bool = False) -> Raster:
     Args:
         path: Path or URL.
         thorough: Whether to read every block, which finds damage in the middle too.
+        file_crs: The coordinate reference system of a file that states none.
 
     Returns:
         The raster, with all its image bands.
 
     Raises:
-        ValueError: If the file cannot be read, has no CRS, no image band, or complex values.
+        UnreadableError: If the file cannot be read, has no CRS, no place, no image band, blocks
+            that are too large, or complex values.
     """
     try:
         # TorchGeo reads CRS as WKT2, too; an environment also keeps GDAL's remarks off the terminal
-        options = {'OSR_WKT_FORMAT': 'WKT2_2018', **for_opening(path)}
-        with rasterio.Env(**options), rasterio.open(path) as handle:
-            _read_ends(handle)
-            for _, window in handle.block_windows(1) if thorough else ():
-                handle.read(window=window)
-            return _describe(path, handle)
+        with warnings.catch_warnings(), rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
+            # It is refused below, in our words
+            warnings.simplefilter('ignore', NotGeoreferencedWarning)
+            with open_raster(path) as handle:
+                _check_size(path, handle)
+                _read_ends(handle)
+                for _, window in handle.block_windows(1) if thorough else ():
+                    handle.read(window=window)
+                return _describe(path, handle, file_crs)
     except (RasterioError, OSError) as error:
         raise UnreadableError(
-            f'cannot read {path!r} ({error.__cause__ or error}): every scene must be a whole raster file; replace or '
-            'remove it, or go on without it by SceneDataset(skip_unreadable=True)'
+            path,
+            f'cannot be read ({error.__cause__ or error}): every scene must be a whole raster file; '
+            'replace or remove it',
         ) from error
 
 
@@ -128,44 +236,118 @@ def for_opening(path: str) -> dict[str, str]:
 
 
 class UnreadableError(ValueError):
-    """Raised for a file that is truncated, corrupt or no raster."""
+    """Raised for a file that cannot be used: damaged, no raster, or without a place on Earth.
+
+    Attributes:
+        path: The file.
+        why: What is wrong with it, and what to do.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        """Initialize a new UnreadableError instance.
+
+        Args:
+            path: The file.
+            why: What is wrong with it, and what to do, without the path.
+        """
+        super().__init__(f'{path!r} {why}')
+        self.path, self.why = path, why
 
 
-def _describe(path: str, handle: DatasetReader) -> Raster:
-    """Collect what is needed to read an open file."""
-    if handle.crs is None:
-        raise ValueError(
-            f'{path!r} has no coordinate reference system: scenes are placed by theirs (crs= is '
-            'what they are warped to, not what they are in); if you know it, write it into the '
-            f'file with: rio edit-info --crs EPSG:<code> {path!r}'
+def _check_size(path: str, handle: DatasetReader) -> None:
+    """Refuse a file without bands, or of blocks that no memory holds, before one is read."""
+    if not handle.count:
+        inside = ', '.join(map(repr, handle.subdatasets)) or 'none'
+        raise UnreadableError(
+            path,
+            f'holds no bands of its own but data sets ({inside}): a scene is one raster; write the wanted '
+            'ones to files named alike but for the band, such as: rio convert NAME scene_B02.tif',
         )
+    together = handle.count if handle.profile.get('interleave') == 'pixel' else 1
+    for (rows, cols), dtype in zip(handle.block_shapes, handle.dtypes, strict=True):
+        size = rows * cols * np.dtype(dtype).itemsize * together
+        if size > MOST_BLOCK:
+            raise UnreadableError(
+                path,
+                f'declares blocks of {rows}x{cols} pixels, {size / 2**20:.0f} MiB each: a block is read whole '
+                f'and may have {MOST_BLOCK // 2**20} MiB; if the file is sound, write it in small tiles with '
+                'gdal_translate -of COG',
+            )
+
+
+def _describe(path: str, handle: DatasetReader, file_crs: CRS | None) -> Raster:
+    """Collect what is needed to read an open file."""
+    found = _place_of(path, handle, file_crs)
     alpha = _find_alpha(path, handle)
     indexes = tuple(i for i in handle.indexes if i != alpha)
     if not indexes:
-        raise ValueError(
-            f'{path!r} has an alpha band only: a scene needs an image band; remove the file'
+        raise UnreadableError(
+            path, 'has an alpha band only: a scene needs an image band; remove the file'
         )
     dtypes = tuple(handle.dtypes[i - 1] for i in indexes)
     if any('complex' in name for name in dtypes):
-        raise ValueError(
-            f'{path!r} holds complex values ({dtypes[0]}): bands must be real; write amplitude or '
-            'intensity to another file'
+        raise UnreadableError(
+            path,
+            f'holds complex values ({dtypes[0]}): bands must be real; write amplitude or intensity to '
+            'another file',
         )
     flags = handle.mask_flag_enums[indexes[0] - 1]
-    crs = CRS.from_user_input(handle.crs).to_wkt()
     return Raster(
         path=path,
-        grid=Grid(crs, handle.transform, handle.width, handle.height),
+        grid=Grid(found.to_wkt(), handle.transform, handle.width, handle.height),
         dtypes=dtypes,
         bands=tuple(handle.descriptions[i - 1] or f'B{i}' for i in indexes),
         named=all(handle.descriptions[i - 1] for i in indexes),
         indexes=indexes,
         nodata=tuple(
-            _as_dtype(handle.nodatavals[i - 1], handle.dtypes[i - 1]) for i in indexes
+            as_dtype(handle.nodatavals[i - 1], handle.dtypes[i - 1]) for i in indexes
         ),
+        declares_nodata=any(handle.nodatavals[i - 1] is not None for i in indexes),
         alpha=alpha,
-        has_mask=MaskFlags.per_dataset in flags and not alpha,
+        # A band that is no alpha after all is no mask either
+        has_mask=MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
     )
+
+
+def _place_of(path: str, handle: DatasetReader, file_crs: CRS | None) -> CRS:
+    """Say where a file lies: return its CRS, or refuse it where it has no transform."""
+    t = handle.transform
+    points, points_crs = handle.gcps
+    # What GDAL gives where a file has none
+    nowhere, enough = t == Affine.identity(), len(points) >= 3
+    if nowhere and (enough or handle.rpcs):
+        known, how = 'RPCs', '-rpc -to RPC_DEM=<elevation model>'
+        if enough:
+            known = f'{len(points)} ground control points (GCPs)'
+            how = '-tps' if points_crs else '-tps -s_srs EPSG:<code of the points>'
+        raise UnreadableError(
+            path,
+            f'is placed by {known} alone: scenes need pixels on a grid of a CRS; bring them there with: '
+            f'gdalwarp {how} -t_srs EPSG:<code> IN OUT.tif',
+        )
+    if nowhere:
+        raise UnreadableError(
+            path,
+            'has no geotransform: nothing tells where its pixels lie; give it a place with: gdal_translate '
+            '-a_srs EPSG:<code> -a_ullr <left> <top> <right> <bottom> IN OUT.tif',
+        )
+    if handle.crs is None and file_crs is None:
+        raise UnreadableError(
+            path,
+            'has no coordinate reference system: scenes are placed by theirs (crs= is what they are '
+            'warped to); if you know it, declare it by file_crs=',
+        )
+    area = t.a * t.e - t.b * t.d
+    far_x = t.a * handle.width + t.b * handle.height + t.c
+    far_y = t.d * handle.width + t.e * handle.height + t.f
+    numbers = [*t[:6], far_x, far_y, area, 1 / (area or math.nan)]
+    if not all(map(math.isfinite, numbers)):
+        raise UnreadableError(
+            path,
+            f'has the geotransform {tuple(t[:6])}: pixels need a finite place, and a size above 0; correct '
+            f'it with: gdal_translate -a_ullr <left> <top> <right> <bottom> IN OUT.tif',
+        )
+    return CRS.from_user_input(handle.crs or file_crs)
 
 
 def _find_alpha(path: str, handle: DatasetReader) -> int:
@@ -191,8 +373,16 @@ def _find_alpha(path: str, handle: DatasetReader) -> int:
     return 0
 
 
-def _as_dtype(nodata: float | None, dtype: str) -> float | int | None:
-    """Bring a nodata value to the pixel type, so that comparing needs no cast of the pixels."""
+def as_dtype(nodata: float | None, dtype: str) -> float | int | None:
+    """Bring a nodata value to the pixel type, so that comparing needs no cast of the pixels.
+
+    Args:
+        nodata: The value.
+        dtype: Name of the type.
+
+    Returns:
+        The value; None where there is none, it is NaN, or no pixel can have it.
+    """
     if nodata is None or np.isnan(nodata):
         return None
     if np.issubdtype(dtype, np.floating):

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from .discovery import Scene
 from .grids import Bools, Floats, Grid, bilinear, positions_on, shrink, whole_offset
-from .rasters import Array, Raster, for_opening, make_window, read_raster
+from .rasters import Array, Raster, make_window, open_raster, read_raster
 
 Image = npt.NDArray[np.float32]
 
@@ -189,9 +188,10 @@ class SceneReader:
             if valid is not None:
                 tests.append(valid)
         data = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        # Most windows hold no 0 at all, which is several times quicker to see
-        if scene.zero_is_nodata and _has_zero(data):
-            tests.append((data != 0).any(0))
+        for value in scene.fills:
+            # Most windows hold no 0 at all, which is several times quicker to see
+            if value or _has_zero(data):
+                tests.append((data != value).any(0))
         return data, functools.reduce(np.logical_and, tests) if tests else None
 
     def _refine(
@@ -207,10 +207,14 @@ class SceneReader:
         data = np.where(valid, data, 0).astype(np.float32)
         cols, rows = cols - left, rows - upper
         _, share = bilinear(data[:0], valid, cols, rows)
-        # Zeros that may be no data must not darken their neighbours; alone they stay 0
-        usable = valid & (data != 0).any(0) if scene.zero_is_nodata else valid
-        image, _ = bilinear(data, usable, cols, rows)
-        return image, share > _WHOLE
+        # What may be no data must not darken its neighbours; alone it stays what it is
+        usable = functools.reduce(
+            np.logical_and, [(data != value).any(0) for value in scene.fills], valid
+        )
+        image, seen = bilinear(data, usable, cols, rows)
+        row = rows.astype(int).clip(0, data.shape[1] - 1)
+        col = cols.astype(int).clip(0, data.shape[2] - 1)
+        return np.where(seen > 0, image, data[:, row, col]), share > _WHOLE
 
     def _read_file(
         self, raster: Raster, window: Window, shape: tuple[int, int] | None
@@ -232,7 +236,7 @@ class SceneReader:
     def _open(self, path: str) -> DatasetReader:
         """Return this process's handle of a file."""
         if not self.limit:
-            return _open_quietly(path)
+            return open_raster(path)
         # A forked child leaves its parent's handles alone: even closing one can disturb the parent
         pid = os.getpid()
         handles = self._handles.get(pid)
@@ -242,7 +246,7 @@ class SceneReader:
             weakref.finalize(self, _close_all, handles, pid)
         handle = handles.get(path)
         if handle is None:
-            handle = handles[path] = _open_quietly(path)
+            handle = handles[path] = open_raster(path)
             if len(handles) > self.limit:
                 handles.popitem(last=False)[1].close()
         else:
@@ -255,16 +259,6 @@ def _close_all(handles: OrderedDict[str, DatasetReader], pid: int) -> None:
     if os.getpid() == pid:
         while handles:
             handles.popitem()[1].close()
-
-
-def _open_quietly(path: str) -> DatasetReader:
-    """Open a file, leaving GDAL's remarks about its tags to Python's logging."""
-    with rasterio.Env(**for_opening(path)):
-        handle = rasterio.open(path)
-        handle.overviews(
-            1
-        )  # looked for at the first read otherwise, outside this environment
-    return handle
 
 
 def _has_zero(data: Array) -> bool:

@@ -3,7 +3,7 @@
 
 """Folders of georeferenced rasters as a TorchGeo dataset."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
@@ -17,9 +17,9 @@ from torchgeo.datasets import DatasetNotFoundError, GeoDataset, IntersectionData
 from torchgeo.datasets.utils import GeoSlice, Path, Sample
 
 from .chips import Chip, concat_scenes
-from .discovery import Scene, find_scenes, place
+from .discovery import Declared, Scene, lay_out, sift_scenes, tell_bad
 from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters
-from .grids import Bools, Grid, natural_res
+from .grids import Bools, Grid
 from .reading import Image, SceneReader
 
 
@@ -32,8 +32,9 @@ class SceneDataset(GeoDataset):
 
     A sample holds ``image`` (C, H, W) float32, raw values, 0 where not valid, and ``valid`` (H, W)
     bool. A pixel is not valid outside the file, where its mask or alpha band is 0, where any of the
-    selected bands is NaN, Inf or the declared nodata value, and, for a nodata value of 0 or with
-    *zero_is_nodata*, where all of them are 0 (one band of dark water is 0, too).
+    selected bands is NaN, Inf or the nodata value that the file declares, and, for a value of 0, with
+    *zero_is_nodata*, and for the *nodata* given here, where all of them have it (one band of dark
+    water is 0, one of a cloud 255, too).
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class SceneDataset(GeoDataset):
         skip_unreadable: bool = False,
         transforms: Callable[[Sample], Sample] | None = None,
         cache: bool = True,
+        nodata: float | None = None,
+        file_crs: CRS | str | None = None,
     ) -> None:
         """Initialize a new SceneDataset instance.
 
@@ -64,61 +67,59 @@ class SceneDataset(GeoDataset):
             date_regex: Finds the date in file names, in a group ``date``. The default takes
                 20120731 and 2018-10-13 anywhere, and 1985 if that is all of the name.
             zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
-            skip_unreadable: Whether to go on, with a warning, without damaged files; each is then
-                read through once, to find damage before training does.
+            skip_unreadable: Whether to go on, with a warning, without files that cannot be used, be
+                they damaged, without CRS or place, or of other bands; each is then read through
+                once, to find damage before training does.
             transforms: Applied to each sample.
             cache: Whether to keep files open between reads.
+            nodata: Fill value that files do not declare, such as 255 around a scene: pixels that have
+                it in all bands are invalid. Files that declare one keep theirs.
+            file_crs: The CRS of files that state none, such as EPSG:32633 (*crs* is what all are
+                warped to). Files that state one keep theirs.
 
         Raises:
             DatasetNotFoundError: If *paths* hold no raster.
-            ValueError: If a path does not exist, a file cannot be read or has no CRS, or scenes
-                have different bands.
+            ValueError: If a path does not exist, or files cannot be used, with all their names.
         """
         self.paths = paths
         self.transforms = transforms
         self.cache = cache
         files = find_rasters(paths)
-        found = find_scenes(
-            files,
-            bands,
-            band_regex,
-            date_regex,
-            zero_is_nodata=zero_is_nodata,
-            skip_unreadable=skip_unreadable,
+        declared = Declared(zero_is_nodata, nodata, file_crs)
+        found, bad = sift_scenes(
+            files, bands, band_regex, date_regex, declared, thorough=skip_unreadable
         )
         if not files:
             raise DatasetNotFoundError(self)
-        if not found:
-            raise ValueError(
-                f'none of the {len(files)} rasters in paths={paths!r} can be read (see the '
-                'warnings): at least one scene must be whole; replace the files'
-            )
-        self.bands = found[0].bands
         self._reader = SceneReader(128 if cache else 0)
-        self._place(found, None if crs is None else CRS.from_user_input(crs), res)
+        wanted = None if crs is None else CRS.from_user_input(crs)
+        self._place(found, wanted, res, bad, skip_unreadable)
 
     def _place(
         self,
         scenes: Sequence[Scene],
         crs: CRS | None,
         res: float | tuple[float, float] | None,
+        bad: Mapping[str, str],
+        skip: bool | None = None,
     ) -> None:
         """Lay all scenes on the dataset's CRS and resolution and build the index."""
-        first = scenes[0].native
-        wkt = first.crs if crs is None else crs.to_wkt()
-        if res is None:
-            res = natural_res(first, wkt)
-        elif isinstance(res, int | float):
-            res = (float(res), float(res))
-        if min(res) <= 0:
+        sizes = (float(res), float(res)) if isinstance(res, int | float) else res
+        if sizes is not None and min(sizes) <= 0:
             raise ValueError(
                 f'res={res} is not a pixel size: give units of the CRS above 0'
             )
-        self._res = (float(res[0]), float(res[1]))
-        # Pixels of warped scenes coincide with those of the first
-        self.scenes = tuple(
-            place(scene, wkt, self._res, first.transform) for scene in scenes
-        )
+        wanted = None if crs is None else crs.to_wkt()
+        laid, wkt, sizes, misplaced = lay_out(scenes, wanted, sizes)
+        tell_bad({**bad, **misplaced}, skip)
+        if not laid:
+            raise ValueError(
+                f'none of the rasters in paths={self.paths!r} can be used (see the warning): at least one '
+                'scene must be whole; replace the files'
+            )
+        self.bands = laid[0].bands
+        self._res = (float(sizes[0]), float(sizes[1]))
+        self.scenes = tuple(laid)
         # Asking GeoPandas what is where costs more than reading it: x, y and t (ns) of all scenes
         corners = [(*s.bounds, s.start.value, s.stop.value) for s in self.scenes]
         self._lows = np.array(corners, float)[:, [0, 1, 4]]
@@ -147,7 +148,7 @@ class SceneDataset(GeoDataset):
     def crs(self, new_crs: CRS) -> None:
         """Warp all scenes to another CRS, as composing with another dataset does."""
         if new_crs != self.crs:
-            self._place(self.scenes, new_crs, None)
+            self._place(self.scenes, new_crs, None, {})
 
     @property
     def res(self) -> tuple[float, float]:
@@ -158,7 +159,7 @@ class SceneDataset(GeoDataset):
     def res(self, new_res: float | tuple[float, float]) -> None:
         """Resample all scenes, as composing with another dataset does."""
         if new_res not in (self._res, self._res[0]):
-            self._place(self.scenes, self.crs, new_res)
+            self._place(self.scenes, self.crs, new_res, {})
 
     @property
     def files(self) -> list[str]:

@@ -21,6 +21,7 @@ from rasterio.transform import from_origin
 
 from .aerial import photograph
 from .landscape import CHARACTERS, CLASSES, INNER, Landscape
+from .rasters import open_raster
 from .scenes import SceneDataset
 
 # Of the classes, in pictures of the masks.
@@ -72,7 +73,7 @@ def _missing(root: Path, paths: list[Path], stamp: str) -> set[Path]:
         ) from error
     found = {file for path in paths for file in path.parent.glob('*.tif')}
     for path in sorted(found):
-        with rasterio.open(path) as source:
+        with open_raster(str(path)) as source:
             there = source.tags().get('synthetic')
         if there != stamp:
             raise ValueError(

@@ -46,6 +46,8 @@ def map_scenes(
     overwrite: bool = False,
     devices: int = 1,
     num_nodes: int = 1,
+    nodata: float | None = None,
+    file_crs: str | None = None,
 ) -> Tally:
     """Map many scenes; maps that are there already are skipped, bad scenes do not stop the rest.
 
@@ -77,6 +79,9 @@ def map_scenes(
         overwrite: Whether to make maps again that are there.
         devices: Over how many devices, or processes, of each node to share the windows.
         num_nodes: Over how many nodes.
+        nodata: Fill value that files do not declare, such as 255 around a scene: pixels that have it in
+            all bands are no data. Files that declare one keep theirs.
+        file_crs: The CRS of files that state none, such as EPSG:32633.
 
     Returns:
         What became of the scenes.
@@ -94,7 +99,8 @@ def map_scenes(
     _check_counts(batch_size=batch_size, devices=devices, num_nodes=num_nodes)
     if devices * num_nodes > 1:
         windows = SceneWindows(
-            scenes, out, size, overlap, batch_size, num_workers, bands, zero_is_nodata, overwrite, format
+            scenes, out, size, overlap, batch_size, num_workers, bands, zero_is_nodata, overwrite, format,
+            nodata, file_crs,
         )  # fmt: skip
         trainer = Trainer(
             accelerator=device, devices=devices, num_nodes=num_nodes, precision=precision,
@@ -105,9 +111,9 @@ def map_scenes(
         return windows.tally
     _check_counts(num_workers=num_workers)
     ending = f'.{format}' if mapper.outcome.kind == 'objects' else '.tif'
-    tasks = list_tasks(scenes, out, mapper.outcome.dates, ending)
-    cut = {'size': size, 'overlap': overlap, 'bands': bands, 'zero_is_nodata': zero_is_nodata}  # fmt: skip
-    cut['about'] = {'precision': precision}
+    tasks = list_tasks(scenes, out, mapper.outcome.dates, ending, file_crs)
+    cut: dict[str, Any] = {'size': size, 'overlap': overlap, 'bands': bands, 'zero_is_nodata': zero_is_nodata}  # fmt: skip
+    cut |= {'nodata': nodata, 'file_crs': file_crs, 'about': {'precision': precision}}
     work = {'batch_size': batch_size, 'num_workers': num_workers}
     tally = Tally()
     with running(mapper, device, precision):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from ..datasets.discovery import find_scenes
+from ..datasets.discovery import Declared, find_scenes
 from ..datasets.filenames import (
     DEFAULT_BAND_REGEX,
     DEFAULT_DATE_REGEX,
@@ -69,7 +69,11 @@ class Tally:
 
 
 def list_tasks(
-    scenes: Sequence[str], out: str | Path, dates: int, ending: str
+    scenes: Sequence[str],
+    out: str | Path,
+    dates: int,
+    ending: str,
+    file_crs: str | None = None,
 ) -> list[Task]:
     """List what is to be mapped.
 
@@ -79,6 +83,7 @@ def list_tasks(
         out: Folder of the maps.
         dates: How many a map needs.
         ending: Of the maps' names.
+        file_crs: The CRS of files that state none.
 
     Returns:
         The tasks. Maps are called as their (first) file, with its folder's name before it where
@@ -96,7 +101,7 @@ def list_tasks(
                 f'the maps would lie in {str(out)!r} among the scenes of {path!r} and be taken for scenes the '
                 'next time: choose another folder'
             )
-    listed = [_scenes_of(path) for path in scenes]
+    listed = [_scenes_of(path, Declared(crs=file_crs)) for path in scenes]
     if dates == 1:
         every = [files for each in listed for files in each]
         found: list[tuple[Files, ...]] = [(files,) for files in dict.fromkeys(every)]
@@ -117,7 +122,7 @@ def list_tasks(
     ]
 
 
-def _scenes_of(path: str) -> list[Files]:
+def _scenes_of(path: str, declared: Declared) -> list[Files]:
     """The files of each scene of a path."""
     found: list[Files] = []
     for group in group_bands(find_rasters(path), DEFAULT_BAND_REGEX):
@@ -128,9 +133,8 @@ def _scenes_of(path: str) -> list[Files]:
         try:
             # Only the files themselves tell bands of a scene from sheets of a map
             scenes = find_scenes(
-                files, None, DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX,
-                zero_is_nodata=False, skip_unreadable=False,
-            )  # fmt: skip
+                files, None, DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, declared
+            )
             found += [scene.files for scene in scenes]
         except ValueError:
             # Mapping them will say why

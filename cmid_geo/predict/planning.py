@@ -10,6 +10,7 @@ from typing import Any
 
 from torchgeo.datasets.utils import Path as PathLike
 
+from ..datasets.discovery import Declared
 from ..datasets.filenames import is_remote
 from .jobs import Job, Reading
 from .mapper import SceneMapper
@@ -27,6 +28,8 @@ def plan_map(
     overlap: int | None = None,
     bands: Sequence[str | int] | None = None,
     zero_is_nodata: bool = False,
+    nodata: float | None = None,
+    file_crs: str | None = None,
     about: dict[str, Any] | None = None,
 ) -> Job:
     """Check that a scene can be mapped, and say how; nothing is written yet.
@@ -39,6 +42,8 @@ def plan_map(
         overlap: Likewise.
         bands: Likewise.
         zero_is_nodata: Likewise.
+        nodata: See :func:`predict_scene`.
+        file_crs: See :func:`predict_scene`.
         about: What else to note in the map.
 
     Returns:
@@ -48,12 +53,13 @@ def plan_map(
         ValueError: If it cannot.
     """
     dates = mapper.outcome.dates
+    declared = Declared(zero_is_nodata, nodata, file_crs)
     with gdal_settings(_is_remote(scene)):
-        source = open_source(scene, dates, bands, zero_is_nodata)
+        source = open_source(scene, dates, bands, declared)
         if bands is None:
             known = mapper.choose_bands(source.bands)
             if known is not None and tuple(known) != source.bands:
-                source = open_source(scene, dates, known, zero_is_nodata)
+                source = open_source(scene, dates, known, declared)
     outcome = mapper.prepare(source, size)
     stride = outcome.stride
     mirrored = outcome.kind != 'objects'
@@ -69,7 +75,7 @@ def plan_map(
     files = [file for date in source.dates for file in date.files]
     notes = {
         'scene': [_stamp(file) for file in files], 'zero_is_nodata': zero_is_nodata,
-        'bands': list(source.bands), 'size': size,
+        'nodata': nodata, 'file_crs': file_crs, 'bands': list(source.bands), 'size': size,
         'overlap': tiling.down.overlap * stride, **mapper.notes(), **(about or {}),
     }  # fmt: skip
     job = Job(

@@ -18,7 +18,7 @@ from rasterio.windows import Window
 
 from ..datasets.filenames import printable
 from ..datasets.grids import Grid
-from ..datasets.rasters import make_window
+from ..datasets.rasters import make_window, open_raster
 from .layers import Layer
 
 #: How values are told from their neighbours before they are compressed.
@@ -195,7 +195,7 @@ def read_raster_about(path: Path) -> str | None:
         What was written of it, as JSON; None if it is not one of ours, or is damaged.
     """
     try:
-        with rasterio.open(path) as file:
+        with open_raster(str(path)) as file:
             return file.tags().get(ABOUT)
     except rasterio.errors.RasterioError:
         return None
@@ -211,7 +211,7 @@ def is_cut_off(path: Path) -> bool:
         Whether the last block cannot.
     """
     try:
-        with rasterio.open(path) as file:
+        with open_raster(str(path)) as file:
             last = make_window(file.width - 1, file.height - 1, 1, 1)
             file.read(window=last)
             file.dataset_mask(window=last)

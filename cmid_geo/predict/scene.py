@@ -47,6 +47,8 @@ def predict_scene(
     colors: Sequence[str] | None = None,
     num_workers: int = 2,
     progress: bool = False,
+    nodata: float | None = None,
+    file_crs: str | None = None,
 ) -> Path:
     """Map a whole scene.
 
@@ -97,6 +99,9 @@ def predict_scene(
         colors: Of the classes, as matplotlib knows them.
         num_workers: Threads that read.
         progress: Whether to show a bar, with pixels a second.
+        nodata: Fill value that files do not declare, such as 255 around a scene: pixels that have it in
+            all bands are no data. Files that declare one keep theirs.
+        file_crs: The CRS of files that state none, such as EPSG:32633.
 
     Returns:
         The file.
@@ -112,7 +117,8 @@ def predict_scene(
     )  # fmt: skip
     job = plan_map(
         mapper, scene, out, size=size, overlap=overlap, bands=bands,
-        zero_is_nodata=zero_is_nodata, about={'precision': precision},
+        zero_is_nodata=zero_is_nodata, nodata=nodata, file_crs=file_crs,
+        about={'precision': precision},
     )  # fmt: skip
     with running(mapper, device, precision):
         map_job(mapper, job, batch_size, num_workers, progress)

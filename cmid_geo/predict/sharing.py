@@ -150,6 +150,8 @@ class SceneWindows(LightningDataModule):
         zero_is_nodata: bool = False,
         overwrite: bool = False,
         format: Literal['gpkg', 'geojson'] = 'gpkg',
+        nodata: float | None = None,
+        file_crs: str | None = None,
     ) -> None:
         """Initialize a new SceneWindows instance.
 
@@ -164,6 +166,8 @@ class SceneWindows(LightningDataModule):
             zero_is_nodata: Whether pixels with 0 in all bands are no data even if no file says so.
             overwrite: Whether to make maps again that are there.
             format: Of maps of objects.
+            nodata: Fill value that files do not declare: pixels that have it in all bands are no data.
+            file_crs: The CRS of files that state none, such as EPSG:32633.
         """
         super().__init__()
         if batch_size < 1:
@@ -172,6 +176,7 @@ class SceneWindows(LightningDataModule):
         self.batch_size, self.num_workers, self.format = batch_size, num_workers, format
         self.cut: dict[str, Any] = {
             'size': size, 'overlap': overlap, 'bands': bands, 'zero_is_nodata': zero_is_nodata,
+            'nodata': nodata, 'file_crs': file_crs,
         }  # fmt: skip
         self.tally = Tally()
         self.jobs: list[Job] = []
@@ -202,7 +207,7 @@ class SceneWindows(LightningDataModule):
         self.cut['about'] = {'precision': str(trainer.precision)}
         kind, dates = mapper.outcome.kind, mapper.outcome.dates
         ending = f'.{self.format}' if kind == 'objects' else '.tif'
-        tasks = list_tasks(self.scenes, self.out, dates, ending)
+        tasks = list_tasks(self.scenes, self.out, dates, ending, self.cut['file_crs'])
         # What is there may change while slower processes look: one looks for all
         decided = self._decide(mapper, tasks) if trainer.is_global_zero else None
         chosen, self.tally = trainer.strategy.broadcast(decided)

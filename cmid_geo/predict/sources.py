@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torchgeo.datasets.utils import Path
 
-from ..datasets.discovery import Scene, find_scenes
+from ..datasets.discovery import NOTHING_DECLARED, Declared, Scene, find_scenes
 from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters
 from ..datasets.grids import Grid, positions_on, same_crs, whole_offset
 from ..datasets.reading import SceneReader
@@ -125,7 +125,7 @@ def open_source(
     scene: SceneFiles,
     dates: int = 1,
     bands: Sequence[str | int] | None = None,
-    zero_is_nodata: bool = False,
+    declared: Declared = NOTHING_DECLARED,
 ) -> SceneSource:
     """Open what is to be mapped.
 
@@ -133,7 +133,7 @@ def open_source(
         scene: A file, URL, or folder of one file a band; of two dates a pair of these.
         dates: How many there must be.
         bands: Names or 1-based positions, in the order wanted; all by default.
-        zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
+        declared: What the files do not say.
 
     Returns:
         The source.
@@ -143,25 +143,20 @@ def open_source(
             dates share no ground.
     """
     if dates == 1:
-        return SceneSource((_open_one(scene, bands, zero_is_nodata),))
+        return SceneSource((_open_one(scene, bands, declared),))
     if isinstance(scene, str | os.PathLike) or len(scene) != dates:
         raise ValueError(
             f'scene={scene!r} for a task that compares {dates} dates: give (before, after)'
         )
-    first, *others = (_open_one(date, bands, zero_is_nodata) for date in scene)
+    first, *others = (_open_one(date, bands, declared) for date in scene)
     return SceneSource((first, *(_align(first, other) for other in others)))
 
 
 def _open_one(
-    paths: Any, bands: Sequence[str | int] | None, zero_is_nodata: bool
+    paths: Any, bands: Sequence[str | int] | None, declared: Declared
 ) -> Scene:
     found = find_scenes(
-        find_rasters(paths),
-        bands,
-        DEFAULT_BAND_REGEX,
-        DEFAULT_DATE_REGEX,
-        zero_is_nodata=zero_is_nodata,
-        skip_unreadable=False,
+        find_rasters(paths), bands, DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, declared
     )
     if len(found) != 1:
         raise ValueError(

@@ -18,6 +18,7 @@ from torchgeo.datamodules import (
 )
 
 from cmid_geo.datamodules import ImageFolderDataModule, SegmentationDataModule
+from cmid_geo.datasets import Chip
 from cmid_geo.tasks import Classification, SemanticSegmentation
 
 QUIET: Any = {
@@ -62,7 +63,7 @@ def test_segmentation_end_to_end(scenes: Path) -> None:
     task = SemanticSegmentation(
         'unet', 'test_resnet', in_channels=4, num_classes=2, ignore_index=255, lr=3e-3
     )
-    trainer = Trainer(**(QUIET | {'max_epochs': 3}))
+    trainer = Trainer(**(QUIET | {'max_epochs': 6}))
     trainer.fit(task, dm)
     (scores,) = trainer.test(task, dm, verbose=False)
     assert scores['test_OverallAccuracy'] > 0.9
@@ -197,3 +198,18 @@ def test_other_bands_are_named(scenes: Path) -> None:
         ValueError, match=r'4 bands but SemanticSegmentation\(in_channels=3'
     ):
         Trainer(**QUIET).fit(task, datamodule(scenes))
+
+
+def test_images_and_masks_that_say_too_little(scenes: Path) -> None:
+    for path in scenes.rglob('*.tif'):
+        with rasterio.open(path) as file:
+            array, profile = file.read(), file.profile | {'crs': None}
+        if path.name == 'image.tif':
+            array[:, 140:, :20] = 254
+        with rasterio.open(path, 'w', **profile) as file:
+            file.write(array)
+    dm = datamodule(scenes, nodata=254, file_crs='EPSG:32633')
+    dm.setup('fit')
+    sample = dm.train_dataset[Chip((0,), 0, 0, 160, 160)]
+    assert not sample['valid'][140:, :20].any() and sample['valid'][:140].all()
+    assert (sample['mask'][140:, :20] == 255).all()

@@ -12,7 +12,7 @@ from rasterio.transform import from_origin
 from torch import Tensor
 
 from cmid_geo.datamodules import SceneDataModule
-from cmid_geo.datasets import SceneDataset
+from cmid_geo.datasets import Chip, SceneDataset
 from cmid_geo.tasks import CMID
 
 
@@ -187,3 +187,19 @@ def test_a_trained_task_hands_over_its_values(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = task.eval()(after).mean((2, 3))
     torch.testing.assert_close(features[0], expected)
+
+
+def test_files_that_say_too_little(folder: Path) -> None:
+    for path in folder.glob('*.tif'):
+        with rasterio.open(path) as file:
+            array, profile = file.read(), file.profile | {'crs': None, 'nodata': None}
+        with rasterio.open(path, 'w', **profile) as file:
+            file.write(array)
+    data = SceneDataModule(
+        str(folder), 32, 8, 4, nodata=0, file_crs='EPSG:32633', min_valid=0.1
+    )
+    data.setup('fit')
+    scenes = data.train_dataset
+    assert scenes.crs == 'EPSG:32633'
+    valid = scenes[Chip((0,), 0, 0, 100, 80)]['valid']
+    assert not valid[:10, :10].any() and valid.sum() == 8000 - 100

@@ -63,7 +63,7 @@ class TestBands:
         write(tmp_path / 'a.tif', noise(4, 64, 64))
         write(tmp_path / 'b.tif', noise(3, 64, 64))
         with pytest.raises(
-            ValueError, match=r"a.tif' has 4 .*b.tif' has 3.*bands=\[1, 2, 3\]"
+            ValueError, match=r"b.tif' has 3 .*a.tif' has 4.*bands=\[1, 2, 3\]"
         ):
             SceneDataset(tmp_path)
         assert len(SceneDataset(tmp_path, bands=[1, 2, 3])) == 2

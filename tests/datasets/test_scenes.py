@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets import RasterDataset, stack_samples
 from torchgeo.samplers import RandomPatchSampler
 
-from cmid_geo.datasets import Chip, RandomChips, SceneDataset
+from cmid_geo.datasets import Chip, RandomChips, SceneDataset, estimate_statistics
 
 
 def raw(path: Path, col: int, row: int, width: int, height: int) -> torch.Tensor:
@@ -183,12 +183,14 @@ class TestValidity:
 
     def test_near_infrared_declared_alpha(self, tmp_path: Path) -> None:
         array = noise(4, 64, 64)
+        array[3, 5, 6] = 0  # dark water is not transparent
         write(tmp_path / 'a.tif', array, photometric='rgb', alpha='yes')
         with pytest.warns(
             UserWarning, match=r'band 4 .*a.tif.*-colorinterp_4 undefined'
         ):
             dataset = SceneDataset(tmp_path)
         assert (dataset[:, :]['image'].numpy() == array).all()
+        assert dataset[:, :]['valid'].all()
 
     def test_mask(self, tmp_path: Path) -> None:
         mask = np.full((64, 64), 255, np.uint8)
@@ -226,3 +228,63 @@ def test_files_are_closed_when_the_dataset_goes(tmp_path: Path) -> None:
     del dataset
     gc.collect()
     assert handle.closed
+
+
+class TestDeclaredNodata:
+    """A fill value that files do not declare."""
+
+    def white_around(
+        self, folder: Path, dtype: str = 'uint8', fill: int = 255
+    ) -> np.ndarray:
+        data = noise(3, 120, 140).astype(dtype)
+        data[:, :50] = fill
+        data[0, 60:] = fill  # bright in one band is no fill
+        write(folder / 'a.tif', data)
+        return (data != fill).any(0)
+
+    @pytest.mark.parametrize(
+        ('dtype', 'fill'), [('uint8', 255), ('int16', -9999), ('float32', 1e6)]
+    )
+    def test_all_bands_have_it(self, tmp_path: Path, dtype: str, fill: int) -> None:
+        valid = self.white_around(tmp_path, dtype, fill)
+        dataset = SceneDataset(tmp_path, nodata=fill)
+        sample = dataset[Chip((0,), 0, 0, 140, 120)]
+        assert (sample['valid'].numpy() == valid).all() and not valid[:50].any()
+        assert not sample['image'][:, ~sample['valid']].any()
+        assert (sample['image'][0, 60:] == fill).all()
+        coarse = dataset.validity(0, 12)
+        assert coarse is not None and not coarse[:5].any() and coarse[5:].all()
+        # Nothing is drawn or counted there
+        drawn = list(RandomChips(dataset, 32, 50, seed=0))
+        assert min(chip.row for chip in drawn) >= 50 - 0.25 * 32 - 4
+        assert estimate_statistics(dataset, patch_size=32).mean[1] > 0
+        # Values that no pixel can have, and 0 beside it
+        assert (
+            SceneDataset(tmp_path, nodata=0.5).scenes[0].fill is None
+            or dtype == 'float32'
+        )
+        both = SceneDataset(tmp_path, nodata=fill, zero_is_nodata=True)
+        assert both.scenes[0].fills == (0, fill)
+
+    def test_files_that_declare_one_keep_theirs(self, tmp_path: Path) -> None:
+        data = noise(1, 64, 64)
+        data[:, :10], data[:, 50:] = 255, 7
+        write(tmp_path / 'a.tif', data, nodata=7)
+        valid = SceneDataset(tmp_path, nodata=255)[Chip((0,), 0, 0, 64, 64)]['valid']
+        assert (valid.numpy() == (data[0] != 7)).all() and valid[:10].all()
+
+    def test_warped_and_coarser_bands(self, tmp_path: Path) -> None:
+        fine, coarse = noise(1, 128, 128), noise(1, 64, 64, seed=1)
+        fine[:, :64] = coarse[:, :32] = 255
+        write(tmp_path / 'x_B02.tif', fine)
+        write(tmp_path / 'x_B05.tif', coarse, res=20.0)
+        dataset = SceneDataset(tmp_path, nodata=255)
+        sample = dataset[Chip((0,), 0, 0, 128, 128)]
+        assert dataset.bands == ('B02', 'B05') and len(dataset) == 1
+        # Half a coarse pixel next to the edge is bright on one side only
+        assert not sample['valid'][:62].any() and sample['valid'][66:].all()
+        assert sample['image'][1, 66:].max() < 200
+        warped = SceneDataset(tmp_path, nodata=255, res=15.0)
+        grid = warped.scenes[0].grid
+        sample = warped[Chip((0,), 0, 0, grid.width, grid.height)]
+        assert not sample['valid'][:41].any() and sample['valid'][46:-1, 1:-1].all()

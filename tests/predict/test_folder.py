@@ -96,7 +96,7 @@ def test_bad_scenes_do_not_stop_the_others(
     printed = capsys.readouterr().out
     assert '3 maps made, 0 were there already, 3 scenes failed:' in printed
     for name, why in (
-        ('text.tif', 'cannot read'),
+        ('text.tif', 'cannot be read'),
         ('bands.tif', 'has 3 bands'),
         ('big.tif', 'cannot read'),
     ):
@@ -124,7 +124,7 @@ def test_a_map_that_was_made_otherwise_is_kept(
     tally = map_scenes(checkpoint, scene, out, size=64)
     assert 'was made otherwise (it is damaged, or not ours)' in str(tally)
     truncate(write(scenes / 'one.tif', noise(2, 90, 120)))
-    assert 'cannot read' in str(map_scenes(checkpoint, scene, out, size=64))
+    assert 'cannot be read' in str(map_scenes(checkpoint, scene, out, size=64))
 
 
 @pytest.mark.parametrize('name', ['one.tif', 'one_probabilities.tif'])
@@ -324,3 +324,40 @@ def test_bad_words(
         main(['map', *(checkpoint if word == 'CKPT' else word for word in words)])
     assert stop.value.code not in (0, None)
     assert message in f'{stop.value} {capsys.readouterr().err}'
+
+
+def test_what_files_do_not_say(tmp_path: Path, scenes: Path, checkpoint: str) -> None:
+    data = noise(2, 90, 90)
+    data[:, :10] = 250
+    write(scenes / 'one.tif', data, crs=None)
+    words = [
+        'map',
+        checkpoint,
+        str(scenes / 'one.tif'),
+        '--size=64',
+        f'--out={tmp_path / "maps"}',
+    ]
+    with pytest.raises(SystemExit):
+        main(words)
+    main([*words, '--file_crs=EPSG:32633', '--nodata=250'])
+    found = read(tmp_path / 'maps/one.tif')[0]
+    assert (found[:10] == 255).all() and (found[10:] != 255).all()
+    with rasterio.open(tmp_path / 'maps/one.tif') as file:
+        assert file.crs == 'EPSG:32633'
+    # Once more it is there; with other settings it is another map
+    scene, out = [str(scenes / 'one.tif')], str(tmp_path / 'maps')
+    tally = map_scenes(checkpoint, scene, out, 64, file_crs='EPSG:32633', nodata=250)
+    assert len(tally.skipped) == 1
+    tally = map_scenes(checkpoint, scene, out, 64, file_crs='EPSG:32632')
+    assert '(file_crs, nodata differ)' in str(tally)
+    with pytest.raises(ValueError, match="file_crs='nowhere' is no"):
+        map_scenes(checkpoint, scene, out, 64, file_crs='nowhere')
+
+
+def test_bands_of_a_scene_without_crs_are_one_scene(tmp_path: Path) -> None:
+    for band in ('B02', 'B03'):
+        write(tmp_path / f'in/x_{band}.tif', noise(1, 50, 50), crs=None)
+    tasks = list_tasks(
+        [str(tmp_path / 'in')], tmp_path / 'out', 1, '.tif', 'EPSG:32633'
+    )
+    assert [len(task.dates[0]) for task in tasks] == [2]

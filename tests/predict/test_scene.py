@@ -361,3 +361,18 @@ def test_bad_scenes(tmp_path: Path) -> None:
         predict_scene(model, tmp_path / 'none.tif', out)
     with pytest.raises(ValueError, match='into .* give a module that keeps'):
         predict_scene(nn.AvgPool2d(2), tmp_path / 'several/a.tif', out)
+
+
+def test_what_the_scene_does_not_say(tmp_path: Path) -> None:
+    data = noise(1, 90, 90)
+    data[:, :10] = 250
+    scene = write(tmp_path / 'scene.tif', data, crs=None)
+    out = predict_scene(
+        nn.Identity(), scene, tmp_path / 'map.tif', size=64, nodata=250, file_crs='EPSG:32633'
+    )  # fmt: skip
+    with rasterio.open(out) as file:
+        assert file.crs == 'EPSG:32633'
+        assert (
+            np.isnan(file.read(1)[:10]).all()
+            and (file.read(1)[10:] == data[0, 10:]).all()
+        )

@@ -203,6 +203,26 @@ def test_finished_maps_are_skipped(tmp_path: Path) -> None:
     assert made == [(1, 0), (0, 1)]
 
 
+def test_what_files_do_not_say(tmp_path: Path) -> None:
+    data = noise(1, 50, 50)
+    data[:, :10] = 250
+    write(tmp_path / 'scenes/a.tif', data, crs=None)
+    windows = SceneWindows(
+        [str(tmp_path / 'scenes')],
+        str(tmp_path / 'maps'),
+        64,
+        nodata=250,
+        file_crs='EPSG:32633',
+    )
+    trainer = make_trainer(tmp_path, MapWriter())
+    trainer.predict(SceneMapper(nn.Identity()), windows)
+    (path,) = windows.tally.made
+    with rasterio.open(path) as file:
+        assert file.crs == 'EPSG:32633'
+        found = file.read(1)
+    assert np.isnan(found[:10]).all() and (found[10:] == data[0, 10:]).all()
+
+
 def test_what_does_not_fit_together(tmp_path: Path) -> None:
     write(tmp_path / 'scenes/a.tif', noise(1, 50, 50))
     windows = SceneWindows([str(tmp_path / 'scenes')], str(tmp_path / 'maps'), 64)

@@ -90,5 +90,5 @@ def test_read_in_parts_and_without_looking_around(
 
 
 def test_no_such_scene(tmp_path: Path, server: Server) -> None:
-    with pytest.raises(ValueError, match='cannot read .*404'):
+    with pytest.raises(ValueError, match='cannot be read .*404'):
         predict_scene(nn.Identity(), f'{server.url}/none.tif', tmp_path / 'map.tif')

@@ -82,3 +82,12 @@ def test_range_of_sentinel2(real_data: Path) -> None:
     stats = estimate_statistics(dataset)
     assert 100 < stats.low[0] < stats.high[0] < 20000
     assert 0.02 < stats.mean[0] < 0.9 and 0.02 < stats.std[0] < 0.5
+
+
+def test_white_surroundings_are_not_drawn(real_data: Path) -> None:
+    folder, white = real_data / 'scenes/sentinel2_coast', {}
+    for nodata in (None, 255):
+        dataset, plain = SceneDataset(folder, nodata=nodata), SceneDataset(folder)
+        chips = list(RandomChips(dataset, 128, 200, seed=0))
+        white[nodata] = sum(bool((plain[c]['image'] == 255).all()) for c in chips)
+    assert white[None] > 20 and white[255] == 0
