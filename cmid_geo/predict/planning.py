@@ -49,11 +49,7 @@ def plan_map(
     """
     dates = mapper.outcome.dates
     with gdal_settings(_is_remote(scene)):
-        source = open_source(scene, dates, bands, zero_is_nodata)
-        if bands is None:
-            known = mapper.choose_bands(source.bands)
-            if known is not None and tuple(known) != source.bands:
-                source = open_source(scene, dates, known, zero_is_nodata)
+        source = open_source(scene, dates, bands, zero_is_nodata, mapper.choose_bands)
     outcome = mapper.prepare(source, size)
     stride = outcome.stride
     mirrored = outcome.kind != 'objects'

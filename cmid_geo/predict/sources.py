@@ -5,7 +5,7 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -131,6 +131,7 @@ def open_source(
     dates: int = 1,
     bands: Sequence[str | int] | None = None,
     zero_is_nodata: bool = False,
+    choose: Callable[[Scene], Sequence[str | int] | None] | None = None,
 ) -> SceneSource:
     """Open what is to be mapped.
 
@@ -139,6 +140,7 @@ def open_source(
         dates: How many there must be.
         bands: Names or 1-based positions, in the order wanted; all by default.
         zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
+        choose: Where *bands* is None, chooses those of each date; None for all.
 
     Returns:
         The source.
@@ -148,17 +150,20 @@ def open_source(
             dates share no ground.
     """
     if dates == 1:
-        return SceneSource((_open_one(scene, bands, zero_is_nodata),))
+        return SceneSource((_open_one(scene, bands, zero_is_nodata, choose),))
     if isinstance(scene, str | os.PathLike) or len(scene) != dates:
         raise ValueError(
             f'scene={scene!r} for a task that compares {dates} dates: give (before, after)'
         )
-    first, *others = (_open_one(date, bands, zero_is_nodata) for date in scene)
+    first, *others = (_open_one(date, bands, zero_is_nodata, choose) for date in scene)
     return SceneSource((first, *(_align(first, other) for other in others)))
 
 
 def _open_one(
-    paths: Any, bands: Sequence[str | int] | None, zero_is_nodata: bool
+    paths: Any,
+    bands: Sequence[str | int] | None,
+    zero_is_nodata: bool,
+    choose: Callable[[Scene], Sequence[str | int] | None] | None = None,
 ) -> Scene:
     found = find_scenes(
         find_rasters(paths),
@@ -173,7 +178,8 @@ def _open_one(
             f'{str(paths)!r} holds {len(found)} scenes: give one, or map several with '
             'cmid-geo map'
         )
-    return found[0]
+    chosen = choose(found[0]) if choose is not None and bands is None else None
+    return found[0] if chosen is None else _open_one(paths, chosen, zero_is_nodata)
 
 
 def _align(first: Scene, other: Scene) -> Scene:
