@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .datasets.filenames import printable
+from .models.adapting import names_of
 
 #: With the header that model hubs read.
 CARD = """---
@@ -87,7 +88,8 @@ def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int)
     """
     about = torch.load(backbone, weights_only=True)['hyper_parameters']
     hparams, provenance = task.hparams, about['provenance']
-    bands = about['bands'] or [f'band {i + 1}' for i in range(about['in_channels'])]
+    places = about['bands'] or range(1, about['in_channels'] + 1)
+    bands = names_of(about['bands']) or [f'band {place}' for place in places]
     rows = '\n'.join(
         f'| {_as_text(band)} | {low:g} | {high:g} | {mean:.4f} | {std:.4f} |'
         for band, low, high, mean, std in zip(

@@ -5,6 +5,7 @@
 
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Sampler
 from torchgeo.datasets.utils import Sample
 
@@ -131,6 +132,7 @@ class ChangeDataModule(SceneDataModule):
             ValueError: If the places cannot be used, with what to do.
         """
         self._check_length(self.trainer.world_size if self.trainer else 1)
+        self._say_what_is_not_held_out(stage)
         if stage == 'fit':
             self.limits = None
         if isinstance(self.dataset, ChangePairs):
@@ -177,6 +179,17 @@ class ChangeDataModule(SceneDataModule):
         if self.augment is not None and self.trainer and self.trainer.training:
             batch = alter(self.augment, batch)
         return batch
+
+    def _say_what_is_not_held_out(self, stage: str) -> None:
+        """Warn of a stage that sees the places that are trained on."""
+        split = 'val' if stage in ('fit', 'validate') else 'test'
+        # What is validated on is tested on, too, where nothing else is
+        if not self.held['val'] and not (split == 'test' and self.held['test']):
+            verb = {'val': 'validation', 'test': 'the test'}[split]
+            rank_zero_warn(
+                f'{split}_places=None: {verb} runs on the places that are trained on, and does not tell '
+                f'whether training generalises; hold some out by {split}_places=[...]'
+            )
 
     def _split(self, pairs: ChangePairs) -> dict[str, tuple[str, ...]]:
         """Names of the places of each split."""

@@ -276,4 +276,6 @@ def _limits(
         )
     names = tuple(f'B{band}' for band in bands)
     ones = (1.0,) * len(bands)
-    return BandStatistics(names, pair[0], pair[1], (0.0,) * len(bands), ones)
+    return BandStatistics(
+        names, pair[0], pair[1], (0.0,) * len(bands), ones, tuple(bands)
+    )

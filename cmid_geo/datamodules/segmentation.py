@@ -149,8 +149,14 @@ class SegmentationDataModule(SceneDataModule):
             setattr(self, f'{split}_sampler', windows(labelled.masks, self.chip_size))
 
     def val_dataloader(self) -> Any:
-        """Return the validation batches; none where nothing is held out."""
-        return super().val_dataloader() if self.held['val'][0] is not None else []
+        """Return the validation batches; of a fit none where nothing is held out.
+
+        Raises:
+            ValueError: If nothing is held out, and validation is all that is wanted.
+        """
+        alone = self.trainer is not None and self.trainer.state.fn == 'validate'
+        held = self.held['val'][0] is not None
+        return super().val_dataloader() if held or alone else []
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Scale a batch on its device and, in training, augment it.
@@ -192,8 +198,9 @@ class SegmentationDataModule(SceneDataModule):
 
     def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
         if split != 'predict' and getattr(self, f'{split}_sampler', None) is None:
+            verb = {'val': 'validate'}.get(split, split)
             raise ValueError(
-                f'there is nothing to {split} on: give SegmentationDataModule({split}_images=..., '
+                f'there is nothing to {verb} on: give SegmentationDataModule({split}_images=..., '
                 f'{split}_masks=...)'
             )
         return super()._dataloader_factory(split)

@@ -270,12 +270,14 @@ def estimate_images(
         )
     scaled = ((values - lows[:, None]) / (highs - lows)[:, None]).clip(0, 1)
     std = scaled.std(1)
+    positions = tuple(dataset.bands or range(1, len(values) + 1))
     return BandStatistics(
-        bands=tuple(f'B{band}' for band in dataset.bands or range(1, len(values) + 1)),
+        bands=tuple(f'B{band}' for band in positions),
         low=tuple(lows.tolist()),
         high=tuple(highs.tolist()),
         mean=tuple(scaled.mean(1).tolist()),
         std=tuple(np.where(std > 1e-6, std, 1.0).tolist()),
+        positions=positions,
     )
 
 

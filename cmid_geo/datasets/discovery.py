@@ -4,6 +4,7 @@
 """From files to scenes: which files are one scene, and whether all scenes fit together."""
 
 import functools
+import re
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,20 @@ class Scene:
     def bands(self) -> tuple[str, ...]:
         """Names of the channels."""
         return tuple(band for raster in self.rasters for band in raster.bands)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Of the channels in a file that does not name them, from 1; none where it does.
+
+        Names that two channels share, or that only count ('Band 1'), tell nothing.
+        """
+        named = all(raster.named for raster in self.rasters)
+        counts = [
+            re.fullmatch(r'(?i)(band|layer|channel)?\W*_?\d+', b) for b in self.bands
+        ]
+        if named and len(set(self.bands)) == len(self.bands) and not any(counts):
+            return ()
+        return tuple(index for raster in self.rasters for index in raster.indexes)
 
     @property
     def interval(self) -> pd.Interval:

@@ -27,6 +27,7 @@ class BandStatistics:
         high: Raw value of each band that becomes 1; values beyond are clamped.
         mean: Mean of each band over valid pixels, after scaling to [0, 1] and clamping.
         std: Standard deviation likewise; 1 for a constant band, so that it can be divided by.
+        positions: Of the bands in files that do not name them, from 1; none where they do.
     """
 
     bands: tuple[str, ...]
@@ -34,6 +35,7 @@ class BandStatistics:
     high: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    positions: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """Return a table with a line a band."""
@@ -106,6 +108,7 @@ def estimate_statistics(
         high=tuple(highs.tolist()),
         mean=tuple(scaled.mean(1).tolist()),
         std=tuple(np.where(std > 1e-6, std, 1.0).tolist()),
+        positions=dataset.scenes[0].positions,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .adapting import (
     copy_bands,
+    names_of,
     repeat_bands,
     replace_first_convolution,
     resize_positions,
@@ -219,7 +220,7 @@ class Plan:
                 f'bands={list(bands)} are {len(bands)} but {self.name} takes {wanted}: name them all, '
                 'or set in_channels'
             )
-        given = tuple(self.source.about.get('bands') or ())
+        given = names_of(self.source.about.get('bands'))
         if tensor.ndim != 4:
             return tensor
         if bands is not None:

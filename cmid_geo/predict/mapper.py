@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from ..datasets.discovery import Scene
+from ..models.adapting import find_bands, names_of
 from ..models.backbones import CELL
 from ..tasks import CMID
 from ..tasks.restoring import Restored
@@ -134,17 +137,55 @@ class SceneMapper(Restored, LightningModule):
             return replace(outcome, layers=(layer,))
         return outcome
 
-    def choose_bands(self, names: Sequence[str]) -> list[str] | None:
-        """The bands of a file that the task was trained on, if it knows their names.
+    def choose_bands(self, scene: Scene) -> list[str] | list[int] | None:
+        """Choose the bands that the task was trained on, by the names that it knows.
 
         Args:
-            names: Of the file's bands.
+            scene: With all its bands.
 
         Returns:
-            Names in the task's order; None if they are all that there are, or not known.
+            Names, or positions from 1, in the task's order; None for all in their own order.
+
+        Raises:
+            ValueError: If both name their bands, and the scene has not all that are needed.
+
+        Warns:
+            UserWarning: If only one of both does, so that bands are taken by their places.
         """
-        known = getattr(self.task, 'hparams', {}).get('bands') or ()
-        return list(known) if known and set(known) <= set(names) else None
+        known = getattr(self.task, 'hparams', {}).get('bands')
+        if not isinstance(known, list | tuple) or not known:
+            return None
+        task, file, cure = (
+            type(self.task).__name__,
+            scene.files[0],
+            'others are chosen by bands=',
+        )
+        wanted, names, count = names_of(known), list(scene.bands), len(known)
+        if wanted and scene.positions:
+            rank_zero_warn(
+                f'{file!r} does not name its bands: they are taken in order as {wanted}, which {task} was '
+                f'trained on; {cure}'
+            )
+            return None
+        if not wanted:
+            if not scene.positions or len(names) != count:
+                rank_zero_warn(
+                    f'{task} was trained on files that do not name their bands: of {names} in {file!r} '
+                    f'those at positions {list(known)} are taken; {cure}'
+                )
+            return None if list(known) == list(range(1, len(names) + 1)) else [*known]
+        places = find_bands(wanted, names)
+        missing = [band for band, place in zip(wanted, places) if place is None]
+        if missing:
+            raise ValueError(
+                f'{file!r} has bands {names} but {task} was trained on {wanted}, of which {missing} are not '
+                'there: map a scene that has them, or name those that stand for them, in its order, by bands='
+            )
+        return (
+            None
+            if places == list(range(len(names)))
+            else [names[p] for p in places if p is not None]
+        )
 
     def _try_out(self, source: SceneSource, size: int) -> dict[str, Any]:
         """See what a module makes of a window."""

@@ -55,11 +55,7 @@ def plan_map(
     dates = mapper.outcome.dates
     declared = Declared(zero_is_nodata, nodata, file_crs)
     with gdal_settings(_is_remote(scene)):
-        source = open_source(scene, dates, bands, declared)
-        if bands is None:
-            known = mapper.choose_bands(source.bands)
-            if known is not None and tuple(known) != source.bands:
-                source = open_source(scene, dates, known, declared)
+        source = open_source(scene, dates, bands, declared, mapper.choose_bands)
     outcome = mapper.prepare(source, size)
     stride = outcome.stride
     mirrored = outcome.kind != 'objects'

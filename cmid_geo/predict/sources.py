@@ -5,7 +5,7 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -126,6 +126,7 @@ def open_source(
     dates: int = 1,
     bands: Sequence[str | int] | None = None,
     declared: Declared = NOTHING_DECLARED,
+    choose: Callable[[Scene], Sequence[str | int] | None] | None = None,
 ) -> SceneSource:
     """Open what is to be mapped.
 
@@ -134,6 +135,7 @@ def open_source(
         dates: How many there must be.
         bands: Names or 1-based positions, in the order wanted; all by default.
         declared: What the files do not say.
+        choose: Where *bands* is None, chooses those of each date; None for all.
 
     Returns:
         The source.
@@ -143,17 +145,20 @@ def open_source(
             dates share no ground.
     """
     if dates == 1:
-        return SceneSource((_open_one(scene, bands, declared),))
+        return SceneSource((_open_one(scene, bands, declared, choose),))
     if isinstance(scene, str | os.PathLike) or len(scene) != dates:
         raise ValueError(
             f'scene={scene!r} for a task that compares {dates} dates: give (before, after)'
         )
-    first, *others = (_open_one(date, bands, declared) for date in scene)
+    first, *others = (_open_one(date, bands, declared, choose) for date in scene)
     return SceneSource((first, *(_align(first, other) for other in others)))
 
 
 def _open_one(
-    paths: Any, bands: Sequence[str | int] | None, declared: Declared
+    paths: Any,
+    bands: Sequence[str | int] | None,
+    declared: Declared,
+    choose: Callable[[Scene], Sequence[str | int] | None] | None = None,
 ) -> Scene:
     found = find_scenes(
         find_rasters(paths), bands, DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, declared
@@ -163,7 +168,8 @@ def _open_one(
             f'{str(paths)!r} holds {len(found)} scenes: give one, or map several with '
             'cmid-geo map'
         )
-    return found[0]
+    chosen = choose(found[0]) if choose is not None and bands is None else None
+    return found[0] if chosen is None else _open_one(paths, chosen, declared)
 
 
 def _align(first: Scene, other: Scene) -> Scene:

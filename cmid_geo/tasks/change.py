@@ -43,27 +43,29 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         in_channels: int = 3,
         task: Literal['binary', 'multiclass'] = 'binary',
         num_classes: int | None = None,
+        num_labels: int | None = None,
         labels: list[str] | None = None,
+        num_filters: int = 3,
         pos_weight: Tensor | float | None = None,
         loss: DenseLossName = 'ce+dice',
         class_weights: Tensor | Sequence[float] | None = None,
         ignore_index: int | None = None,
+        lr: float = 1e-3,
+        patience: int = 10,
+        freeze_backbone: bool = False,
+        freeze_decoder: bool = False,
         fusion: Fusion = 'difference',
         optimizer: OptimizerName = 'adamw',
-        lr: float = 1e-3,
         weight_decay: float = 0.01,
         momentum: float = 0.9,
         schedule: Schedule = 'linear',
         lr_end: float = 0.0,
         warmup_epochs: float = 0,
         warmup_steps: int | None = None,
-        patience: int = 10,
         drop_path_rate: float = 0.0,
-        bands: Sequence[str] | None = None,
+        bands: Sequence[str | int] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        freeze_backbone: bool = False,
-        freeze_decoder: bool = False,
     ) -> None:
         """Initialize a new ChangeDetection instance.
 
@@ -77,34 +79,37 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
             in_channels: Number of bands of a date.
             task: 'binary' gives one map of scores, 'multiclass' one a class.
             num_classes: Number of classes; for 'multiclass' only.
+            num_labels: Has its place for TorchGeo's sake: there is no task='multilabel' here.
             labels: Names of the classes.
+            num_filters: Not used; has its place for TorchGeo's sake, whose 'fcn' alone has it.
             pos_weight: How many times a pixel of change counts in the cross-entropy; for
                 'binary' only.
             loss: 'ce' and 'bce' are the same here, cross-entropy of what the task predicts.
             class_weights: Weight of each class in the cross-entropy.
             ignore_index: Label of pixels that count nowhere.
+            lr: Learning rate.
+            patience: Epochs without progress before 'plateau' lowers the rate.
+            freeze_backbone: Whether the backbone stays as it is.
+            freeze_decoder: Whether the decoder does.
             fusion: How maps of two dates become one: 'difference' or 'concatenation'; 'bit' is
                 that of ``model='bit'``.
             optimizer: 'adamw', 'adan' or 'sgd'.
-            lr: Learning rate.
             weight_decay: On all parameters but biases and norms.
             momentum: Of 'sgd'.
             schedule: 'linear', 'cosine', 'step' or 'plateau'.
             lr_end: Learning rate at the end.
             warmup_epochs: Length of the warm-up.
             warmup_steps: The same in steps, which wins.
-            patience: Epochs without progress before 'plateau' lowers the rate.
             drop_path_rate: Stochastic depth of the backbone, in [0, 1).
-            bands: Names of the bands, to load weights that name theirs.
+            bands: Names of the bands, to copy filters by name where the weights know them; by default
+                the datamodule's, by which maps choose.
             mean: Of each band in [0, 1]; the weights' own by default.
             std: Likewise.
-            freeze_backbone: Whether the backbone stays as it is.
-            freeze_decoder: Whether the decoder does.
 
         Raises:
             ValueError: If choices do not go together, or the weights do not fit.
         """
-        check_choices(task, num_classes, labels, pos_weight, class_weights)
+        check_choices(task, num_classes, labels, pos_weight, class_weights, num_labels)
         self.weights = weights
         # Not TorchGeo's own constructor: its arguments would be saved as ours
         super(torchgeo.tasks.ChangeDetection, self).__init__()
@@ -139,13 +144,11 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
 
     def configure_metrics(self) -> None:
         """Build TorchGeo's metrics, which count only pixels that are known."""
-        # Pixels that are not valid need a label too, also where ignore_index is None; and
-        # TorchGeo's asks for a number of labels that this task does not know
+        # Pixels that are not valid need a label too, also where ignore_index is None
         given = self.hparams['ignore_index']
-        self.hparams.update({'ignore_index': IGNORED, 'num_labels': None})
+        self.hparams['ignore_index'] = IGNORED
         super().configure_metrics()
         self.hparams['ignore_index'] = given
-        del self.hparams['num_labels']
 
     def forward(
         self, pair: Float[Tensor, 'batch 2 bands height width']
@@ -219,7 +222,10 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         scores = self(batch['image'])
         labels, known = self.read_labels(batch)
         loss = self.criterion(scores, labels, known)
-        self.log(f'{stage}_loss', loss, batch_size=len(scores))
+        # Processes must agree on what schedules and checkpoints follow
+        self.log(
+            f'{stage}_loss', loss, batch_size=len(scores), sync_dist=stage != 'train'
+        )
         # Of scores that all lie in [0, 1] metrics would believe that they are probabilities
         binary = self.hparams['task'] == 'binary'
         shares = scores[:, 0].sigmoid() if binary else scores.softmax(dim=1)

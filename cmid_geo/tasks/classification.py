@@ -64,7 +64,7 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         lr_end: float = 1e-6,
         warmup_epochs: float = 0.0,
         warmup_steps: int | None = None,
-        bands: Sequence[str] | None = None,
+        bands: Sequence[str | int] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         global_pool: str | None = None,
@@ -103,7 +103,8 @@ class Classification(Downstream, torchgeo.tasks.Classification):
             lr_end: Learning rate at the end.
             warmup_epochs: Epochs over which the learning rate rises.
             warmup_steps: Steps of that rise, instead of epochs.
-            bands: Names of the bands, to copy filters by name where the weights know them.
+            bands: Names of the bands, to copy filters by name where the weights know them; by default
+                the datamodule's, by which maps choose.
             mean: Mean of each band in [0, 1]; the weights' by default.
             std: Standard deviation of each band in [0, 1]; the weights' by default.
             global_pool: Of a ViT: classify by its class token ('token') or by the mean of its patch

@@ -82,7 +82,7 @@ class CMID(Pretraining):
         betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
         warmup_epochs: float = 10.0,
         warmup_steps: int | None = None,
-        bands: Sequence[str] | None = None,
+        bands: Sequence[str | int] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         export_source: Literal['teacher', 'student'] = 'student',
@@ -162,7 +162,7 @@ class CMID(Pretraining):
         # By this LightningCLI knows the class of a checkpoint
         self.hparams.setdefault('_class_path', 'cmid_geo.tasks.CMID')
         if not (weights is None or isinstance(weights, bool)):
-            start_from(self, weights)
+            self.report = start_from(self, weights)
         if augmentations is not None:
             self.augmentations = augmentations
             self.prepare_augmentations()

@@ -65,7 +65,7 @@ class ObjectDetection(Downstream, torchgeo.tasks.ObjectDetection):
         lr_end: float = 0.0,
         warmup_epochs: float = 0.0,
         warmup_steps: int | None = None,
-        bands: Sequence[str] | None = None,
+        bands: Sequence[str | int] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -104,7 +104,8 @@ class ObjectDetection(Downstream, torchgeo.tasks.ObjectDetection):
             lr_end: Learning rate at the end.
             warmup_epochs: Epochs over which the learning rate rises.
             warmup_steps: Steps of that rise, instead of epochs.
-            bands: Names of the bands, to copy filters by name where the weights know them.
+            bands: Names of the bands, to copy filters by name where the weights know them; by default
+                the datamodule's, by which maps choose.
             mean: Mean of each band in [0, 1]; the weights' by default.
             std: Standard deviation of each band in [0, 1]; the weights' by default.
 

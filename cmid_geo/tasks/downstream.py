@@ -3,16 +3,19 @@
 
 """What all tasks on pretrained backbones do alike."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from ..models.adapting import find_bands, names_of
 from ..models.loading import load_backbone
-from ..models.report import LoadReport
-from .guard import check_batch
+from ..models.sources import read_source
+from .guard import check_batch, check_start
 from .recipe import configure_recipe
 from .values import Values
 
@@ -25,11 +28,9 @@ class Downstream(Values):
 
     Attributes:
         weights: What the backbone starts from.
-        report: What was loaded; None for random weights and for timm's.
     """
 
     weights: Any
-    report: LoadReport | None = None
 
     # ------------------------------------------------------------------ start
 
@@ -45,23 +46,35 @@ class Downstream(Values):
         """
         given = self.hparams
         about: dict[str, Any] = {}
+        places = None
         if self.weights is True:
             network: Any = getattr(target, 'network', target)
             about = dict(network.pretrained_cfg)
         elif self.weights:
-            self.report = load_backbone(target, self.weights, bands=given['bands'])
+            source = read_source(self.weights)
+            known, wanted = names_of(source.about.get('bands')), given['bands']
+            by_name = wanted if known else None
+            if wanted and not known:
+                rank_zero_warn(
+                    f'the weights do not name their bands: filters are taken in order for {list(wanted)}'
+                )
+            self.report = load_backbone(target, source, bands=by_name)
             rank_zero_info(str(self.report))
             about = self.report.about
+            places = find_bands(wanted, known) if by_name else None
         if given['freeze_backbone']:
             # Lightning trains in the modes that it finds
             self.backbone_module().eval()
-        mean, std = given['mean'] or about.get('mean'), given['std'] or about.get('std')
+        bands = given['in_channels']
+        mean, std = (
+            given[name] or _of_bands(about.get(name), bands, places)
+            for name in ('mean', 'std')
+        )
         if self.weights and not (mean and std):
             rank_zero_warn(
                 'the weights do not tell how they standardise images: values in [0, 1] are used as they '
                 'are; pass mean= and std= of each band if you know them'
             )
-        bands = given['in_channels']
         self.register_values(
             bands, _of_bands(mean or 0.0, bands), _of_bands(std or 1.0, bands)
         )
@@ -124,10 +137,40 @@ class Downstream(Values):
         datamodule = getattr(self.trainer, 'datamodule', None)
         if stage == 'fit' and datamodule is not None:
             self.learn_limits(datamodule)
+            if self.learn_bands(datamodule) and self.report is not None:
+                self.follow_bands()
+
+    def follow_bands(self) -> None:
+        """Bring filters of weights that name their bands into the order of the data's.
+
+        Raises:
+            ValueError: If the data have other bands than the weights.
+        """
+        about: Any = self.report and self.report.about
+        given, wanted = (names_of(e.get('bands')) for e in (about, self.hparams))
+        if not given or not wanted:
+            return
+        task = type(self).__name__
+        cure = f'filters are copied by name with {task}(bands={wanted})'
+        if not check_start(given, wanted, cure):
+            return
+        places = find_bands(wanted, given)
+        # What was taken in order is put in order, whatever became of it since
+        network = self.backbone_module().modules()
+        first = next(each for each in network if isinstance(each, nn.Conv2d))
+        with torch.no_grad():
+            first.weight.copy_(first.weight[:, places])
+            for name in ('mean', 'std'):
+                if not self.hparams[name]:
+                    getattr(self, name).copy_(getattr(self, name)[places])
+        rank_zero_info(
+            f'filters of bands {given} were put in the order of the data, {wanted}'
+        )
 
     def on_fit_start(self) -> None:
         """Let the datamodule read images as the task knows them."""
         self.share_limits()
+        self.check_order()
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 
@@ -207,7 +250,7 @@ def check_classes(
 
 
 def check_labelling(given: Any) -> None:
-    """Refuse kinds of labels, losses and numbers that do not go together.
+    """Refuse kinds of labels, losses, names and numbers that do not go together.
 
     Args:
         given: Hyperparameters of a task.
@@ -224,10 +267,23 @@ def check_labelling(given: Any) -> None:
         raise ValueError(
             f"loss={loss!r} does not go with task={task!r}: choose loss={right!r}, or 'dice'"
         )
+    names = given['labels']
+    # Of the two of a binary task the one that is true may stand alone
+    counts = (given[needed],) if needed else (1, 2)
+    if names is not None and len(names) not in counts:
+        raise ValueError(
+            f'labels={list(names)} are {len(names)} names but task={task!r} has '
+            f'{" or ".join(map(str, counts))}: give one a class'
+        )
 
 
-def _of_bands(values: Any, bands: int) -> Any:
-    """Values of each band; of weights of other bands their mean."""
-    if isinstance(values, int | float) or len(values) == bands:
+def _of_bands(
+    values: Any, bands: int, places: Sequence[int | None] | None = None
+) -> Any:
+    """Values of each band, from their places if given; of bands not there the mean of all."""
+    if not values or isinstance(values, int | float):
         return values
-    return sum(values) / len(values)
+    mean = sum(values) / len(values)
+    if places is not None:
+        return [mean if place is None else values[place] for place in places]
+    return values if len(values) == bands else mean

@@ -3,12 +3,16 @@
 
 """Refusing what cannot be trained on, as early as it can be known."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+
+from ..models.adapting import find_bands, names_of
 
 
 def check_data(datamodule: Any, parameters: Mapping[str, Any]) -> None:
@@ -51,6 +55,36 @@ def refuse(faults: list[str]) -> None:
         raise ValueError(f'{len(faults)} things are in the way:\n{listed}')
 
 
+def check_run(trainer: Trainer, stage: str, task: str) -> None:
+    """Refuse a precision that tasks cannot work in, and a stage without data.
+
+    Args:
+        trainer: Of the run.
+        stage: Either 'fit', 'validate', 'test' or 'predict'.
+        task: Name of the task, for the message.
+
+    Raises:
+        ValueError: If so.
+    """
+    if trainer.precision in ('16-true', 'bf16-true'):
+        mixed = str(trainer.precision).replace('true', 'mixed')
+        raise ValueError(
+            f'precision={trainer.precision!r}: {task} keeps weights and the raw values of its bands in '
+            f'32 bits, which half precision would round; choose precision={mixed!r}'
+        )
+    loops: Any = {
+        'fit': trainer.fit_loop, 'validate': trainer.validate_loop, 'test': trainer.test_loop,
+        'predict': trainer.predict_loop,
+    }  # fmt: skip
+    # Lightning asks the task itself for data where it was given none
+    verb = TrainerFn(stage).value
+    if loops[verb]._data_source.instance is trainer.lightning_module:
+        raise ValueError(
+            f'there is nothing to {verb} on: give --data, or in Python Trainer.{verb}(task, datamodule=...) or '
+            'dataloaders=...'
+        )
+
+
 def check_bands(bands: int, expected: int, task: str = 'CMID') -> None:
     """Refuse another number of bands than the network takes.
 
@@ -74,6 +108,73 @@ def _band_faults(bands: int, expected: int, task: str) -> list[str]:
         'or choose bands with SceneDataModule(bands=[...])'
     )
     return [fault]
+
+
+def check_names(
+    known: Sequence[str | int], found: Sequence[str | int], task: str, where: str
+) -> None:
+    """Refuse bands of other names than a task knows, or in another order.
+
+    Args:
+        known: Names or positions that the task knows, in its order.
+        found: Names or positions of as many bands, in theirs.
+        task: Name of the task, for the message.
+        where: Who has those bands, for the message.
+
+    Raises:
+        ValueError: If both name their bands, and not alike.
+
+    Warns:
+        UserWarning: If one of both does not, so that nobody can tell.
+    """
+    named = bool(names_of(known)), bool(names_of(found))
+    if all(named):
+        if find_bands(names_of(known), names_of(found)) != list(range(len(known))):
+            raise ValueError(
+                f'{where} has bands {list(found)} but {task} knows {list(known)}: give the same in the same '
+                f'order, as by bands={list(known)} of the datamodule, or start a new task'
+            )
+    elif list(known) != list(found):
+        rank_zero_warn(
+            f'{where} has bands {list(found)} and {task} knows {list(known)}: positions stand for files that '
+            'do not name their bands, which are taken in this order; choose them by bands= of the datamodule'
+        )
+
+
+def check_start(given: Sequence[str], wanted: Sequence[str], cure: str) -> bool:
+    """Refuse data to whose bands the filters of other bands were given.
+
+    Args:
+        given: Names of the weights' bands, whose filters were taken in order.
+        wanted: Names of the data's bands.
+        cure: What to do, for the message.
+
+    Returns:
+        Whether both have the same bands, in another order.
+
+    Raises:
+        ValueError: If a band that the weights know has the filters of another one.
+
+    Warns:
+        UserWarning: If the weights know none of the bands.
+    """
+    places = find_bands(wanted, given)
+    if not any(place is not None for place in places):
+        rank_zero_warn(
+            f'the weights are of bands {list(given)}, the data of {list(wanted)}: filters were taken in '
+            'order'
+        )
+    # One band has the sum of all filters; more than there are have them over and over
+    crossed = len(wanted) > 1 and any(
+        place not in (None, i % len(given)) for i, place in enumerate(places)
+    )
+    alike = len(wanted) == len(given) and None not in places
+    if crossed and not alike:
+        raise ValueError(
+            f'the weights are of bands {list(given)}, whose filters were taken in order, but the data are of '
+            f'{list(wanted)}: {cure}'
+        )
+    return crossed
 
 
 def check_batch(batch: Any, bands: int, task: str = 'CMID') -> None:

@@ -84,6 +84,7 @@ def check_choices(
     labels: Sequence[str] | None,
     pos_weight: Any,
     class_weights: Any,
+    num_labels: int | None = None,
 ) -> None:
     """Refuse arguments that do not go together.
 
@@ -93,11 +94,16 @@ def check_choices(
         labels: Names of the classes.
         pos_weight: Weight of change.
         class_weights: Weights of the classes.
+        num_labels: Number of labels, of which this task has none.
 
     Raises:
         ValueError: If there are too few classes, or names or weights of others.
     """
     classes = 2
+    if num_labels is not None:
+        raise ValueError(
+            f"num_labels={num_labels} with task={task!r}: change has no task='multilabel', leave it out"
+        )
     if task == 'multiclass':
         if num_classes is None or num_classes < 2:
             raise ValueError(

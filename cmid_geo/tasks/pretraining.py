@@ -22,11 +22,12 @@ from ..losses import (
     pairwise_cosine,
     standard_deviation,
 )
+from ..models.adapting import find_bands, names_of
 from ..models.encoder import Encoder
 from ..models.memory import KeyQueue, momentum_at, rate_at, temperature_at
 from ..transforms.views import TwoViews, default_standardisation
 from .comparison import Comparison
-from .guard import StopOnNonFinite, check_batch, check_data
+from .guard import StopOnNonFinite, check_batch, check_data, check_start
 from .handover import ExportBackbone
 from .horizon import Horizon
 from .remember import Remember
@@ -80,16 +81,33 @@ class Pretraining(Values):
     def _learn_values(self, datamodule: Any) -> None:
         statistics = getattr(datamodule, 'statistics', None)
         if statistics is not None:
-            self.hparams['bands'] = list(statistics.bands)
             for name in ('mean', 'std'):
                 if not self.hparams[name]:
                     getattr(self, name).copy_(torch.tensor(getattr(statistics, name)))
         self.learn_limits(datamodule)
+        self.learn_bands(datamodule)
+        if self.report is not None:
+            self._check_start(self.report.about.get('bands'))
+
+    def _check_start(self, bands: Any) -> None:
+        """Refuse weights whose filters do not lie in the order of the data's bands."""
+        given, wanted = names_of(bands), names_of(self.hparams['bands'])
+        if not given or not wanted:
+            return
+        places = find_bands(wanted, given)
+        ordered = sorted(zip(places, wanted), key=lambda p: (p[0] is None, p[0] or 0))
+        names = [name for _, name in ordered]
+        cure = f'read them in the order of the weights, SceneDataModule(bands={names})'
+        if check_start(given, wanted, cure):
+            raise ValueError(
+                f'the weights are of bands {given}, the data of {wanted}: {cure}'
+            )
 
     def on_fit_start(self) -> None:
         """Use the values that were set up or restored, also on scenes new to a restored run."""
         self.prepare_augmentations()
         self.share_limits()
+        self.check_order()
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 

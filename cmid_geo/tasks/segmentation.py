@@ -39,6 +39,7 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
         num_classes: int | None = None,
         num_labels: int | None = None,
         labels: list[str] | None = None,
+        num_filters: int = 3,
         pos_weight: Tensor | float | None = None,
         loss: DenseLossName = 'ce',
         class_weights: Tensor | Sequence[float] | None = None,
@@ -58,7 +59,7 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
         lr_end: float = 1e-6,
         warmup_epochs: float = 0.0,
         warmup_steps: int | None = None,
-        bands: Sequence[str] | None = None,
+        bands: Sequence[str | int] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -76,6 +77,7 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
             num_classes: Number of classes (only for ``task='multiclass'``).
             num_labels: Number of labels (only for ``task='multilabel'``).
             labels: Names of the classes.
+            num_filters: Not used; has its place for TorchGeo's sake, whose 'fcn' alone has it.
             pos_weight: Weight of what is true, for the 'bce' loss.
             loss: One of 'ce', 'bce', 'jaccard', 'focal', 'dice', or 'ce+dice'.
             class_weights: Weight of each class, for the 'ce' loss.
@@ -97,7 +99,8 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
             lr_end: Learning rate at the end.
             warmup_epochs: Epochs over which the learning rate rises.
             warmup_steps: Steps of that rise, instead of epochs.
-            bands: Names of the bands, to copy filters by name where the weights know them.
+            bands: Names of the bands, to copy filters by name where the weights know them; by default
+                the datamodule's, by which maps choose.
             mean: Mean of each band in [0, 1]; the weights' by default.
             std: Standard deviation of each band in [0, 1]; the weights' by default.
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchgeo.tasks import BaseTask
 
+from ..models.adapting import names_of
+from ..models.report import LoadReport
 from ..models.sources import KIND
-from .guard import check_bands
+from .guard import check_bands, check_names, check_run
 from .restoring import Restored
 
 
@@ -19,8 +21,13 @@ class Values(Restored, BaseTask):
     """A task that carries the meaning of the values it was trained on.
 
     Raw values *low* and *high* of each band stand for 0 and 1, *mean* and *std* standardise what
-    was scaled so; all four stay in the task's checkpoints.
+    was scaled so; all four stay in the task's checkpoints, and so do the names of the bands.
+
+    Attributes:
+        report: What weights were loaded; None for random ones and for timm's.
     """
+
+    report: LoadReport | None = None
 
     low: Tensor
     high: Tensor
@@ -41,6 +48,18 @@ class Values(Restored, BaseTask):
             filled = torch.tensor(value, dtype=torch.float32)
             self.register_buffer(name, filled.expand(bands).clone())
 
+    def setup(self, stage: str) -> None:
+        """Refuse runs that cannot be, before anything is read.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            ValueError: If the precision is none of a task's, or there are no data.
+        """
+        super().setup(stage)
+        check_run(self.trainer, stage, type(self).__name__)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the task, so that a checkpoint alone can be mapped with.
 
@@ -48,6 +67,52 @@ class Values(Restored, BaseTask):
             checkpoint: To be saved.
         """
         checkpoint[KIND] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the bands that a checkpoint knows.
+
+        Args:
+            checkpoint: To be restored.
+
+        Raises:
+            ValueError: If the task, or its datamodule, has others, or these in another order.
+        """
+        known = (checkpoint.get('hyper_parameters') or {}).get('bands')
+        if known and self.hparams['bands']:
+            check_names(known, self.hparams['bands'], 'the checkpoint', 'the run')
+        elif known:
+            self.hparams['bands'] = list(known)
+
+    def learn_bands(self, datamodule: Any) -> bool:
+        """Take over names and order of a datamodule's bands, where the task knows none.
+
+        Args:
+            datamodule: Ours, or one of TorchGeo's.
+
+        Returns:
+            Whether there were some to take over.
+
+        Raises:
+            ValueError: If the task was told others than it takes.
+        """
+        found, known = _bands_of(datamodule), self.hparams['bands']
+        count = self.hparams['in_channels']
+        if known and len(known) != count:
+            raise ValueError(
+                f'bands={list(known)} are {len(known)} names for in_channels={count}: name each band, or leave '
+                'it to the datamodule'
+            )
+        new = not known and len(found) == count
+        if new:
+            self.hparams['bands'] = found
+        return new
+
+    def check_order(self) -> None:
+        """Refuse a datamodule of other bands than the task knows, also a restored one."""
+        known = self.hparams['bands']
+        found = _bands_of(getattr(self.trainer, 'datamodule', None))
+        if known and len(found) == len(known):
+            check_names(known, found, type(self).__name__, 'the datamodule')
 
     def learn_limits(self, datamodule: Any) -> None:
         """Take over which raw values a datamodule scales to 0 and 1.
@@ -88,3 +153,18 @@ class Values(Restored, BaseTask):
         ):
             check_bands(len(datamodule.statistics.low), self.hparams['in_channels'])
             datamodule.limits = (tuple(self.low.tolist()), tuple(self.high.tolist()))
+
+
+def _bands_of(datamodule: Any) -> list[str | int]:
+    """Names of a datamodule's bands, or their positions in files without names; else none."""
+    statistics = getattr(datamodule, 'statistics', None)
+    if statistics is not None:
+        # One range stands for all bands of pictures, whatever these are
+        several = statistics.bands != ('all',)
+        return list(statistics.positions or statistics.bands) if several else []
+    # TorchGeo's know theirs, if not as one word for a set
+    for holder in (datamodule, getattr(datamodule, 'train_dataset', None)):
+        names = names_of(getattr(holder, 'bands', None))
+        if names:
+            return [*names]
+    return []

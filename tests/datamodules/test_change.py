@@ -96,6 +96,25 @@ def test_places_are_held_out(cities: Path) -> None:
     assert alone.names['train'] == alone.names['val'] == alone.names['test']
 
 
+@pytest.mark.parametrize(
+    ('options', 'stage', 'warned'),
+    [
+        ({'val_places': None}, 'fit', 'val_places=None: validation runs on the places'),
+        ({'val_places': None, 'test_places': None}, 'test', 'test_places=None: the te'),
+        ({'test_places': None}, 'test', ''),
+        ({'val_places': None}, 'test', ''),
+        ({}, 'fit', ''),
+    ],
+)
+def test_places_that_are_not_held_out_are_told(
+    cities: Path, options: dict[str, Any], stage: str, warned: str,
+    recwarn: pytest.WarningsRecorder,
+) -> None:  # fmt: skip
+    make(cities, **options).setup(stage)
+    told = [str(each.message) for each in recwarn if '_places=' in str(each.message)]
+    assert [each.startswith(warned) for each in told] == [True] * bool(warned)
+
+
 def test_every_pixel_is_judged_once(cities: Path) -> None:
     data = make(cities)
     data.setup('test')

@@ -107,6 +107,18 @@ def test_what_is_missing_is_said(scenes: Path) -> None:
         )
 
 
+def test_validation_alone_needs_images(scenes: Path) -> None:
+    dm = datamodule(scenes)
+    dm.held['val'] = (None, None)
+    task = SemanticSegmentation(
+        'unet', 'test_resnet', in_channels=4, num_classes=2, ignore_index=255
+    )
+    with pytest.raises(ValueError, match='nothing to validate on: give .*val_images='):
+        Trainer(**QUIET).validate(task, dm)
+    # A fit goes without
+    Trainer(**(QUIET | {'max_steps': 1})).fit(task, dm)
+
+
 def folders(root: Path, splits: tuple[str, ...] = ('train', 'test')) -> Path:
     for split in splits:
         for label, name in enumerate(('field', 'town')):

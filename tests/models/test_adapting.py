@@ -13,7 +13,14 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from cmid_geo.models import create_backbone, load_backbone
-from cmid_geo.models.adapting import copy_bands, plain_band, repeat_bands
+from cmid_geo.models.adapting import (
+    common_names,
+    copy_bands,
+    find_bands,
+    names_of,
+    plain_band,
+    repeat_bands,
+)
 
 
 def resnet(**options: Any) -> Any:
@@ -88,6 +95,44 @@ def test_names_of_bands() -> None:
     assert copy_bands(
         torch.ones(1, 1, 1, 1), ['B02'], ['B2', 'B3']
     ).flatten().tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ('wanted', 'given', 'places'),
+    [
+        (['R', 'G', 'B', 'NIR'], ['B02', 'B03', 'B04', 'B08'], [2, 1, 0, 3]),
+        (['B8', 'B2', 'B3', 'B4'], ['red', 'green', 'blue', 'nir'], [3, 2, 1, 0]),
+        (['B02', 'B08'], ['B2', 'B3', 'B4', 'B8'], [0, 3]),
+        (['B8A', 'B12'], ['nir', 'nir08', 'swir22'], [1, 2]),
+        (['Near-Infrared', 'SWIR1'], ['swir16', 'nir'], [1, 0]),
+        (['VV', 'red'], ['vh', 'vv'], [1, None]),
+        # Of Landsat 7 these are green, red and infrared, of Landsat 8 blue, green and red
+        (['B2', 'B3', 'B4'], ['blue', 'green', 'red'], [None, None, None]),
+        # Landsat 8's panchromatic band
+        (['B2', 'B5', 'B8'], ['blue', 'nir'], [None, None, None]),
+        # As it is written first
+        (['red'], ['R', 'red'], [1]),
+    ],
+)
+def test_bands_are_found_by_the_names_of_sensors(
+    wanted: list[str], given: list[str], places: list[int | None]
+) -> None:
+    assert find_bands(wanted, given) == places
+
+
+def test_what_is_a_name() -> None:
+    assert common_names(['B02', 'B05', 'VV']) == ['blue', 'b5', 'vv']
+    assert names_of(('R', 'G')) == ['R', 'G']
+    assert names_of([4, 3]) == names_of(None) == names_of('all') == []
+
+
+def test_positions_of_bands_are_no_names(tmp_path: Path) -> None:
+    about = {'model': 'resnet18', 'bands': [3, 2, 1]}
+    path = saved(
+        tmp_path, {'hyper_parameters': about, 'state_dict': resnet().state_dict()}
+    )
+    with pytest.raises(ValueError, match=r'name 0 bands \(none\)'):
+        load_backbone(resnet(), path, bands=['red', 'green', 'blue'])
 
 
 def test_first_convolution_is_replaced_on_request() -> None:

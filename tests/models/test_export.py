@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 import cmid_geo
 from cmid_geo.__main__ import main
+from cmid_geo.card import model_card
 from cmid_geo.models import export_backbone, load_backbone, programs
 from cmid_geo.tasks import CMID
 
@@ -262,3 +263,14 @@ def test_what_cannot_be_exported(task: CMID, tmp_path: Path) -> None:
         main(['export', str(tmp_path / 'nowhere.ckpt'), str(tmp_path / 'b.ckpt')])
     with pytest.raises(FileNotFoundError, match='nowhere.ckpt is no file'):
         export_backbone(tmp_path / 'nowhere.ckpt', tmp_path / 'b.ckpt')
+
+
+def test_a_card_of_bands_without_names(
+    tmp_path: Path, make_task: Callable[..., Any]
+) -> None:
+    task = make_task(in_channels=2)
+    task.hparams['bands'] = [3, 1]
+    file = export_backbone(task, tmp_path / 'b.ckpt')
+    (tmp_path / 'metrics.csv').write_text('train_loss\n')
+    card = model_card(file, task, 'chips', tmp_path / 'metrics.csv', 4)
+    assert 'pretrained by CMID on band 3, band 1' in card and '| band 3 | 0 |' in card

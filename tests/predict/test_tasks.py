@@ -476,6 +476,140 @@ def test_exported_backbone_and_its_bands(
         predict_scene(opened, scene, tmp_path / 'x.tif', size=64, bands=[1, 2, 3])
 
 
+@pytest.mark.parametrize('ending', ['.ckpt', '.safetensors'])
+def test_positions_of_bands_travel_with_an_export(
+    tmp_path: Path, make_task: Callable[..., Any], ending: str
+) -> None:
+    task = make_task(in_channels=2)
+    task.high.fill_(200)
+    # Of training on files that do not name their bands
+    task.hparams['bands'] = [3, 1]
+    file = export_backbone(task, tmp_path / f'b{ending}')
+    scene = write(tmp_path / 'scene.tif', noise(3, 70, 70))
+    with pytest.warns(UserWarning, match=r'positions \[3, 1\] are taken'):
+        found = predict_scene(file, scene, tmp_path / 'found.tif', size=64)
+    told = predict_scene(file, scene, tmp_path / 'told.tif', size=64, bands=[3, 1])
+    np.testing.assert_array_equal(read(found), read(told))
+
+
+class Sum(nn.Module):
+    """Scores by which a map tells the order of its bands: 0.9 of the first, 0.1 of the second."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        first, second = image[..., :1, :, :], image[..., 1:2, :, :]
+        scores = 9 * first + second
+        return scores if image.ndim == 4 else scores[:, 1] - scores[:, 0]
+
+
+def ordered(bands: list[str] | list[int] | None, change: bool = False) -> Any:
+    given = {'backbone': 'test_resnet', 'in_channels': 2, 'bands': bands}
+    kind = ChangeDetection if change else SemanticSegmentation
+    task = kind(
+        'unet', **given, **({} if change else {'task': 'binary', 'loss': 'bce'})
+    )
+    task.model = Sum()
+    task.high.fill_(255)
+    return task
+
+
+def values(path: Path, task: Any, scene: Any, **options: Any) -> np.ndarray:
+    return read(
+        predict_scene(task, scene, path, size=64, output='probabilities', **options)
+    )
+
+
+@pytest.mark.parametrize(
+    ('known', 'names', 'places'),
+    [
+        (['B04', 'B02'], ('B02', 'B03', 'B04'), [3, 1]),
+        (['red', 'blue'], ('B02', 'B03', 'B04'), [3, 1]),
+        (['B08', 'B03'], ('R', 'G', 'B', 'NIR'), [4, 2]),
+        (['R', 'G'], ('Red', 'Green'), [1, 2]),
+    ],
+)
+def test_maps_choose_bands_by_the_names_learned(
+    tmp_path: Path, known: list[str], names: tuple[str, ...], places: list[int]
+) -> None:
+    out = tmp_path / 'map.tif'
+    data = noise(len(names), 70, 70)
+    scene = write(tmp_path / 'scene.tif', data, descriptions=names)
+    task = ordered(known)
+    found = values(out, task, scene)
+    np.testing.assert_array_equal(found, values(out, task, scene, bands=places))
+    others = values(out, task, scene, bands=places[::-1])
+    assert abs(found - others).max() > 0.1
+
+
+def test_each_date_is_read_by_its_own_names(tmp_path: Path) -> None:
+    data = noise(3, 70, 70)
+    before = write(tmp_path / 'a.tif', data, descriptions=('B02', 'B03', 'B04'))
+    after = write(tmp_path / 'b.tif', data[[2, 0]], descriptions=('red', 'blue'))
+    out = tmp_path / 'map.tif'
+    found = values(out, ordered(['B04', 'B02'], change=True), (before, after))
+    # The same ground at both dates: no change at all
+    np.testing.assert_allclose(found, 0.5, atol=1e-6)
+
+
+def test_bands_that_a_scene_has_not(tmp_path: Path) -> None:
+    scene = write(tmp_path / 's.tif', noise(2, 70, 70), descriptions=('red', 'swir16'))
+    with pytest.raises(ValueError, match=r"of which \['B08'\] are not there: .*bands="):
+        predict_scene(ordered(['B04', 'B08']), scene, tmp_path / 'map.tif', size=64)
+    predict_scene(
+        ordered(['B04', 'B08']), scene, tmp_path / 'map.tif', size=64, bands=[1, 2]
+    )
+
+
+@pytest.mark.parametrize('names', [(), ('Band 1', 'Band_2', '3'), ('a', 'a', 'b')])
+def test_scenes_that_do_not_name_their_bands(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    out, data = tmp_path / 'map.tif', noise(3, 70, 70)
+    scene = write(tmp_path / 'scene.tif', data, descriptions=names)
+    two = write(tmp_path / 'two.tif', data[:2], descriptions=names[:2])
+    named = write(tmp_path / 'named.tif', data, descriptions=('B', 'G', 'R'))
+    # B2 is the second band here, and no Sentinel-2's
+    with pytest.warns(UserWarning, match='does not name its bands: they are taken in'):
+        found = values(out, ordered(['B2', 'B1']), two)
+    np.testing.assert_array_equal(found, values(out, ordered(None), two, bands=[1, 2]))
+    # Positions are those of training
+    for file in (scene, named):
+        with pytest.warns(UserWarning, match=r'positions \[3, 1\] are taken'):
+            found = values(out, ordered([3, 1]), file)
+        np.testing.assert_array_equal(
+            found, values(out, ordered(None), file, bands=[3, 1])
+        )
+    with pytest.raises(ValueError, match='has no band 3'):
+        predict_scene(ordered([3, 1]), two, out, size=64)
+
+
+def test_a_change_detector_maps_what_it_learned(tmp_path: Path) -> None:
+    """Trained on bands in an order of its own, it finds them in the same files."""
+    from cmid_geo import ChangeDataModule
+
+    root, names = tmp_path / 'places', ('B02', 'B03', 'B04', 'B08')
+    for date, seed in (('20200101', 0), ('20210101', 1)):
+        write(root / 'ayr' / f'{date}.tif', noise(4, 70, 70, seed), descriptions=names)
+    mask = np.zeros((1, 70, 70), 'uint8')
+    mask[:, 10:30, 10:30] = 1
+    write(root / 'ayr' / 'change.tif', mask)
+    order: list[int | str] = ['B04', 'B03', 'B02', 'B08']
+    data = ChangeDataModule(
+        str(root), bands=order, patch_size=32, length=4, batch_size=2
+    )
+    task = ChangeDetection(backbone='test_resnet', in_channels=4)
+    trainer = Trainer(
+        accelerator='cpu', max_steps=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(task, data)
+    trainer.save_checkpoint(tmp_path / 'task.ckpt', weights_only=True)
+    pair = tuple(root / 'ayr' / f'{date}.tif' for date in ('20200101', '20210101'))
+    out, checkpoint = tmp_path / 'map.tif', tmp_path / 'task.ckpt'
+    found = values(out, checkpoint, pair)
+    np.testing.assert_array_equal(found, values(out, checkpoint, pair, bands=order))
+    assert abs(found - values(out, checkpoint, pair, bands=[1, 2, 3, 4])).max() > 1e-4
+
+
 class Spots(nn.Module):
     """A detector whose boxes are bright rectangles, one for each patch of one value."""
 

@@ -143,6 +143,9 @@ def test_measures_are_those_of_the_metric(make_trainer: Callable[..., Any]) -> N
         metric.update(task.eval()(batch['image']), targets_of(batch))
     expected = metric.compute()
     assert found['test_map_50'] == pytest.approx(expected['map_50'].item())
+    assert found['test_map_50_11_points'] == pytest.approx(
+        expected['map_50_11_points'].item()
+    )
     assert found['test_map_50_class_2'] == pytest.approx(
         expected['map_50_per_class'][1].item()
     )

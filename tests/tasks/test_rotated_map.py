@@ -2,6 +2,7 @@
 # Licensed under the MIT License.
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -44,9 +45,24 @@ def of_all(label: int, verdicts: list[tuple[float, bool]], count: int) -> float:
     return area
 
 
+def of_eleven(label: int, verdicts: list[tuple[float, bool]], count: int) -> float:
+    """VOC's measure of 2007, by the loop: the best precision at each recall or more."""
+    verdicts = sorted(verdicts, key=lambda pair: -pair[0])
+    points, hits = [], 0
+    for number, (_, hit) in enumerate(verdicts, 1):
+        hits += hit
+        points.append((hits / count, hits / number))
+    best = [
+        max((p for r, p in points if r >= recall), default=0.0)
+        for recall in np.arange(0.0, 1.1, 0.1)
+    ]
+    return sum(best) / 11
+
+
 def slow_map(
-    predictions: list[Image], targets: list[Image], threshold: float, classes: int
-) -> list[float]:
+    predictions: list[Image], targets: list[Image], threshold: float, classes: int,
+    measure: Callable[[int, list[tuple[float, bool]], int], float] = of_all,
+) -> list[float]:  # fmt: skip
     """VOC's counting, with shapely's polygons."""
     areas = []
     for label in range(1, classes):
@@ -72,7 +88,7 @@ def slow_map(
                 elif not objects[best][1]:
                     verdicts.append((found['scores'][i].item(), best not in taken))
                     taken.add(best)
-        areas.append(of_all(label, verdicts, count) if count else math.nan)
+        areas.append(measure(label, verdicts, count) if count else math.nan)
     return areas
 
 
@@ -100,6 +116,14 @@ class TestClosedForms:
 
     def test_half_found(self) -> None:
         assert measure([row_of(0, scores=[0.9])], [row_of(0, 0)])['map_50'] == 0.5
+
+    @pytest.mark.parametrize(('found', 'points'), [(1, 2), (3, 3), (5, 6), (10, 11)])
+    def test_dota_counts_eleven_points(self, found: int, points: int) -> None:
+        # Of ten objects, of which so many are found; 3 * 0.1 is more than 0.3 to DOTA too
+        some = row_of(*[0] * found, scores=[0.9] * found)
+        result = measure([some], [row_of(*[0] * 10)])
+        assert result['map_50_11_points'].item() == pytest.approx(points / 11)
+        assert result['map_50'].item() == pytest.approx(found / 10)
 
     @pytest.mark.parametrize(('score', 'expected'), [(0.95, 0.5), (0.1, 1.0)])
     def test_a_false_one_counts_only_before_the_true(
@@ -135,6 +159,8 @@ class TestClosedForms:
     def test_nothing_at_all(self) -> None:
         assert measure([row_of(scores=[])], [row_of()])['map'].isnan()
         assert measure([row_of(scores=[])], [row_of(0)])['map'] == 0
+        assert measure([row_of(scores=[])], [row_of(0)])['map_50_11_points'] == 0
+        assert measure([row_of(scores=[])], [row_of()])['map_50_11_points'].isnan()
         assert measure([row_of(0, scores=[0.5])], [row_of()])['map'].isnan()
         # A false detection in an image without objects counts
         found = measure(
@@ -177,6 +203,9 @@ class TestSlowLoop:
         assert 0.1 < np.nanmean(slow[0]) < 0.9
         assert found['map_50'].item() == pytest.approx(np.nanmean(slow[0]), abs=1e-6)
         assert found['map_75'].item() == pytest.approx(np.nanmean(slow[5]), abs=1e-6)
+        dota = np.nanmean(slow_map(predictions, targets, 0.5, 5, of_eleven))
+        assert found['map_50_11_points'].item() == pytest.approx(dota, abs=1e-6)
+        assert abs(dota - np.nanmean(slow[0])) > 1e-3
         assert found['map'].item() == pytest.approx(np.nanmean(slow), abs=1e-6)
         assert found['map_50_per_class'].tolist() == pytest.approx(
             slow[0], abs=1e-6, nan_ok=True
