@@ -29,6 +29,9 @@ TASKS: tuple[Any, ...] = (
     tasks.SemanticSegmentation,
 )
 
+#: Arguments that came after tasks named themselves in their checkpoints.
+LATER = {'global_pool', 'num_filters', 'num_labels'}
+
 
 class Backbone(nn.Module):
     """A backbone with the values it was trained on: images in [0, 1] to one vector a cell.
@@ -131,11 +134,13 @@ def _kind(content: Mapping[str, Any]) -> Any:
         return None
     # A name alone: whatever else stands there is not imported
     name = content.get(KIND) or str(about.get('_class_path', '')).rpartition('.')[2]
+    if name:
+        return next((kind for kind in TASKS if kind.__name__ == name), None)
+    # Before tasks named themselves, arguments did: no two have the same
     given = set(_arguments(content)) - {'weights'}
     for kind in TASKS:
-        # Before tasks named themselves, arguments did: no two have the same
         own = set(inspect.signature(kind).parameters) - {'weights', 'augmentations'}
-        if (name or kind.__name__) == kind.__name__ and (name or given == own):
+        if own - LATER <= given <= own:
             return kind
     return None
 

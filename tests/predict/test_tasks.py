@@ -841,3 +841,27 @@ def test_values_in_the_range_of_one_window(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         predict_scene(nn.Identity(), dates[0], tmp_path / 'map.tif', size=64)
+
+
+def test_checkpoints_from_before_tasks_named_themselves(tmp_path: Path) -> None:
+    """They are told by their arguments, of which there were fewer."""
+    tasks = (
+        SemanticSegmentation('unet', **TINY, num_classes=3, auxiliary_weight=0),
+        ChangeDetection('unet', **TINY),
+        Classification('test_resnet', num_classes=3),
+        ObjectDetection('fcos', **TINY, num_classes=3),
+    )
+    for number, task in enumerate(tasks):
+        content = torch.load(save(task, tmp_path / f'{number}.ckpt'), weights_only=True)
+        del content['cmid_geo_task']
+        for later in ('global_pool', 'num_filters'):
+            content['hyper_parameters'].pop(later, None)
+        if number == 1:
+            del content['hyper_parameters']['num_labels']
+        torch.save(content, tmp_path / f'{number}.ckpt')
+        assert type(open_task(tmp_path / f'{number}.ckpt')) is type(task)
+        # TorchGeo's own have fewer arguments yet
+        del content['hyper_parameters']['weight_decay']
+        torch.save(content, tmp_path / f'{number}.ckpt')
+        with pytest.raises(ValueError, match='tensors|network|backbone'):
+            open_task(tmp_path / f'{number}.ckpt')
