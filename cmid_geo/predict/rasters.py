@@ -228,8 +228,9 @@ def _write_names(path: Path, layer: Layer) -> None:
         names = ElementTree.SubElement(about, 'CategoryNames')
         for name in layer.classes:
             ElementTree.SubElement(names, 'Category').text = printable(name)
+    # GDAL reads nothing where the file begins with a declaration
     ElementTree.ElementTree(root).write(
-        path.with_name(f'{path.name}.aux.xml'), 'utf-8', xml_declaration=True
+        path.with_name(f'{path.name}.aux.xml'), 'utf-8', xml_declaration=False
     )
 
 
