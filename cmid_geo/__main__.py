@@ -163,6 +163,9 @@ def _tell(command: str, error: Exception, launcher: int) -> None:
                 sys.exit(1)
             time.sleep(0.1)
     process = f' (process {rank})' if rank else ''
+    # The parser repeats the whole configuration around what a constructor says
+    while 'Union subtypes' in str(error) and isinstance(error.__cause__, MENDABLE):
+        error = error.__cause__
     sys.exit(f'cmid-geo {command}{process}: {error}')
 
 

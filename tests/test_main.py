@@ -17,11 +17,13 @@ import yaml
 from hostile import Evil, serve, write_module
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from rasterfiles import noise, write
 
 from cmid_geo import CMID, SceneDataModule
 from cmid_geo.__main__ import _list_bands, main
 from cmid_geo.datasets import write_synthetic_scenes
 from cmid_geo.demo import demo
+from cmid_geo.models import export_backbone
 from cmid_geo.tasks.handover import check_writable
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -286,6 +288,44 @@ def test_bands_as_lists_of_words(given: list[str], read: str, folder: Path) -> N
 )
 def test_other_bands_stay_as_they_are(words: list[str]) -> None:
     assert _list_bands(words) == words
+
+
+def test_a_run_resumes_with_the_weights_that_it_began_with(folder: Path) -> None:
+    """Weights name their bands, the data do not: what was learned of them comes back."""
+    task = CMID('resnet18', in_channels=4, size=64, queue_size=4, hidden_dim=8, output_dim=4,
+                num_prototypes=4, bands=['red', 'green', 'blue', 'nir'])  # fmt: skip
+    export_backbone(task, 'weights.ckpt')
+    write(folder / 'image.tif', noise(4, 96, 96))
+    write(folder / 'mask.tif', noise(1, 96, 96) % 2)
+    flags = [
+        '--model=cmid_geo.tasks.SemanticSegmentation', '--model.model=unet', '--model.backbone=resnet18',
+        '--model.weights=weights.ckpt', '--model.in_channels=4', '--model.num_classes=2',
+        '--data=SegmentationDataModule', '--data.images=image.tif', '--data.masks=mask.tif',
+        '--data.patch_size=64', '--data.length=4', '--data.batch_size=2', '--data.num_workers=0',
+        '--trainer.accelerator=cpu', '--trainer.logger=false', '--trainer.enable_progress_bar=false',
+        '--trainer.default_root_dir=run', '--trainer.enable_model_summary=false',
+    ]  # fmt: skip
+    main(['fit', *flags, '--trainer.max_epochs=1'])
+    (path,) = Path('run').rglob('epoch*.ckpt')
+    known = torch.load(path, weights_only=True)['hyper_parameters']
+    assert known['bands'] == [1, 2, 3, 4]
+    main(['fit', *flags, '--trainer.max_epochs=2', f'--ckpt_path={path}'])
+    (path,) = Path('run').rglob('epoch=1*.ckpt')
+    # An export is no run
+    (export,) = Path('.').glob('weights.ckpt')
+    with pytest.raises(SystemExit, match='exported backbone, not the checkpoint of a'):
+        main(['fit', *flags, f'--ckpt_path={export}'])
+
+
+def test_errors_of_a_task_are_its_own_sentence(folder: Path) -> None:
+    flags = [
+        '--model=cmid_geo.tasks.Classification', '--model.num_classes=3', '--model.in_channels=4',
+        '--model.model=resnet18', '--model.randaugment=9', '--data=ImageFolderDataModule',
+        '--data.root=.',
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as error:
+        main(['fit', *flags])
+    assert str(error.value).startswith('cmid-geo fit: randaugment=9 changes colours')
 
 
 def test_errors_are_a_sentence(

@@ -18,7 +18,7 @@ from .backbones import create_backbone
 from .files import ABOUT, write_atomically
 from .loading import load_backbone
 from .programs import VALUES, RawBackbone, write_onnx, write_torchscript
-from .sources import Source, read_source
+from .sources import VERSION, Source, read_source
 
 Side = Literal['teacher', 'student']
 Format = Literal['ckpt', 'safetensors', 'onnx', 'torchscript']
@@ -130,6 +130,7 @@ def _describe(weights: Any, side: Side | None) -> tuple[Source, dict[str, Any]]:
             'state_dict': weights.state_dict(),
             'hyper_parameters': dict(getattr(weights, 'hparams', {})),
             'global_step': getattr(trainer, 'global_step', None),
+            VERSION: __version__,
         }
     found = read_source(weights, side)
     known = found.about

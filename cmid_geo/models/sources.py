@@ -16,7 +16,7 @@ import torchvision.models
 from torch import Tensor
 from torchvision.models import WeightsEnum
 
-from .files import open_checkpoint, tensors_in
+from .files import open_checkpoint, refuse_url, tensors_in
 from .released import convert_released_training_state, is_full
 from .weights import CMIDResNet50_Weights, CMIDSwinB_Weights, CMIDWeights
 
@@ -25,6 +25,9 @@ Weights = WeightsEnum | str | os.PathLike[str] | Mapping[str, Any]
 
 #: Where a checkpoint names its task.
 KIND = 'cmid_geo_task'
+
+#: Where a checkpoint names the version of this package, since it tells bands without names by positions.
+VERSION = 'cmid_geo_version'
 
 ENUMS: tuple[type[CMIDWeights], ...] = (CMIDResNet50_Weights, CMIDSwinB_Weights)
 
@@ -98,6 +101,7 @@ def read_source(
             f'weights of type {type(weights).__name__}: give a weights enum or its name, the path of a '
             'file, or a state dict'
         )
+    refuse_url(weights)
     path = Path(weights).expanduser()
     return _read_content(path.name, open_checkpoint(path), side)
 
@@ -121,6 +125,28 @@ def read_training_state(weights: Weights) -> Source:
         training = weights.get_training_state()
         return _of_training(str(weights), training, 'student', dict(weights.meta))
     return read_source(weights, 'student')
+
+
+def saved_bands(content: Mapping[str, Any]) -> Any:
+    """What a checkpoint, or an exported file, knows of its bands.
+
+    Args:
+        content: As it was saved.
+
+    Returns:
+        Names, or positions from 1 in files without names. Before files told the two apart, 'B1',
+        'B2', ... stood for positions, and they are taken for such.
+    """
+    about = content.get('hyper_parameters') or {}
+    bands = about.get('bands')
+    if (
+        not isinstance(bands, list | tuple)
+        or VERSION in content
+        or 'global_pool' in about
+    ):
+        return bands
+    positions = list(range(1, len(bands) + 1))
+    return positions if list(bands) == [f'B{place}' for place in positions] else bands
 
 
 def _named(weights: Weights) -> Weights:
@@ -166,6 +192,8 @@ def _read_content(name: str, content: dict[str, Any], side: Any) -> Source:
     }
     about = content.get('hyper_parameters')
     about = dict(about) if isinstance(about, Mapping) else {}
+    if about.get('bands'):
+        about['bands'] = saved_bands(content)
     if KIND in content:
         about[KIND] = content[KIND]
     if content.get('global_step') is not None:

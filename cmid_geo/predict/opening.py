@@ -17,7 +17,7 @@ from .. import tasks
 from ..models.backbones import create_backbone
 from ..models.files import open_checkpoint
 from ..models.loading import load_backbone
-from ..models.sources import KIND, read_source
+from ..models.sources import KIND, read_source, saved_bands
 
 #: Tasks that can be in a checkpoint.
 TASKS: tuple[Any, ...] = (
@@ -147,7 +147,7 @@ def _kind(content: Mapping[str, Any]) -> Any:
 
 def _rebuild(kind: Any, content: Mapping[str, Any], path: str) -> nn.Module:
     """Build a task anew and fill it: what it started from does not matter any more."""
-    given = _arguments(content)
+    given = _arguments(content) | {'bands': saved_bands(content)}
     try:
         task = kind(**{k: v for k, v in given.items() if k != 'weights'})
         task.load_state_dict(content['state_dict'])

@@ -130,6 +130,7 @@ class Classification(Downstream, torchgeo.tasks.Classification):
             self.weights is True,
             given['drop_path_rate'],
         )
+        self._own_pooling = pooling_of(self.model)
         self.adopt(self.model)
         if given['global_pool'] is not None:
             set_pooling(self.model, given['global_pool'])
@@ -145,6 +146,19 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         self.appearance = (
             nn.Identity() if magnitude is None else RandomAppearance(magnitude)
         )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Pool a ViT's tokens as the checkpoint's classifier learned to, whatever the weights say.
+
+        Args:
+            checkpoint: To be restored; one that does not tell was trained with timm's own pooling.
+        """
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint.get('hyper_parameters') or {}
+        pooling = saved.get('global_pool') or self._own_pooling
+        if pooling is not None and pooling_of(self.model) is not None:
+            set_pooling(self.model, pooling)
+            self.hparams['global_pool'] = pooling
 
     def configure_losses(self) -> None:
         """Build the loss."""

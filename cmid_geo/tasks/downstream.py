@@ -51,17 +51,7 @@ class Downstream(Values):
             network: Any = getattr(target, 'network', target)
             about = dict(network.pretrained_cfg)
         elif self.weights:
-            source = read_source(self.weights)
-            known, wanted = names_of(source.about.get('bands')), given['bands']
-            by_name = wanted if known else None
-            if wanted and not known:
-                rank_zero_warn(
-                    f'the weights do not name their bands: filters are taken in order for {list(wanted)}'
-                )
-            self.report = load_backbone(target, source, bands=by_name)
-            rank_zero_info(str(self.report))
-            about = self.report.about
-            places = find_bands(wanted, known) if by_name else None
+            about, places = self._load(target)
         if given['freeze_backbone']:
             # Lightning trains in the modes that it finds
             self.backbone_module().eval()
@@ -80,6 +70,26 @@ class Downstream(Values):
         )
         # Lightning keeps the modes it finds: what is frozen must be in evaluation before it starts
         self.train()
+
+    def _load(
+        self, target: nn.Module
+    ) -> tuple[dict[str, Any], list[int | None] | None]:
+        """Load weights; tell what is known of them, and the places of the bands found by name."""
+        source = read_source(self.weights)
+        known, wanted = (
+            names_of(each.get('bands')) for each in (source.about, self.hparams)
+        )
+        places = find_bands(wanted, known)
+        # Positions, and names that the weights do not know, may come from the data of an earlier fit
+        by_name = any(place is not None for place in places)
+        if wanted and not by_name:
+            names = f'name {known}' if known else 'do not name their bands'
+            rank_zero_warn(
+                f'the weights {names}: filters are taken in order for {wanted}'
+            )
+        self.report = load_backbone(target, source, bands=wanted if by_name else None)
+        rank_zero_info(str(self.report))
+        return self.report.about, places if by_name else None
 
     def standardise(
         self, image: Float[Tensor, '*batch bands height width']

@@ -138,6 +138,11 @@ def check_hyperparameters(
                 'checkpoint of a task, take the original'
             )
         hparams = dict(hparams)
+        if 'ssl_method' in hparams and 'pytorch-lightning_version' not in content:
+            raise ValueError(
+                f'{path} is an exported backbone, not the checkpoint of a run: start a new run from it by '
+                'weights= (--model.weights)'
+            )
         _check_instantiator(hparams.pop('_instantiator', None), path)
         named = hparams.pop('_class_path', None)
         if named is not None and find_task(named) is None:

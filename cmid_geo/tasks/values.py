@@ -12,7 +12,8 @@ from torchgeo.tasks import BaseTask
 
 from ..models.adapting import names_of
 from ..models.report import LoadReport
-from ..models.sources import KIND
+from ..models.sources import KIND, VERSION, saved_bands
+from ..version import __version__
 from .guard import check_bands, check_names, check_run
 from .restoring import Restored
 
@@ -61,12 +62,13 @@ class Values(Restored, BaseTask):
         check_run(self.trainer, stage, type(self).__name__)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the task, so that a checkpoint alone can be mapped with.
+        """Name the task and the version, so that a checkpoint alone can be mapped with.
 
         Args:
             checkpoint: To be saved.
         """
         checkpoint[KIND] = type(self).__name__
+        checkpoint[VERSION] = __version__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the bands that a checkpoint knows.
@@ -77,7 +79,7 @@ class Values(Restored, BaseTask):
         Raises:
             ValueError: If the task, or its datamodule, has others, or these in another order.
         """
-        known = (checkpoint.get('hyper_parameters') or {}).get('bands')
+        known = saved_bands(checkpoint)
         if known and self.hparams['bands']:
             check_names(known, self.hparams['bands'], 'the checkpoint', 'the run')
         elif known:

@@ -23,6 +23,8 @@ from torchgeo.tasks import mixins
 from cmid_geo import tasks
 from cmid_geo.datamodules.dota import collate
 from cmid_geo.datasets import BandStatistics
+from cmid_geo.models import export_backbone
+from cmid_geo.models.sources import read_source
 from cmid_geo.predict.opening import open_task
 
 Trainers = Callable[..., Trainer]
@@ -330,6 +332,47 @@ def test_filters_of_other_bands_are_refused(
     task = make('ChangeDetection', weights=weights)
     with pytest.warns(UserWarning, match='filters were taken in order'):
         set_up(task, delivering(('VV', 'VH', 'HH', 'HV')), make_trainer())
+
+
+@pytest.mark.parametrize('name', DOWNSTREAM)
+@pytest.mark.parametrize('bands', [[1, 2, 3, 4], ['VV', 'VH', 'HH', 'HV']])
+def test_what_an_earlier_fit_learned_of_bands_is_no_obstacle(
+    name: str, bands: list[Any], tmp_path: Path
+) -> None:
+    """The command gives a checkpoint's hyperparameters along with the user's weights."""
+    weights = weights_of(tmp_path, ['red', 'green', 'blue', 'nir'])
+    if isinstance(bands[0], str):
+        with pytest.warns(UserWarning, match=r"name \['red'.*taken in order for \['VV"):
+            task = make(name, weights=weights, bands=bands)
+    else:
+        task = make(name, weights=weights, bands=bands)
+    assert filters(task) == [1, 2, 3, 4]
+    assert task.hparams['bands'] == bands
+
+
+def test_bands_that_earlier_versions_counted_are_positions(tmp_path: Path) -> None:
+    """'B1', 'B2', ... stood for bands that their files did not name."""
+    counted = ['B1', 'B2', 'B3', 'B4']
+    trainer = Trainer(accelerator='cpu', logger=False, enable_checkpointing=False)
+    task = make('CMID', bands=counted)
+    trainer.strategy.connect(task)
+    path = tmp_path / 'task.ckpt'
+    trainer.save_checkpoint(path, weights_only=True)
+    # Names, where a file of today says so: Landsat's are such
+    assert open_task(path).hparams['bands'] == counted
+    content = torch.load(path, weights_only=True)
+    del content['cmid_geo_version']
+    torch.save(content, path)
+    assert open_task(path).hparams['bands'] == [1, 2, 3, 4]
+    assert read_source(path).about['bands'] == [1, 2, 3, 4]
+    again = make('CMID')
+    again.on_load_checkpoint(content)
+    assert again.hparams['bands'] == [1, 2, 3, 4]
+    exported = export_backbone(task, tmp_path / 'backbone.ckpt')
+    assert read_source(exported).about['bands'] == counted
+    content = torch.load(exported, weights_only=True)
+    del content['hyper_parameters']['global_pool']
+    assert read_source(content).about['bands'] == [1, 2, 3, 4]
 
 
 def test_weights_that_name_no_bands_are_taken_in_order(tmp_path: Path) -> None:

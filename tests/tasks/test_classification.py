@@ -284,6 +284,31 @@ def test_pooling_stays_with_a_vits_checkpoint(
     assert Classification(VIT, str(path), num_classes=5).model.global_pool == 'avg'
 
 
+def test_a_restored_run_pools_as_its_checkpoint(
+    make_task: Callable[..., Any], make_trainer: Trainers, tmp_path: Path
+) -> None:
+    """Whatever the weights say that it is built with."""
+    _, files = cmid_vit(make_task, tmp_path)
+    data = DataLoader(Colours(4), batch_size=2)
+    trained = Classification(VIT, str(files['checkpoint']), num_classes=3)
+    plain = Classification(VIT, num_classes=3)
+    for task, pooling in ((trained, 'avg'), (plain, 'token')):
+        trainer = make_trainer(max_steps=1)
+        trainer.fit(task, data)
+        trainer.save_checkpoint(tmp_path / 'run.ckpt')
+        if pooling == 'token':
+            # As earlier versions wrote them
+            content = torch.load(tmp_path / 'run.ckpt', weights_only=True)
+            del content['hyper_parameters']['global_pool']
+            torch.save(content, tmp_path / 'run.ckpt')
+        for weights in (None, str(files['exported'])):
+            again = Classification(VIT, weights, num_classes=3)
+            make_trainer().validate(again, data, str(tmp_path / 'run.ckpt'))
+            assert again.model.global_pool == again.hparams['global_pool'] == pooling
+            image = torch.rand(1, 3, 32, 32)
+            assert torch.equal(again.eval()(image), task.eval()(image))
+
+
 def test_pooling_is_a_plain_vits() -> None:
     with pytest.raises(ValueError, match=r"global_pool='avg' of a ResNet.*leave it"):
         Classification('resnet18', num_classes=3, global_pool='avg')
