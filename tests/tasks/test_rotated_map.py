@@ -31,13 +31,19 @@ def measure(
     return metric.compute()
 
 
-def of_all(label: int, verdicts: list[tuple[float, bool]], count: int) -> float:
-    """The area, by the loop: each recall's best precision at that recall or more."""
-    verdicts = sorted(verdicts, key=lambda pair: -pair[0])
+def curve(verdicts: list[tuple[float, bool]], count: int) -> list[tuple[float, float]]:
+    """Recall and precision after each detection, the best first."""
     points, hits = [], 0
-    for number, (_, hit) in enumerate(verdicts, 1):
+    ordered = sorted(verdicts, key=lambda pair: -pair[0])
+    for number, (_, hit) in enumerate(ordered, 1):
         hits += hit
         points.append((hits / count, hits / number))
+    return points
+
+
+def of_all(label: int, verdicts: list[tuple[float, bool]], count: int) -> float:
+    """The area, by the loop: each recall's best precision at that recall or more."""
+    points = curve(verdicts, count)
     area, last = 0.0, 0.0
     for recall in sorted({recall for recall, _ in points}):
         area += (recall - last) * max(p for r, p in points if r >= recall)
@@ -47,11 +53,7 @@ def of_all(label: int, verdicts: list[tuple[float, bool]], count: int) -> float:
 
 def of_eleven(label: int, verdicts: list[tuple[float, bool]], count: int) -> float:
     """VOC's measure of 2007, by the loop: the best precision at each recall or more."""
-    verdicts = sorted(verdicts, key=lambda pair: -pair[0])
-    points, hits = [], 0
-    for number, (_, hit) in enumerate(verdicts, 1):
-        hits += hit
-        points.append((hits / count, hits / number))
+    points = curve(verdicts, count)
     best = [
         max((p for r, p in points if r >= recall), default=0.0)
         for recall in np.arange(0.0, 1.1, 0.1)
