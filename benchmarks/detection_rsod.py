@@ -24,7 +24,7 @@ from torchgeo.datamodules.utils import collate_fn_detection
 
 from cmid_geo.datamodules import CocoDataModule
 from cmid_geo.datasets.annotations import spread_fraction
-from cmid_geo.pictures import boxes_figure
+from cmid_geo.plots.boxes import boxes_figure
 from cmid_geo.tasks import ObjectDetection
 
 

@@ -29,10 +29,10 @@ from matplotlib.patches import Polygon
 from PIL import Image, ImageDraw, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 
-from cmid_geo.models.rotated import corners
+from cmid_geo.metrics.rotated_mean_average_precision import RotatedMAP
+from cmid_geo.ops.rotated_boxes import corners
 from cmid_geo.tasks.oriented import OrientedDetection
-from cmid_geo.tasks.rotated_map import RotatedMAP
-from cmid_geo.transforms.rotated import RandomTurns
+from cmid_geo.transforms.oriented import RandomTurns
 
 #: Pixels drawn for each pixel of the image, so that edges are smooth.
 FINE = 4

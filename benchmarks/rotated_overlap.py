@@ -14,7 +14,7 @@ import shapely
 import torch
 from torch import Tensor
 
-from cmid_geo.models.rotated import corners, rotated_iou, rotated_nms
+from cmid_geo.ops.rotated_boxes import corners, rotated_iou, rotated_nms
 
 
 def draw(number: int, side: float, least: float, most: float) -> Tensor:

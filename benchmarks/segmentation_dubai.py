@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from cmid_geo.datamodules import SegmentationDataModule
-from cmid_geo.figures import prediction_figure
+from cmid_geo.plots.predictions import prediction_figure
 from cmid_geo.tasks import SemanticSegmentation
 
 NAMES = ['building', 'land', 'road', 'vegetation', 'water']

@@ -24,8 +24,8 @@ from torchgeo.tasks import BaseTask
 import cmid_geo.datamodules
 import cmid_geo.tasks
 from cmid_geo.demo import demo
-from cmid_geo.models.export import Format, Side, export_backbone
-from cmid_geo.models.files import open_checkpoint, refuse_url
+from cmid_geo.models.weights.checkpoint import open_checkpoint, refuse_url
+from cmid_geo.models.weights.export import Format, Side, export_backbone
 from cmid_geo.predict import map_scenes
 from cmid_geo.tasks.restoring import (
     check_hyperparameters,

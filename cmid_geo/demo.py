@@ -16,14 +16,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from matplotlib import pyplot as plt
 
-from .card import model_card
+from .callbacks.export_backbone import check_writable
+from .callbacks.monitoring import CollapseAlarm
 from .datamodules import SceneDataModule
 from .datasets import Chip, SceneDataset, SyntheticScenes
-from .evaluation import CollapseAlarm
-from .plots import plot_curves, plot_map, plot_reconstructions, plot_views
+from .plots.model_card import model_card
+from .plots.pretraining import plot_curves, plot_map, plot_reconstructions, plot_views
 from .predict import embed_scene, principal_colours, write_map
 from .tasks import CMID
-from .tasks.handover import check_writable
 
 #: Chips a step.
 BATCH = 16

@@ -21,10 +21,10 @@ from rasterfiles import noise, write
 
 from cmid_geo import CMID, SceneDataModule
 from cmid_geo.__main__ import _list_bands, main
+from cmid_geo.callbacks.export_backbone import check_writable
 from cmid_geo.datasets import write_synthetic_scenes
 from cmid_geo.demo import demo
 from cmid_geo.models import export_backbone
-from cmid_geo.tasks.handover import check_writable
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 #: Makes any configuration small enough for a test.

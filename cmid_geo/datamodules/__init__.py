@@ -6,10 +6,10 @@
 from .change import ChangeDataModule
 from .classification import ImageFolderDataModule
 from .coco import CocoDataModule
-from .dota import DOTADataModule, OrientedDataModule
-from .pairs import LEVIRCDDataModule, OSCDDataModule
+from .oriented import DOTADataModule, OrientedDataModule
 from .scenes import SceneDataModule
 from .segmentation import SegmentationDataModule
+from .torchgeo_change import LEVIRCDDataModule, OSCDDataModule
 
 __all__ = (
     'ChangeDataModule',

@@ -10,11 +10,11 @@ from torch.utils.data import Sampler
 from torchgeo.datasets.utils import Sample
 
 from ..datasets import Chip, SceneDataset, estimate_statistics
+from ..datasets.change import ChangePairs
 from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
-from ..datasets.fractions import ListedChips, stratified_fraction
-from ..datasets.pairs import ChangePairs
+from ..datasets.label_fraction import ListedChips, stratified_fraction
 from ..datasets.windows import windows
-from ..transforms.pairs import PairAugmentation
+from ..transforms.change import PairAugmentation
 from .scenes import SceneDataModule, _show
 
 

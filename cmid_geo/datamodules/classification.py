@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets.utils import Sample
 
-from ..datasets.folders import ImageFolders
-from ..datasets.fractions import stratified_fraction
+from ..datasets.image_folder import ImageFolders
+from ..datasets.label_fraction import stratified_fraction
 from ..datasets.statistics import BandStatistics
-from ..transforms.labelled import LabelledAugmentation
+from ..transforms.segmentation import LabelledAugmentation
 
 
 class ImageFolderDataModule(NonGeoDataModule):

@@ -17,7 +17,7 @@ from torchgeo.datasets.utils import Sample
 from ..datasets import BandStatistics
 from ..datasets.annotations import spread_fraction
 from ..datasets.coco import CocoDetection, estimate_images
-from ..transforms.boxes import BoxAugmentation
+from ..transforms.detection import BoxAugmentation
 
 
 class CocoDataModule(NonGeoDataModule):
@@ -81,7 +81,7 @@ class CocoDataModule(NonGeoDataModule):
             label_fraction: Share of the remaining images to train on, in (0, 1]: for trials with
                 few labels. Each class keeps its share.
             seed: Of both draws.
-            flips: See :class:`~cmid_geo.transforms.boxes.BoxAugmentation`, as all that follow.
+            flips: See :class:`~cmid_geo.transforms.detection.BoxAugmentation`, as all that follow.
             turns: Likewise.
             scale: Likewise.
             contrast: Likewise.

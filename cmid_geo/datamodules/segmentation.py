@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
 from ..datasets import Chip, RandomChips, SceneDataset
-from ..datasets.fractions import ListedChips, covering_fraction
+from ..datasets.label_fraction import ListedChips, covering_fraction
 from ..datasets.masks import LabelledScenes, MaskDataset
 from ..datasets.windows import windows
-from ..transforms.labelled import LabelledAugmentation
+from ..transforms.segmentation import LabelledAugmentation
 from .scenes import SceneDataModule
 
 

@@ -3,17 +3,17 @@
 
 """Datasets: folders of scenes, read a chip at a time."""
 
+from .change import ChangePairs
 from .chips import Chip
 from .coco import CocoDetection
-from .discovery import Scene
 from .dota import OrientedChips, read_dota
-from .folders import ImageFolders
+from .image_folder import ImageFolders
 from .masks import LabelledScenes, MaskDataset
-from .pairs import ChangePairs
 from .samplers import GridChips, RandomChips
+from .scene import Scene
 from .scenes import SceneDataset
 from .statistics import BandStatistics, estimate_statistics
-from .synthetic import SyntheticScenes, write_synthetic_scenes
+from .synthetic.scenes import SyntheticScenes, write_synthetic_scenes
 
 __all__ = (
     'BandStatistics',

@@ -18,7 +18,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
-from ..pictures import boxes_figure
+from ..plots.boxes import boxes_figure
 from .annotations import boxes_by_image, read_coco
 from .rasters import open_raster
 from .statistics import BandStatistics

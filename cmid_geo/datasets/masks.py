@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 from torchgeo.datasets.utils import GeoSlice, Path, Sample
 
 from .chips import Chip
-from .discovery import Scene
 from .grids import Bools, Grid, positions_on
-from .reading import Image, SceneReader
+from .reader import Image, SceneReader
+from .scene import Scene
 from .scenes import SceneDataset
 
 

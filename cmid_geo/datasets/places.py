@@ -9,9 +9,9 @@ from pathlib import PurePath
 import numpy as np
 from torchgeo.datasets.utils import Path
 
-from .discovery import Scene, place
 from .filenames import find_rasters, stem
 from .grids import natural_res
+from .scene import Scene, place
 
 #: A place's name, its dates and its mask.
 Place = tuple[str, Scene, Scene, Scene]

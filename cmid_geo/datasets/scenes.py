@@ -17,10 +17,10 @@ from torchgeo.datasets import DatasetNotFoundError, GeoDataset, IntersectionData
 from torchgeo.datasets.utils import GeoSlice, Path, Sample
 
 from .chips import Chip, concat_scenes
-from .discovery import Declared, Scene, lay_out, sift_scenes, tell_bad
 from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters
 from .grids import Bools, Grid
-from .reading import Image, SceneReader
+from .reader import Image, SceneReader
+from .scene import Declared, Scene, lay_out, sift_scenes, tell_bad
 
 
 class SceneDataset(GeoDataset):

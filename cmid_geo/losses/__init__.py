@@ -3,10 +3,10 @@
 
 """Losses of CMID: mathematics without Lightning, TorchGeo or side effects."""
 
-from .collapse import entropy, pairwise_cosine, standard_deviation
+from ..metrics.collapse import entropy, pairwise_cosine, standard_deviation
 from .contrastive import info_nce, key_rank
-from .dense import DenseLoss
 from .distillation import PrototypeLoss
+from .masked import DenseLoss
 from .matching import nearest_cells, take_cells
 from .reconstruction import ReconstructionLoss, focal_frequency, focal_l1
 

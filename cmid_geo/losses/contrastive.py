@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .precision import in_full_precision
+from .autocast import in_full_precision
 
 
 @in_full_precision

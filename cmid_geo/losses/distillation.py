@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .precision import in_full_precision
+from .autocast import in_full_precision
 
 
 class PrototypeLoss(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .precision import in_full_precision
+from .autocast import in_full_precision
 
 
 @in_full_precision

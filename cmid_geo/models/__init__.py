@@ -5,7 +5,17 @@
 
 from .backbones import MaskedBackbone, create_backbone
 from .bit import BIT
-from .builders import (
+from .change import SiameseModel, create_change_model
+from .detection import FPNBackbone, create_detector
+from .encoder import Encoder, Encoding
+from .heads import PixelDecoder, Projector, PrototypeHead
+from .oriented import OrientedRCNN
+from .teacher import KeyQueue, make_teacher, update_teacher
+from .weights.convert_official import convert_released_state_dict
+from .weights.enums import CMIDResNet50_Weights, CMIDSwinB_Weights
+from .weights.export import export_backbone
+from .weights.loading import load_backbone
+from .weights.registry import (
     cmid_resnet50,
     cmid_swin_b,
     get_model,
@@ -14,17 +24,7 @@ from .builders import (
     list_models,
     list_weights,
 )
-from .change import SiameseModel, create_change_model
-from .detection import FPNBackbone, create_detector
-from .encoder import Encoder, Encoding
-from .export import export_backbone
-from .heads import PixelDecoder, Projector, PrototypeHead
-from .loading import load_backbone
-from .memory import KeyQueue, make_teacher, update_teacher
-from .oriented import OrientedRCNN
-from .released import convert_released_state_dict
-from .report import LoadReport
-from .weights import CMIDResNet50_Weights, CMIDSwinB_Weights
+from .weights.report import LoadReport
 
 __all__ = (
     'BIT',

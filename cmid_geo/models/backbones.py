@@ -17,11 +17,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..transforms.masking import expand_mask
-from .networks import check_name, create_network
-
-#: Side of a cell in pixels.
-CELL = 32
+from ..ops.cells import CELL, expand_mask
+from .classification import check_name, create_network
 
 SUPPORTED = (
     'supported are the families of ResNet (resnet18 to resnet152, resnext, wide_resnet), '

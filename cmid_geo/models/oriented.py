@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from ..ops.rotated_boxes import rotated_nms, shared_area
 from .freezing import PARTS, freeze_parts
 from .oriented_head import OrientedHead
 from .oriented_rpn import OrientedRPN
 from .pyramid import STRIDES, Pyramid
-from .rotated import rotated_nms, shared_area
 
 #: Boxes, scores and labels of an image, or boxes and labels to learn.
 Boxes = dict[str, Tensor]
@@ -33,7 +33,7 @@ class OrientedRCNN(nn.Module):
     Xie et al. 2021, https://arxiv.org/abs/2108.05699: a region proposal network turns upright
     anchors into rotated proposals by six numbers each; a head looks at features of the rotated
     proposals, classifies and mends them. Boxes are (cx, cy, w, h, angle), see
-    :mod:`~cmid_geo.models.rotated`.
+    :mod:`~cmid_geo.ops.rotated_boxes`.
 
     Attributes:
         encoder: The backbone and its maps.

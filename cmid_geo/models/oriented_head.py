@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
+from ..ops.box_coder import decode_rotated, encode_rotated
+from ..ops.rotated_boxes import rotated_iou, turn
 from .pyramid import STRIDES
-from .rotated import rotated_iou, turn
-from .rotated_codes import decode_rotated, encode_rotated
 
 #: Cells of a proposal's features on a side, and points that each is the mean of, on a side.
 CELLS, POINTS = 7, 2
@@ -57,7 +57,7 @@ class OrientedHead(nn.Module):
             proposals: (cx, cy, w, h, angle) of each image.
 
         Returns:
-            Logits, and numbers as of :func:`~cmid_geo.models.rotated_codes.encode_rotated`, of
+            Logits, and numbers as of :func:`~cmid_geo.ops.box_coder.encode_rotated`, of
             the proposals of all images.
         """
         hidden = self.layers(rotated_features(levels[: len(STRIDES)], proposals))

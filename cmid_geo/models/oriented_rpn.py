@@ -14,8 +14,8 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import batched_nms, box_iou
 
-from .rotated import external_boxes
-from .rotated_codes import decode_midpoints, encode_midpoints
+from ..ops.box_coder import decode_midpoints, encode_midpoints
+from ..ops.rotated_boxes import external_boxes
 
 #: Heights by widths of anchors.
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -70,7 +70,7 @@ class OrientedRPN(nn.Module):
             levels: Maps of equal width, from fine to coarse.
 
         Returns:
-            Logits, and numbers as of :func:`~cmid_geo.models.rotated_codes.encode_midpoints`;
+            Logits, and numbers as of :func:`~cmid_geo.ops.box_coder.encode_midpoints`;
             level by level, row by row, column by column, anchor by anchor.
         """
         scores, codes = [], []

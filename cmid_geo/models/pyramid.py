@@ -10,7 +10,7 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from .networks import check_name, create_network
+from .classification import check_name, create_network
 
 #: Distances in pixels between the vectors of the maps that every pyramid has.
 STRIDES = (4, 8, 16, 32)

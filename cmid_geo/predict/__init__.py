@@ -3,11 +3,11 @@
 
 """From scenes to maps."""
 
+from .api import map_scenes
+from .datamodule import SceneWindows
 from .features import embed_scene, principal_colours, write_map
-from .folder import map_scenes
-from .mapper import SceneMapper
+from .predictor import SceneMapper
 from .scene import predict_scene
-from .sharing import SceneWindows
 from .writer import MapWriter
 
 __all__ = (

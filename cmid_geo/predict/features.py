@@ -13,10 +13,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from ..datasets import Chip, SceneDataset
+from ..ops.cells import CELL
 from ..tasks import CMID
-
-#: Side of a cell in pixels.
-CELL = 32
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from ..datasets.discovery import Declared, find_scenes
 from ..datasets.filenames import (
     DEFAULT_BAND_REGEX,
     DEFAULT_DATE_REGEX,
@@ -18,6 +17,7 @@ from ..datasets.filenames import (
     group_bands,
     stem,
 )
+from ..datasets.scene import Declared, find_scenes
 
 #: The files of one date.
 Files = tuple[str, ...]

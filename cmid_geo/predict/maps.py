@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from .blending import Blender
-from .components import write_components
-from .jobs import Job
-from .objects import Objects, merge_objects, objects_of_window, write_objects
+from .cog import RasterFile
+from .job import Job
+from .pca import write_components
 from .ranges import RangeWatch
-from .rasters import RasterFile
 from .shelf import Shelf
 from .tiling import Region
+from .vectors import Objects, merge_objects, objects_of_window, write_objects
 
 
 @dataclass

@@ -10,12 +10,12 @@ from typing import Any
 
 from torchgeo.datasets.utils import Path as PathLike
 
-from ..datasets.discovery import Declared
 from ..datasets.filenames import is_remote
-from .jobs import Job, Reading
-from .mapper import SceneMapper
-from .rasters import gdal_settings
-from .sources import SceneFiles, open_source
+from ..datasets.scene import Declared
+from .cog import gdal_settings
+from .inputs import SceneFiles, open_source
+from .job import Job, Reading
+from .predictor import SceneMapper
 from .tiling import cut_scene
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchgeo.tasks import BaseTask
 
-from .opening import Backbone
-from .sources import SceneSource
+from .checkpoint import Backbone
+from .inputs import SceneSource
 
 #: How many windows with data tell whether a scene's values fit.
 WATCHED = 4

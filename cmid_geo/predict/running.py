@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from .mapper import SceneMapper, evaluating
+from .predictor import SceneMapper, evaluating
 
 #: Lightning's names of precisions, and the type that autocast uses.
 PRECISIONS: dict[str, torch.dtype | None] = {

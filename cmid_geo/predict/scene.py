@@ -13,15 +13,15 @@ from torch import nn
 from torchgeo.datasets.utils import Path as PathLike
 from tqdm import tqdm
 
-from .jobs import Job
-from .mapper import SceneMapper
+from .cog import gdal_settings
+from .inputs import SceneFiles
+from .job import Job
 from .maps import MapInMaking, make_map
-from .outcome import Output
+from .outputs import Output
 from .planning import plan_map
-from .rasters import gdal_settings
+from .predictor import SceneMapper
 from .running import Behind, Precision, read_ahead, running
-from .sources import SceneFiles
-from .turns import Turning
+from .tta import Turning
 
 
 def predict_scene(

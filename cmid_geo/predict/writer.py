@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 from tqdm import tqdm
 
+from .cog import gdal_settings
+from .datamodule import SceneWindows, Share, Windows
 from .maps import MapInMaking, make_map
-from .rasters import gdal_settings
 from .running import Behind
-from .sharing import SceneWindows, Share, Windows
 
 
 class MapWriter(BasePredictionWriter):

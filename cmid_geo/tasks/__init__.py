@@ -3,13 +3,13 @@
 
 """Tasks: the methods, as TorchGeo's users run them."""
 
+from ..callbacks.remember import Remember
+from ..metrics.rotated_mean_average_precision import RotatedMAP
 from .change import ChangeDetection
 from .classification import Classification
 from .cmid import CMID
 from .detection import ObjectDetection
 from .oriented import OrientedDetection
-from .remember import Remember
-from .rotated_map import RotatedMAP
 from .segmentation import SemanticSegmentation
 
 __all__ = (

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from ..losses.dense import DenseLoss, DenseLossName
+from ..losses.masked import DenseLoss, DenseLossName
 from ..models.change import ChangeDecoder, Fusion, create_change_model
 from .downstream import Downstream
+from .optimization import OptimizerName, Schedule
 from .pairs import check_choices, check_masks, check_pairs, known_pixels
-from .recipe import OptimizerName, Schedule
 
 #: Label of pixels that count in no metric.
 IGNORED = -1

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.models import WeightsEnum
 
-from ..figures import confusion_figure, log_figure
 from ..losses.labelled import (
     LabelledBinaryCrossEntropy,
     LabelledCrossEntropy,
     WhereLabelled,
 )
-from ..models.networks import create_network, pooling_of, set_pooling
-from ..transforms.mixing import Mixing, RandomAppearance, random_erasing
+from ..models.classification import create_network, pooling_of, set_pooling
+from ..plots.predictions import confusion_figure, log_figure
+from ..transforms.classification import Mixing, RandomAppearance, random_erasing
 from .downstream import Downstream, check_classes, check_labelling
-from .recipe import OptimizerName, Schedule, configure_recipe
+from .optimization import OptimizerName, Schedule, configure_recipe
 
 
 class Classification(Downstream, torchgeo.tasks.Classification):

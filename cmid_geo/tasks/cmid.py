@@ -20,13 +20,13 @@ from ..losses import (
 from ..models.backbones import create_backbone
 from ..models.encoder import Encoder, Encoding
 from ..models.heads import PixelDecoder, Projector, PrototypeHead
-from ..models.memory import KeyQueue, make_teacher
+from ..models.teacher import KeyQueue, make_teacher
+from ..ops.cells import hide_cells
 from ..transforms.chips import check_size
-from ..transforms.masking import hide_cells
 from ..transforms.views import TwoViews, View
 from .comparison import Comparison
 from .pretraining import Pretraining
-from .start import start_from
+from .warm_start import start_from
 
 
 class CMID(Pretraining):
@@ -108,7 +108,7 @@ class CMID(Pretraining):
 
         Args:
             model: timm's name of a ResNet, Swin, ViT or ConvNeXt.
-            weights: Where to start from, see :func:`~cmid_geo.tasks.start.start_from`: a
+            weights: Where to start from, see :func:`~cmid_geo.tasks.warm_start.start_from`: a
                 weights enum or its name, the path of a file, True for timm's ImageNet
                 weights, or None for random ones.
             in_channels: Number of bands.

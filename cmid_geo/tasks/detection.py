@@ -14,9 +14,9 @@ from torchmetrics.detection.mean_ap import MeanAveragePrecision
 from torchvision.models import WeightsEnum
 
 from ..models.detection import ASPECT_RATIOS, Detector, create_detector
-from ..transforms.boxes import check_boxes, keep_visible
+from ..transforms.detection import check_boxes, keep_visible
 from .downstream import Downstream
-from .recipe import OptimizerName, Schedule
+from .optimization import OptimizerName, Schedule
 
 #: What is logged of COCO's numbers.
 LOGGED = ('map', 'map_50', 'map_75', 'map_small', 'map_medium', 'map_large', 'mar_100')

@@ -12,12 +12,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from ..models.adapting import find_bands, names_of
-from ..models.loading import load_backbone
-from ..models.sources import read_source
-from .guard import check_batch, check_start
-from .recipe import configure_recipe
-from .values import Values
+from ..models.weights.loading import load_backbone
+from ..models.weights.sources import read_source
+from ..ops.bands import find_bands, names_of
+from .base import Values
+from .checks import check_batch, check_start
+from .optimization import configure_recipe
 
 
 class Downstream(Values):

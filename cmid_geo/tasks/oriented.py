@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
+from ..metrics.rotated_mean_average_precision import RotatedMAP
 from ..models.oriented import ANCHOR_SIZES, OrientedRCNN
-from ..models.rotated import corners
+from ..ops.rotated_boxes import corners
 from .downstream import Downstream
+from .optimization import OptimizerName, Schedule
 from .oriented_targets import check_boxes, targets_of
-from .recipe import OptimizerName, Schedule
-from .rotated_map import RotatedMAP
 
 
 class OrientedDetection(Downstream):
@@ -31,7 +31,7 @@ class OrientedDetection(Downstream):
 
     Validation and test measure ``map_50``, ``map_75`` and ``map``, areas under the curve, and
     ``map_50_11_points``, DOTA's own figure and that to compare with papers (CMID's 76.63), by the IoU
-    of the rotated boxes, see :class:`~cmid_geo.tasks.rotated_map.RotatedMAP`, on images as they come:
+    of the rotated boxes, see :class:`~cmid_geo.metrics.rotated_mean_average_precision.RotatedMAP`, on images as they come:
     on chips, an object in two of them counts twice.
     """
 

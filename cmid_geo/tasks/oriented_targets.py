@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models.rotated import boxes_from_corners, canonical
+from ..ops.rotated_boxes import boxes_from_corners, canonical
 
 #: Sides in pixels up to which a box has no area: corners on a line are not exactly so.
 NOTHING = 1e-3

@@ -14,7 +14,9 @@ from timm.optim import Adan, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..evaluation import CollapseAlarm, Throughput
+from ..callbacks.export_backbone import ExportBackbone
+from ..callbacks.monitoring import CollapseAlarm, Throughput
+from ..callbacks.remember import Remember
 from ..losses import (
     PrototypeLoss,
     entropy,
@@ -22,16 +24,14 @@ from ..losses import (
     pairwise_cosine,
     standard_deviation,
 )
-from ..models.adapting import find_bands, names_of
 from ..models.encoder import Encoder
-from ..models.memory import KeyQueue, momentum_at, rate_at, temperature_at
+from ..models.teacher import KeyQueue, momentum_at, rate_at, temperature_at
+from ..ops.bands import find_bands, names_of
 from ..transforms.views import TwoViews, default_standardisation
+from .base import Values
+from .checks import StopOnNonFinite, check_batch, check_data, check_start
 from .comparison import Comparison
-from .guard import StopOnNonFinite, check_batch, check_data, check_start
-from .handover import ExportBackbone
-from .horizon import Horizon
-from .remember import Remember
-from .values import Values
+from .schedules import Horizon
 
 #: In the order of a comparison's losses.
 LOSSES = ('reconstruction', 'global', 'local')

@@ -20,7 +20,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torchgeo.tasks import BaseTask
 
-from ..models.files import open_checkpoint, refuse_url
+from ..models.weights.checkpoint import open_checkpoint, refuse_url
 
 #: Packages whose classes a checkpoint may name.
 TRUSTED = ('cmid_geo', 'torchgeo')

@@ -12,11 +12,11 @@ import torchgeo.tasks
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from ..figures import log_figure, prediction_figure
-from ..losses.dense import DenseLoss, DenseLossName
+from ..losses.masked import DenseLoss, DenseLossName
 from ..models.segmentation import Decoder, FCNHead, create_segmenter
+from ..plots.predictions import log_figure, prediction_figure
 from .downstream import Downstream, check_classes, check_labelling
-from .recipe import OptimizerName, Schedule
+from .optimization import OptimizerName, Schedule
 
 
 class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):

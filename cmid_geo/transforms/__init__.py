@@ -3,10 +3,10 @@
 
 """From chips to located, masked views."""
 
-from .boxes import BoxAugmentation
-from .masking import expand_mask, hide_cells, random_cell_mask
-from .pairs import PairAugmentation
-from .rotated import RandomTurns
+from ..ops.cells import expand_mask, hide_cells, random_cell_mask
+from .change import PairAugmentation
+from .detection import BoxAugmentation
+from .oriented import RandomTurns
 from .views import TwoViews, View
 
 __all__ = (

@@ -6,10 +6,7 @@
 import torch
 from torch import Tensor
 
-from .masking import band_means
-
-#: Side of a cell in pixels: the stride of the last feature map of all usual backbones.
-CELL = 32
+from ..ops.cells import CELL
 
 
 def check_size(size: int) -> None:
@@ -79,18 +76,3 @@ def draw_dates(
         (chips[rows, date], None if valid is None else valid[rows, date])
         for date in drawn
     ]
-
-
-def fill_invalid(image: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Put the band's mean where there is no data, before interpolation can spread it.
-
-    Args:
-        image: (batch, bands, height, width), of any value, also NaN, where not valid.
-        valid: (batch, height, width), or None: everywhere.
-
-    Returns:
-        The image without what is not data, and the validity.
-    """
-    if valid is None:
-        return image, torch.ones_like(image[:, 0], dtype=torch.bool)
-    return image.where(valid[:, None], band_means(image, valid)), valid

@@ -15,9 +15,9 @@ from kornia.geometry.conversions import normalize_homography
 from kornia.geometry.linalg import transform_points
 from torch import Tensor, nn
 
-from .chips import CELL, check_chips, check_size, draw_dates, fill_invalid
+from ..ops.cells import CELL, fill_invalid, random_cell_mask
+from .chips import check_chips, check_size, draw_dates
 from .colour import strong_colour
-from .masking import random_cell_mask
 
 #: The authors' statistics of RGB imagery in [0, 1], which they use for every pretraining set.
 RGB_MEAN = (0.33797, 0.3605, 0.3348)

@@ -17,7 +17,7 @@ from torchgeo.datasets import OSCD
 from cmid_geo.__main__ import main
 from cmid_geo.datamodules import ChangeDataModule, LEVIRCDDataModule, OSCDDataModule
 from cmid_geo.datasets import Chip
-from cmid_geo.datasets.fractions import ListedChips, stratified_fraction
+from cmid_geo.datasets.label_fraction import ListedChips, stratified_fraction
 from cmid_geo.tasks import ChangeDetection
 
 

@@ -22,12 +22,12 @@ from torchgeo.datasets import DatasetNotFoundError
 
 from cmid_geo.datamodules import ChangeDataModule, SegmentationDataModule
 from cmid_geo.datasets import Chip, SceneDataset
+from cmid_geo.datasets.change import ChangePairs
 from cmid_geo.datasets.coco import CocoDetection
 from cmid_geo.datasets.dota import image_size
-from cmid_geo.datasets.folders import read_image
+from cmid_geo.datasets.image_folder import read_image
 from cmid_geo.datasets.masks import MaskDataset
-from cmid_geo.datasets.pairs import ChangePairs
-from cmid_geo.predict.sources import open_source
+from cmid_geo.predict.inputs import open_source
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from rasterfiles import noise, write
 from torchgeo.datasets import DatasetNotFoundError
 
 from cmid_geo.datasets import Chip, SceneDataset
-from cmid_geo.datasets.folders import ImageFolders, read_image
-from cmid_geo.datasets.fractions import (
+from cmid_geo.datasets.image_folder import ImageFolders, read_image
+from cmid_geo.datasets.label_fraction import (
     ListedChips,
     covering_fraction,
     stratified_fraction,

@@ -13,7 +13,7 @@ from rasterio.vrt import WarpedVRT
 from torchgeo.samplers import GriddedPatchSampler, RandomPatchSampler
 
 from cmid_geo.datasets import Chip, SceneDataset
-from cmid_geo.datasets.reading import SceneReader
+from cmid_geo.datasets.reader import SceneReader
 
 
 def in_next_zone(x: float, y: float) -> tuple[float, float]:

@@ -12,8 +12,15 @@ import rasterio
 from numpy import ndarray
 from rasterio.enums import ColorInterp
 
-from cmid_geo.datasets.landscape import BUILDING, FIELD, OTHER, ROAD, WATER, WOOD
-from cmid_geo.datasets.synthetic import SyntheticScenes, write_synthetic_scenes
+from cmid_geo.datasets.synthetic.landscape import (
+    BUILDING,
+    FIELD,
+    OTHER,
+    ROAD,
+    WATER,
+    WOOD,
+)
+from cmid_geo.datasets.synthetic.scenes import SyntheticScenes, write_synthetic_scenes
 
 DATES = ('20230615', '20240921')
 SIZE = 512

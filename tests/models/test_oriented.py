@@ -11,8 +11,8 @@ from cmid_geo.models import load_backbone
 from cmid_geo.models.oriented import OrientedRCNN
 from cmid_geo.models.oriented_head import CELLS, draw, rotated_features
 from cmid_geo.models.oriented_rpn import OrientedRPN, match_anchors
-from cmid_geo.models.rotated import external_boxes, rotated_iou
-from cmid_geo.models.rotated_codes import decode_midpoints, encode_midpoints
+from cmid_geo.ops.box_coder import decode_midpoints, encode_midpoints
+from cmid_geo.ops.rotated_boxes import external_boxes, rotated_iou
 
 SMALL = {'fpn_channels': 16, 'head_channels': 32, 'proposals': 50}
 # ResNet-50 too is trained by the tests of the task

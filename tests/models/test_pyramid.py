@@ -7,7 +7,7 @@ import timm
 import torch
 
 from cmid_geo.models import load_backbone
-from cmid_geo.models.networks import create_network
+from cmid_geo.models.classification import create_network
 from cmid_geo.models.pyramid import STRIDES, Pyramid, SimplePyramid
 from cmid_geo.models.segmentation import DECODERS, create_segmenter
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cmid_geo import ChangeDetection, predict_scene
-from cmid_geo.predict.sources import open_source
+from cmid_geo.predict.inputs import open_source
 
 
 def read(path: Path) -> np.ndarray:

@@ -21,11 +21,11 @@ from torchgeo.datamodules.utils import collate_fn_detection
 from torchgeo.tasks import mixins
 
 from cmid_geo import tasks
-from cmid_geo.datamodules.dota import collate
+from cmid_geo.datamodules.oriented import collate
 from cmid_geo.datasets import BandStatistics
 from cmid_geo.models import export_backbone
-from cmid_geo.models.sources import read_source
-from cmid_geo.predict.opening import open_task
+from cmid_geo.models.weights.sources import read_source
+from cmid_geo.predict.checkpoint import open_task
 
 Trainers = Callable[..., Trainer]
 TINY: dict[str, Any] = {'backbone': 'test_resnet', 'in_channels': 4}

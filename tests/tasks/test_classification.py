@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cmid_geo.models import export_backbone, load_backbone
-from cmid_geo.models.networks import create_network
+from cmid_geo.models.classification import create_network
 from cmid_geo.tasks import Classification, SemanticSegmentation
-from cmid_geo.tasks.recipe import factor_at, make_optimizer
+from cmid_geo.tasks.optimization import factor_at, make_optimizer
 
 Trainers = Callable[..., Trainer]
 

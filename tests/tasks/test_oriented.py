@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from cmid_geo.models.rotated import corners, rotated_iou
+from cmid_geo.metrics.rotated_mean_average_precision import RotatedMAP
+from cmid_geo.ops.rotated_boxes import corners, rotated_iou
 from cmid_geo.tasks.oriented import OrientedDetection
 from cmid_geo.tasks.oriented_targets import check_boxes, rectangles, targets_of
-from cmid_geo.tasks.rotated_map import RotatedMAP
 
 SMALL: dict[str, Any] = {
     'backbone': 'resnet18', 'num_classes': 3, 'fpn_channels': 16, 'head_channels': 32,

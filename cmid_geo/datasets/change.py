@@ -1,0 +1,213 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Two dates of each place and a mask of what changed between them, in GeoTIFF folders."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from pyproj import CRS
+from torch.utils.data import Dataset
+from torchgeo.datasets import DatasetNotFoundError
+from torchgeo.datasets.utils import Path, Sample
+
+from .chips import Chip
+from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
+from .grids import Bools, Grid
+from .places import align, pairs_in_folders, pairs_in_lists
+from .reader import SceneReader
+from .scene import Declared, Scene, find_scenes
+
+
+class ChangePairs(Dataset[Sample]):
+    """Places seen at two dates, with a label of change a pixel.
+
+    Each place keeps the grid of its mask: a date of another CRS, resolution or origin is
+    interpolated bilinearly to it, labels never are. Files lie either in one folder a place
+    (*root*), each with a mask and two dates, or in three lists that fit together
+    (*before*, *after* and *masks*).
+
+    A sample holds ``image`` (2, C, H, W) float32, raw values, 0 where not valid; ``mask`` (H, W)
+    int64; ``valid`` (H, W) bool, where both dates hold data; and ``scene`` and ``window``.
+
+    Attributes:
+        places: Names, one a place: of its folder, or of its mask's file.
+        scenes: The masks, as scenes: chips are windows on their grids.
+        bands: Names of the bands of a date.
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        before: Path | Iterable[Path] | None = None,
+        after: Path | Iterable[Path] | None = None,
+        masks: Path | Iterable[Path] | None = None,
+        bands: Sequence[str | int] | None = None,
+        mask_name: str = 'change',
+        binary: bool = False,
+        ignore_index: int = 255,
+        band_regex: str = DEFAULT_BAND_REGEX,
+        date_regex: str = DEFAULT_DATE_REGEX,
+        zero_is_nodata: bool = False,
+        transforms: Callable[[Sample], Sample] | None = None,
+        nodata: float | None = None,
+        file_crs: CRS | str | None = None,
+    ) -> None:
+        """Initialize a new ChangePairs instance.
+
+        Args:
+            root: A folder of folders, one a place, each with a mask and files of two dates.
+            before: Instead of *root*: a folder, a glob, a file, or several, of the first dates.
+            after: Likewise of the second dates.
+            masks: Likewise of the masks. Files of the three are matched by name where the names
+                are the same, else by their sorted order.
+            bands: Bands in the order wanted, by name or position from 1; all by default.
+            mask_name: With *root*, the mask's name without its ending.
+            binary: Whether any value but 0 is change, such as the 255 of many masks.
+            ignore_index: Label to give where the mask holds no data.
+            band_regex: Finds the band in the names of single-band files, in a group ``band``.
+            date_regex: With *root*, finds the date in file names, in a group ``date``.
+            zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
+            transforms: Applied to each sample.
+            nodata: Fill value that files of dates do not declare; see :class:`SceneDataset`.
+            file_crs: The CRS of files that state none.
+
+        Raises:
+            DatasetNotFoundError: If there is no raster.
+            ValueError: If files do not fit together, with what to do.
+        """
+        self.paths = root if root is not None else masks
+        self.transforms = transforms
+        self.binary, self.ignore_index = binary, ignore_index
+
+        def scenes_of(files: list[str], is_mask: bool) -> list[Scene]:
+            wanted, zero = ([1], False) if is_mask else (bands, zero_is_nodata)
+            declared = Declared(zero, None if is_mask else nodata, file_crs)
+            return find_scenes(files, wanted, band_regex, date_regex, declared)
+
+        lists = [each for each in (before, after, masks) if each is not None]
+        if root is not None and not lists:
+            found = pairs_in_folders(root, mask_name, scenes_of)
+        elif root is None and len(lists) == 3:
+            found = pairs_in_lists(*lists, scenes_of)
+        else:
+            raise ValueError(
+                'pairs lie either in root=, one folder a place, or in before=, after= and masks=: give '
+                'root alone, or the three'
+            )
+        if not found:
+            raise DatasetNotFoundError(self)
+        self.places = tuple(name for name, *_ in found)
+        self.bands = found[0][1].bands
+        self.pairs = tuple(align(*trio) for trio in found)
+        self.scenes = tuple(mask for _, _, mask in self.pairs)
+        self._reader = SceneReader()
+
+    @property
+    def res(self) -> tuple[float, float]:
+        """Pixel size (x, y) of the first mask, in units of its CRS."""
+        t = self.scenes[0].transform
+        return t.a, -t.e
+
+    @property
+    def files(self) -> list[str]:
+        """All files of dates, place by place."""
+        dates = [date for *dates, _ in self.pairs for date in dates]
+        return [file for date in dates for file in date.files]
+
+    def select(self, places: Iterable[str]) -> 'ChangePairs':
+        """Take some of the places.
+
+        Args:
+            places: Their names.
+
+        Returns:
+            A dataset of these alone, in the order of this one.
+        """
+        chosen, wanted = copy.copy(self), set(places)
+        kept = [i for i, name in enumerate(self.places) if name in wanted]
+        chosen.places = tuple(self.places[i] for i in kept)
+        chosen.pairs = tuple(self.pairs[i] for i in kept)
+        chosen.scenes = tuple(self.scenes[i] for i in kept)
+        return chosen
+
+    def __len__(self) -> int:
+        """Return the number of places."""
+        return len(self.pairs)
+
+    def __getitem__(self, index: Chip | int) -> Sample:
+        """Read a window of a place, or all of it.
+
+        Args:
+            index: A chip of one scene, which may overhang the mask; or a place's number.
+
+        Returns:
+            The sample.
+
+        Raises:
+            ValueError: If a file cannot be read any more.
+        """
+        if not isinstance(index, Chip):
+            mask = self.scenes[index]
+            index = Chip((int(index),), 0, 0, mask.width, mask.height)
+        window = (index.col, index.row, index.width, index.height)
+        first, second, mask = self.pairs[index.scenes[0]]
+        target = mask.grid.window(*window)
+        dates = [self._reader.read(date, target) for date in (first, second)]
+        labels, known, inside = self._labels(mask, target, window)
+        valid = dates[0][1] & dates[1][1] & inside
+        sample = {
+            'image': torch.from_numpy(np.stack([image * valid for image, _ in dates])),
+            'mask': torch.from_numpy(
+                np.where(inside & ~known, self.ignore_index, labels)
+            ),
+            'valid': torch.from_numpy(valid),
+            'scene': torch.tensor(index.scenes[0]),
+            'window': torch.tensor(window),
+        }
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def validity(self, scene: int, cells: int = 512) -> Bools | None:
+        """Map roughly where both dates of a place are valid.
+
+        Args:
+            scene: Index of the place.
+            cells: At most so many cells on a side.
+
+        Returns:
+            Bool (rows, cols) over the mask; None if no pixel in it can be invalid.
+
+        Raises:
+            ValueError: If a file cannot be read any more.
+        """
+        first, second, mask = self.pairs[scene]
+        whole = all(
+            not date.may_be_invalid and date.grid == mask.grid
+            for date in (first, second)
+        )
+        if whole:
+            return None
+        rows, cols = min(cells, mask.height), min(cells, mask.width)
+        coarse = mask.grid.divided(rows, cols)
+        return (
+            self._reader.read(first, coarse)[1] & self._reader.read(second, coarse)[1]
+        )
+
+    def _labels(
+        self, mask: Scene, target: Grid, window: tuple[int, int, int, int]
+    ) -> tuple[np.ndarray, Bools, Bools]:
+        """Labels of a window, where they are known, and where the mask lies."""
+        values, known = self._reader.read(mask, target)
+        col, row, width, height = window
+        across, down = np.arange(col, col + width), np.arange(row, row + height)
+        inside = ((down >= 0) & (down < mask.height))[:, None] & (
+            (across >= 0) & (across < mask.width)
+        )
+        if mask.zero_is_nodata:
+            # Many masks declare 0 as nodata, to be shown as glass; it is no change all the same
+            known = inside
+        labels = values[0].round().astype(np.int64)
+        return (labels != 0).astype(np.int64) if self.binary else labels, known, inside

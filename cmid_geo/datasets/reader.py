@@ -1,0 +1,294 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Reading any window of a scene: straight where pixels coincide, interpolated where they do not."""
+
+import functools
+import math
+import os
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
+
+from .grids import Bools, Floats, Grid, bilinear, positions_on, shrink, whole_offset
+from .rasters import Array, Raster, make_window, open_raster, read_raster
+from .scene import Scene
+
+Image = npt.NDArray[np.float32]
+
+#: A pixel counts as valid if (up to rounding) all pixels it was interpolated from are.
+_WHOLE = 0.999
+
+
+@dataclass
+class SceneReader:
+    """Reads windows of scenes through open files that it keeps.
+
+    Handles are never shared between processes: each process of a ``DataLoader`` opens its own,
+    whether it was forked or spawned.
+
+    Args:
+        limit: How many files one process keeps open; the least recently used is closed. 0 to close
+            every file after each read.
+    """
+
+    limit: int = 128
+    _handles: dict[int, OrderedDict[str, DatasetReader]] = field(default_factory=dict)
+    _maps: dict[tuple[Scene, int], Bools | None] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the open files behind, and the maps, which workers do not need."""
+        return {'limit': self.limit, '_handles': {}, '_maps': {}}
+
+    def read(self, scene: Scene, target: Grid) -> tuple[Image, Bools]:
+        """Read what a scene shows on a target grid.
+
+        Args:
+            scene: The scene.
+            target: May overhang the scene, or be in another CRS where the scene *needs_warp*.
+
+        Returns:
+            Raw values (bands, height, width) float32, 0 where invalid, and bool (height, width).
+
+        Raises:
+            ValueError: If a file cannot be read.
+        """
+        offset = None if scene.needs_warp else whole_offset(scene.grid, target)
+        if offset is None:
+            return self._resample(scene, target)
+        return self.read_own(scene, *offset, target.width, target.height)
+
+    def validity(self, scene: Scene, cells: int) -> Bools | None:
+        """Map roughly where a scene is valid.
+
+        Args:
+            scene: The scene.
+            cells: At most so many cells on a side.
+
+        Returns:
+            Bool (rows, cols), each cell a single pixel's word for all of it; None if no pixel of
+            the scene can be invalid.
+        """
+        if not scene.may_be_invalid:
+            return None
+        # Statistics, training and validation ask the same, and each look decodes the whole file
+        if (scene, cells) not in self._maps:
+            self._maps[scene, cells] = self._map(scene, cells)
+        return self._maps[scene, cells]
+
+    def _map(self, scene: Scene, cells: int) -> Bools | None:
+        """Read decimated and, for another grid, look up the nearest pixel."""
+        native = scene.native
+        shape = (min(cells, native.height), min(cells, native.width))
+        whole = (0, 0, native.width, native.height)
+        _, valid = self._read_native(scene, *whole, shape)
+        if not scene.needs_warp:
+            return valid
+        if valid is None:
+            valid = np.ones(shape, bool)
+        rows, cols = min(cells, scene.height), min(cells, scene.width)
+        x, y = positions_on(native, scene.grid.divided(rows, cols))
+        inside = _inside(native, x, y)
+        x = np.clip(x * shape[1] / native.width, 0, shape[1] - 1).astype(int)
+        y = np.clip(y * shape[0] / native.height, 0, shape[0] - 1).astype(int)
+        return inside & valid[y, x]
+
+    def read_own(
+        self, scene: Scene, col: int, row: int, width: int, height: int
+    ) -> tuple[Image, Bools]:
+        """Read whole pixels of a scene's own grid; what overhangs the scene is invalid.
+
+        Args:
+            scene: The scene.
+            col: First column.
+            row: First row.
+            width: In pixels.
+            height: In pixels.
+
+        Returns:
+            As of :meth:`read`.
+
+        Raises:
+            ValueError: If a file cannot be read.
+        """
+        left, upper = max(col, 0), max(row, 0)
+        right = min(col + width, scene.native.width)
+        lower = min(row + height, scene.native.height)
+        if right <= left or lower <= upper:
+            return _nothing(scene, height, width)
+        data, valid = self._read_native(scene, left, upper, right - left, lower - upper)
+        image = data.astype(np.float32)
+        if valid is None:
+            valid = np.ones(image.shape[1:], bool)
+        else:
+            image[:, ~valid] = 0
+        if valid.shape == (height, width):
+            return image, valid
+        whole_image, whole_valid = _nothing(scene, height, width)
+        rows = slice(upper - row, lower - row)
+        cols = slice(left - col, right - col)
+        whole_image[:, rows, cols], whole_valid[rows, cols] = image, valid
+        return whole_image, whole_valid
+
+    def _resample(self, scene: Scene, target: Grid) -> tuple[Image, Bools]:
+        """Interpolate a scene at a target's pixels; coarser targets average first."""
+        native = scene.native
+        cols, rows = positions_on(native, target)
+        inside = _inside(native, cols, rows)
+        if not inside.any():
+            return _nothing(scene, target.height, target.width)
+        factor = int(_spacing(cols, rows) + 0.01)
+        left, right = _span(cols[inside], factor, native.width)
+        upper, lower = _span(rows[inside], factor, native.height)
+        # Blocks begin where they begin for all windows: neighbours see the same means
+        left, upper = (first - first % max(factor, 1) for first in (left, upper))
+        factor = max(1, min(factor, right - left, lower - upper))
+        data, valid = self._read_native(scene, left, upper, right - left, lower - upper)
+        image = data.astype(np.float32)
+        if valid is None:
+            valid = np.ones(image.shape[1:], bool)
+        image[:, ~valid] = 0
+        if factor > 1:
+            image, valid = shrink(image, valid, factor)
+        image, share = bilinear(
+            image, valid, (cols - left) / factor, (rows - upper) / factor
+        )
+        keep = inside & (share > _WHOLE)
+        image[:, ~keep] = 0
+        return image, keep
+
+    def _read_native(
+        self,
+        scene: Scene,
+        col: int,
+        row: int,
+        width: int,
+        height: int,
+        shape: tuple[int, int] | None = None,
+    ) -> tuple[Array, Bools | None]:
+        """Read a window inside the scene's own grid, decimated to *shape* if given."""
+        parts, tests = [], []
+        for raster in scene.rasters:
+            if raster.grid == scene.native:
+                data, valid = self._read_file(
+                    raster, make_window(col, row, width, height), shape
+                )
+            else:
+                window = scene.native.window(col, row, width, height)
+                data, valid = self._refine(
+                    scene, raster, window if shape is None else window.divided(*shape)
+                )
+            parts.append(data)
+            if valid is not None:
+                tests.append(valid)
+        data = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for value in scene.fills:
+            # Most windows hold no 0 at all, which is several times quicker to see
+            if value or _has_zero(data):
+                tests.append((data != value).any(0))
+        return data, functools.reduce(np.logical_and, tests) if tests else None
+
+    def _refine(
+        self, scene: Scene, raster: Raster, target: Grid
+    ) -> tuple[Image, Bools]:
+        """Bring a band whose file is coarser than the scene's finest to the finest grid."""
+        cols, rows = positions_on(raster.grid, target)
+        left, right = _span(cols, 1, raster.grid.width)
+        upper, lower = _span(rows, 1, raster.grid.height)
+        window = make_window(left, upper, right - left, lower - upper)
+        data, valid = self._read_file(raster, window, None)
+        valid = np.ones(data.shape[1:], bool) if valid is None else valid
+        data = np.where(valid, data, 0).astype(np.float32)
+        cols, rows = cols - left, rows - upper
+        _, share = bilinear(data[:0], valid, cols, rows)
+        # What may be no data must not darken its neighbours; alone it stays what it is
+        usable = functools.reduce(
+            np.logical_and, [(data != value).any(0) for value in scene.fills], valid
+        )
+        image, seen = bilinear(data, usable, cols, rows)
+        row = rows.astype(int).clip(0, data.shape[1] - 1)
+        col = cols.astype(int).clip(0, data.shape[2] - 1)
+        return np.where(seen > 0, image, data[:, row, col]), share > _WHOLE
+
+    def _read_file(
+        self, raster: Raster, window: Window, shape: tuple[int, int] | None
+    ) -> tuple[Array, Bools | None]:
+        """Read from the file's open handle, naming the file if that fails."""
+        try:
+            handle = self._open(raster.path)
+            try:
+                return read_raster(handle, raster, window, shape)
+            finally:
+                if not self.limit:
+                    handle.close()
+        except (RasterioError, OSError) as error:
+            raise ValueError(
+                f'cannot read {window} of {raster.path!r} ({error.__cause__ or error}): '
+                'the file is damaged or went away; replace it, or leave it out of paths'
+            ) from error
+
+    def _open(self, path: str) -> DatasetReader:
+        """Return this process's handle of a file."""
+        if not self.limit:
+            return open_raster(path)
+        # A forked child leaves its parent's handles alone: even closing one can disturb the parent
+        pid = os.getpid()
+        handles = self._handles.get(pid)
+        if handles is None:
+            handles = self._handles[pid] = OrderedDict()
+            # GDAL complains of files that are still open when Python is half gone
+            weakref.finalize(self, _close_all, handles, pid)
+        handle = handles.get(path)
+        if handle is None:
+            handle = handles[path] = open_raster(path)
+            if len(handles) > self.limit:
+                handles.popitem(last=False)[1].close()
+        else:
+            handles.move_to_end(path)
+        return handle
+
+
+def _close_all(handles: OrderedDict[str, DatasetReader], pid: int) -> None:
+    """Close the files of a reader that is gone, in the process that opened them."""
+    if os.getpid() == pid:
+        while handles:
+            handles.popitem()[1].close()
+
+
+def _has_zero(data: Array) -> bool:
+    """Tell whether any value is 0, fast for the unsigned pixels of most sensors."""
+    return not bool(np.min(data) if data.dtype.kind == 'u' else np.all(data))
+
+
+def _nothing(scene: Scene, height: int, width: int) -> tuple[Image, Bools]:
+    """Return an image without a valid pixel."""
+    image = np.zeros((len(scene.bands), height, width), np.float32)
+    return image, np.zeros((height, width), bool)
+
+
+def _inside(grid: Grid, cols: Floats, rows: Floats) -> Bools:
+    """Tell which positions lie on a grid."""
+    across = (cols >= 0) & (cols <= grid.width)
+    return across & (rows >= 0) & (rows <= grid.height)
+
+
+def _span(positions: Floats, margin: int, size: int) -> tuple[int, int]:
+    """Return the pixels [first, last) that interpolation at these positions needs."""
+    first = math.floor(positions.min()) - margin - 1
+    last = math.ceil(positions.max()) + margin + 1
+    first = min(max(first, 0), size - 1)
+    return first, max(min(last, size), first + 1)
+
+
+def _spacing(cols: Floats, rows: Floats) -> float:
+    """Return the distance between neighbours in the middle, along the wider axis, in pixels."""
+    row, col = cols.shape[0] // 2, cols.shape[1] // 2
+    across = np.hypot(np.diff(cols[row]), np.diff(rows[row]))
+    down = np.hypot(np.diff(cols[:, col]), np.diff(rows[:, col]))
+    return max((float(np.median(d)) for d in (across, down) if len(d)), default=1.0)

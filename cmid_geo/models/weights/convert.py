@@ -1,0 +1,190 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""timm's names of the tensors of a backbone, whoever wrote them."""
+
+import re
+from collections.abc import Collection, Mapping
+from itertools import islice
+
+from torch import Tensor
+
+from .convert_official import convert_released_state_dict, is_released_swin
+
+#: What sits behind the features, by the beginnings of its names: never part of a backbone.
+HEADS = ('fc.', 'head.', 'heads.', 'head_dist.', 'fc_norm.', 'attn_pool.', 'classifier.',
+         'mask_token')  # fmt: skip
+
+#: Buffers that follow from the window's size.
+COMPUTED = ('relative_position_index', 'relative_coords_table', 'attn_mask')
+
+#: First tensors of the networks known here, to find a backbone inside of something larger.
+FIRST = ('conv1.weight', 'conv1.0.weight', 'stem.0.weight', 'stem_0.weight', 'patch_embed.proj.weight',
+         'patch_embed.projection.weight', 'features.0.0.weight', 'conv_proj.weight')  # fmt: skip
+
+#: torchvision's names and timm's, of Swin (both versions), ConvNeXt and ViT.
+SWIN = (
+    (r'^features\.0\.0\.', 'patch_embed.proj.'),
+    (r'^features\.0\.2\.', 'patch_embed.norm.'),
+    (r'\.mlp\.0\.', '.mlp.fc1.'),
+    (r'\.mlp\.3\.', '.mlp.fc2.'),
+    (r'^head\.', 'head.fc.'),
+)
+CONVNEXT = (
+    (r'^features\.0\.', 'stem.'),
+    (r'\.block\.0\.', '.conv_dw.'),
+    (r'\.block\.2\.', '.norm.'),
+    (r'\.block\.3\.', '.mlp.fc1.'),
+    (r'\.block\.5\.', '.mlp.fc2.'),
+    (r'\.layer_scale$', '.gamma'),
+    (r'^classifier\.0\.', 'head.norm.'),
+    (r'^classifier\.2\.', 'head.fc.'),
+)
+VIT = (
+    (r'^class_token$', 'cls_token'),
+    (r'^encoder\.pos_embedding$', 'pos_embed'),
+    (r'^conv_proj\.', 'patch_embed.proj.'),
+    (r'^encoder\.layers\.encoder_layer_', 'blocks.'),
+    (r'^encoder\.ln\.', 'norm.'),
+    (r'\.ln_([12])\.', r'.norm\1.'),
+    (r'\.self_attention\.in_proj_', '.attn.qkv.'),
+    (r'\.self_attention\.out_proj\.', '.attn.proj.'),
+    (r'\.mlp\.(?:0|linear_1)\.', '.mlp.fc1.'),
+    (r'\.mlp\.(?:3|linear_2)\.', '.mlp.fc2.'),
+    (r'^heads\.head\.', 'head.'),
+)
+
+
+def canonical_name(name: str) -> str:
+    """Undo how feature extractors write timm's names: ``layers_0`` for ``layers.0``.
+
+    Args:
+        name: Name of a tensor.
+
+    Returns:
+        timm's own.
+    """
+    return re.sub(r'^(layers|stages|stem)_(\d+)\.', r'\1.\2.', name)
+
+
+def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors of timm, torchvision or the authors timm's names.
+
+    Args:
+        state: A backbone's tensors, without prefix.
+
+    Returns:
+        The same by timm's names.
+    """
+    if is_released_swin(state):
+        return convert_released_state_dict(state)
+    if 'features.0.0.weight' in state and any('.attn.' in name for name in state):
+        state = _torchvision_swin(state)
+    elif 'features.0.0.weight' in state and any('.block.0.' in name for name in state):
+        state = _torchvision_convnext(state)
+    elif 'conv_proj.weight' in state:
+        state = {_substitute(name, VIT): tensor for name, tensor in state.items()}
+    return {canonical_name(name): tensor for name, tensor in state.items()}
+
+
+def find_backbone(
+    state: Mapping[str, Tensor], wanted: Collection[str]
+) -> tuple[str, dict[str, Tensor]]:
+    """Find the backbone inside of a larger model, by how many of its names are wanted.
+
+    Args:
+        state: Tensors of a model: of a task, a detector, a segmentation network.
+        wanted: timm's names of the tensors to be filled.
+
+    Returns:
+        The prefix of the backbone's names there, and its tensors by timm's names.
+    """
+    anchors = (*FIRST, *islice(wanted, 1))
+    wanted = set(wanted)
+    prefixes = {''}
+    for first in anchors:
+        ends = (name for name in state if name == first or name.endswith(f'.{first}'))
+        prefixes |= {name.removesuffix(first) for name in ends}
+    best, found = '', to_timm(state)
+    # In the order of their length: the outermost of those that fit alike
+    for prefix in sorted(
+        prefixes - {''}, key=lambda p: (p.count('.'), _place(p, state))
+    ):
+        inner = to_timm({
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.items()
+            if name.startswith(prefix)
+        })  # fmt: skip
+        if len(wanted & set(inner)) > len(wanted & set(found)):
+            best, found = prefix, inner
+    return best, found
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor sits behind the features.
+
+    Args:
+        name: timm's name.
+
+    Returns:
+        True if so.
+    """
+    return name.startswith(HEADS)
+
+
+def is_computed(name: str) -> bool:
+    """Whether a tensor follows from sizes, so that nothing was learned in it.
+
+    Args:
+        name: timm's name.
+
+    Returns:
+        True if so.
+    """
+    return name.endswith(COMPUTED)
+
+
+def _torchvision_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate Swin."""
+    second = any('.cpb_mlp.' in name for name in state)
+    converted = {}
+    for name, tensor in state.items():
+        layer = re.match(r'features\.([1-7])\.(.*)', name)
+        if layer:
+            name = f'layers.{_stage(layer[1])}.{layer[2]}'
+        name = _substitute(name, SWIN)
+        if second and name.endswith('attn.qkv.bias'):
+            # The second version has no bias for keys; timm keeps the other two apart
+            query, _, value = tensor.chunk(3)
+            name = name.removesuffix('qkv.bias')
+            converted |= {f'{name}q_bias': query, f'{name}v_bias': value}
+        else:
+            converted[name] = tensor
+    return converted
+
+
+def _torchvision_convnext(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    converted = {}
+    for name, tensor in state.items():
+        layer = re.match(r'features\.([1-7])\.(.*)', name)
+        if layer:
+            name = f'stages.{_stage(layer[1])}.{layer[2]}'
+        name = _substitute(name, CONVNEXT)
+        converted[name] = tensor.flatten() if name.endswith('.gamma') else tensor
+    return converted
+
+
+def _stage(layer: str) -> str:
+    """Stage and part of a layer: torchvision counts stems, stages and mergings in one row."""
+    number = int(layer)
+    return f'{number // 2}.{"blocks" if number % 2 else "downsample"}'
+
+
+def _substitute(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in table:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _place(prefix: str, state: Mapping[str, Tensor]) -> int:
+    return next(i for i, name in enumerate(state) if name.startswith(prefix))

@@ -1,0 +1,164 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Backbones for use elsewhere, with what they expect in the file."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ...version import __version__
+from ..backbones import create_backbone
+from .checkpoint import ABOUT, write_atomically
+from .export_onnx import VALUES, RawBackbone, write_onnx, write_torchscript
+from .loading import load_backbone
+from .sources import VERSION, Source, read_source
+
+Side = Literal['teacher', 'student']
+Format = Literal['ckpt', 'safetensors', 'onnx', 'torchscript']
+
+#: Formats by the ending of a file's name.
+ENDINGS: dict[str, Format] = {
+    '.ckpt': 'ckpt',
+    '.pth': 'ckpt',
+    '.safetensors': 'safetensors',
+    '.onnx': 'onnx',
+    '.torchscript': 'torchscript',
+    '.ts': 'torchscript',
+}
+
+
+def export_backbone(
+    task_or_checkpoint: nn.Module | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    source: Side | None = None,
+    format: Format | None = None,
+) -> Path:
+    """Write the backbone of a task for use elsewhere.
+
+    ============= =====================================================================
+    ckpt          TorchGeo's tasks load it by ``weights=<path>``: timm's tensors under
+                  ``state_dict`` with the prefix ``model.``, the rest under
+                  ``hyper_parameters``
+    safetensors   timm's tensors by timm's names; the rest as JSON under ``cmid_geo``
+    onnx          takes **raw** values (batch, bands, height, width), gives features (batch,
+                  dim, rows, cols), any batch and any sides that are multiples of 32; the
+                  rest in the metadata
+    torchscript   the same as a program of PyTorch, for the CPU in float32: a trace keeps
+                  the device it was made on; the rest in the extra file ``cmid_geo.json``
+    ============= =====================================================================
+
+    The rest is timm's name as ``model``, its ``global_pool`` (the mean of all cells; of a ViT's patch
+    tokens, as its class token is not trained), ``in_channels``, the names of the ``bands``, for
+    each band the raw values ``low`` and ``high`` that stand for 0 and 1, and ``mean`` and
+    ``std`` of the scaled values, and where it all came from. The network proper is fed
+    ``((raw - low) / (high - low) - mean) / std``; the last two formats do that themselves.
+    A ResNet's vector of a cell sees what is around the cell's upper left corner, not its centre
+    (:attr:`~cmid_geo.models.MaskedBackbone.field_offset`); our own maps allow for that.
+
+    Args:
+        task_or_checkpoint: A :class:`~cmid_geo.tasks.CMID`, the path of its checkpoint or
+            of an exported file, or the name of released weights.
+        path: File to write; its folder is made.
+        source: Whose backbone to take, the teacher's or the student's; by default that
+            which the task says, or the only one there is.
+        format: Told by the ending of *path* by default.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ImportError: If onnx, onnxscript or onnxruntime is missing.
+        RuntimeError: If a translated network does not give what PyTorch gives.
+        ValueError: If *source* or *format* is not one of these, or there is no backbone to
+            export.
+    """
+    path = Path(path)
+    kind = _format(path, format)
+    found, about = _describe(task_or_checkpoint, source)
+    backbone = create_backbone(about['model'], about['in_channels'])
+    load_backbone(backbone, found)
+    backbone.eval()
+    state = dict(backbone.network.state_dict())
+    writers: dict[str, Callable[[Path], object]] = {
+        'ckpt': lambda file: torch.save(
+            {
+                'hyper_parameters': about,
+                'state_dict': {f'model.{k}': v for k, v in state.items()},
+            },
+            file,
+        ),
+        'safetensors': lambda file: save_file(state, file, {ABOUT: json.dumps(about)}),
+        'onnx': lambda file: write_onnx(RawBackbone(backbone, about), about, file),
+        'torchscript': lambda file: write_torchscript(
+            RawBackbone(backbone, about), about, file
+        ),
+    }
+    write_atomically(path, writers[kind])
+    return path
+
+
+def _format(path: Path, format: str | None) -> str:
+    if format is None:
+        format = ENDINGS.get(path.suffix)
+    if format is None or format not in ENDINGS.values():
+        raise ValueError(
+            f'format={format!r} of {path.name}: end the name in one of {", ".join(ENDINGS)}, or choose '
+            'a format of ckpt, safetensors, onnx and torchscript'
+        )
+    return format
+
+
+def _describe(weights: Any, side: Side | None) -> tuple[Source, dict[str, Any]]:
+    """Read the weights, and collect what a file is to say of them."""
+    if side not in ('teacher', 'student', None):
+        raise ValueError(
+            f"source={side!r}: a backbone is the 'teacher''s or the 'student''s"
+        )
+    origin = str(weights)
+    if isinstance(weights, nn.Module):
+        trainer = getattr(weights, '_trainer', None)
+        origin = type(weights).__name__
+        weights = {
+            'state_dict': weights.state_dict(),
+            'hyper_parameters': dict(getattr(weights, 'hparams', {})),
+            'global_step': getattr(trainer, 'global_step', None),
+            VERSION: __version__,
+        }
+    found = read_source(weights, side)
+    known = found.about
+    if not found.model or any(name not in known for name in VALUES):
+        raise ValueError(
+            f'{found.name} does not say which network it holds and what values it takes: pass a CMID '
+            'task, its checkpoint, an exported file or the name of released weights'
+        )
+    if side is not None and known.get('source') != side:
+        raise ValueError(
+            f'{found.name} holds no backbone of the {side}, leave out source=...'
+        )
+    first = next(tensor for tensor in found.tensors.values() if tensor.ndim == 4)
+    about = {
+        'model': found.model,
+        'in_channels': first.shape[1],
+        'size': known.get('size', 224),
+        'bands': list(known.get('bands') or ()),
+        'source': known.get('source', 'student'),
+        'ssl_method': 'CMID',
+        'global_pool': 'avg',
+        'provenance': known.get('provenance') or _provenance(Path(origin).name, known),
+    }
+    return found, about | {name: list(known[name]) for name in VALUES}
+
+
+def _provenance(origin: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Collect where weights come from; it stays with them from file to file."""
+    kept = ('steps', 'dataset', 'publication', 'license')
+    provenance = {'from': origin, 'cmid_geo': __version__}
+    return provenance | {k: known[k] for k in kept if known.get(k) is not None}

@@ -1,0 +1,234 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Where weights come from: names, enums, files and dictionaries."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import torchgeo.models
+import torchvision.models
+from torch import Tensor
+from torchvision.models import WeightsEnum
+
+from .checkpoint import open_checkpoint, refuse_url, tensors_in
+from .convert_official import convert_released_training_state, is_full
+from .enums import CMIDResNet50_Weights, CMIDSwinB_Weights, CMIDWeights
+
+#: What may be named as weights.
+Weights = WeightsEnum | str | os.PathLike[str] | Mapping[str, Any]
+
+#: Where a checkpoint names its task.
+KIND = 'cmid_geo_task'
+
+#: Where a checkpoint names the version of this package, since it tells bands without names by positions.
+VERSION = 'cmid_geo_version'
+
+ENUMS: tuple[type[CMIDWeights], ...] = (CMIDResNet50_Weights, CMIDSwinB_Weights)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights that were read.
+
+    Attributes:
+        name: What to call them in messages.
+        tensors: By the names they were found under.
+        model: timm's name of the network, where known.
+        about: What else is known: ``bands``, ``low``, ``high``, ``mean``, ``std``, ...
+        training: All of CMID's ``state_dict``, where the source holds it.
+    """
+
+    name: str
+    tensors: dict[str, Tensor]
+    model: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Tensor] | None = None
+
+    @property
+    def global_pool(self) -> str | None:
+        """How a ViT's tokens were pooled in training, as timm calls it; None if not known.
+
+        CMID trains the patch tokens, and never the class token. So do our tasks that read maps.
+        """
+        task = self.about.get(KIND)
+        maps = task is not None and task != 'Classification'
+        ours = self.training is not None or self.about.get('ssl_method') == 'CMID'
+        return self.about.get('global_pool') or ('avg' if maps or ours else None)
+
+    @property
+    def title(self) -> str:
+        """Name of the source and of its network."""
+        known = self.model and self.model not in self.name
+        return f'{self.name} ({self.model})' if known else self.name
+
+
+def read_source(
+    weights: Weights, side: Literal['student', 'teacher'] | None = None
+) -> Source:
+    """Read weights of any kind.
+
+    Args:
+        weights: Member of a weights enum of ours, TorchGeo's or torchvision's, its name,
+            path of a file, or tensors by name.
+        side: Whose backbone to take of a checkpoint that has two. By default that which
+            our task says to export, and of a released file the student's as its authors do.
+
+    Returns:
+        The weights.
+
+    Raises:
+        ConnectionError: If they must be downloaded and cannot.
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no such name, or the file is damaged, refused or empty.
+    """
+    weights = _named(weights)
+    if isinstance(weights, WeightsEnum):
+        state = weights.get_state_dict(
+            progress=True, check_hash=True, weights_only=True
+        )
+        model = weights.meta.get('model')
+        return Source(str(weights), dict(state), model, dict(weights.meta))
+    if isinstance(weights, Mapping):
+        return _read_content('a state dict', dict(weights), side)
+    if not isinstance(weights, str | os.PathLike):
+        raise ValueError(  # noqa: TRY004
+            f'weights of type {type(weights).__name__}: give a weights enum or its name, the path of a '
+            'file, or a state dict'
+        )
+    refuse_url(weights)
+    path = Path(weights).expanduser()
+    return _read_content(path.name, open_checkpoint(path), side)
+
+
+def read_training_state(weights: Weights) -> Source:
+    """Read weights to pretrain on from: of released ones the full file.
+
+    Args:
+        weights: As for :func:`read_source`.
+
+    Returns:
+        The weights, with ``training`` where they hold more than a backbone.
+
+    Raises:
+        ConnectionError: If they must be downloaded and cannot.
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no such name, or the file is damaged, refused or empty.
+    """
+    weights = _named(weights)
+    if isinstance(weights, CMIDWeights):
+        training = weights.get_training_state()
+        return _of_training(str(weights), training, 'student', dict(weights.meta))
+    return read_source(weights, 'student')
+
+
+def saved_bands(content: Mapping[str, Any]) -> Any:
+    """What a checkpoint, or an exported file, knows of its bands.
+
+    Args:
+        content: As it was saved.
+
+    Returns:
+        Names, or positions from 1 in files without names. Before files told the two apart, 'B1',
+        'B2', ... stood for positions, and they are taken for such.
+    """
+    about = content.get('hyper_parameters') or {}
+    bands = about.get('bands')
+    if (
+        not isinstance(bands, list | tuple)
+        or VERSION in content
+        or 'global_pool' in about
+    ):
+        return bands
+    positions = list(range(1, len(bands) + 1))
+    return positions if list(bands) == [f'B{place}' for place in positions] else bands
+
+
+def _named(weights: Weights) -> Weights:
+    """Find the member that a string names, unless it is a file."""
+    named = isinstance(weights, str) and re.fullmatch(r'\w+_Weights\.\w+', weights)
+    return get_weight(weights) if named and not os.path.isfile(weights) else weights
+
+
+def get_weight(name: str | WeightsEnum) -> WeightsEnum:
+    """Get a member of a weights enum by its name: one of ours, TorchGeo's or torchvision's.
+
+    Args:
+        name: Such as ``CMIDResNet50_Weights.MILLIONAID_RGB``; a member stays as it is.
+
+    Returns:
+        The member.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if isinstance(name, WeightsEnum):
+        return name
+    ours = {str(member): member for enum in ENUMS for member in enum}
+    if name in ours:
+        return ours[name]
+    for library in (torchgeo.models, torchvision.models):
+        try:
+            return library.get_weight(name)
+        except (ValueError, KeyError, AttributeError):
+            continue
+    near = get_close_matches(name, ours, n=1) or list(ours)
+    raise ValueError(
+        f'{name!r} is the name of no weights: ours are listed by cmid_geo.models.list_weights(), '
+        f'such as {near[0]}'
+    )
+
+
+def _read_content(name: str, content: dict[str, Any], side: Any) -> Source:
+    """Tell what kind of checkpoint this is by the names in it."""
+    tensors = {
+        re.sub(r'^((module|_orig_mod)\.)+', '', key): tensor
+        for key, tensor in tensors_in(content).items()
+    }
+    about = content.get('hyper_parameters')
+    about = dict(about) if isinstance(about, Mapping) else {}
+    if about.get('bands'):
+        about['bands'] = saved_bands(content)
+    if KIND in content:
+        about[KIND] = content[KIND]
+    if content.get('global_step') is not None:
+        about['steps'] = content['global_step']
+    if not tensors:
+        raise ValueError(
+            f'{name} holds no tensors: save model.state_dict(), or the checkpoint of a task'
+        )
+    if is_full(tensors):
+        training = convert_released_training_state(tensors)
+        return _of_training(name, training, side or 'student', about)
+    if any(key.startswith('student.backbone.network.') for key in tensors):
+        values = {
+            key: tensors[key].tolist()
+            for key in ('low', 'high', 'mean', 'std')
+            if key in tensors
+        }
+        side = side or about.get('export_source', 'student')
+        return _of_training(name, tensors, side, about | values)
+    # Where TorchGeo's tasks have an encoder inside, 'model' is what is around it
+    around = any('encoder.' in key or 'body.' in key for key in tensors)
+    first, second = ('backbone', 'model') if around else ('model', 'backbone')
+    model = about.get(first) or about.get(second)
+    return Source(name, tensors, model if isinstance(model, str) else None, about)
+
+
+def _of_training(
+    name: str, training: dict[str, Tensor], side: str, about: dict[str, Any]
+) -> Source:
+    prefix = f'{side}.backbone.network.'
+    tensors = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in training.items()
+        if key.startswith(prefix)
+    }
+    return Source(
+        f'{name}, {side}', tensors, about.get('model'), about | {'source': side}, training
+    )  # fmt: skip

@@ -1,0 +1,179 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""From a checkpoint to the task or backbone that is in it."""
+
+import contextlib
+import inspect
+import os
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import tasks
+from ..models.backbones import create_backbone
+from ..models.weights.checkpoint import open_checkpoint
+from ..models.weights.loading import load_backbone
+from ..models.weights.sources import KIND, read_source, saved_bands
+
+#: Tasks that can be in a checkpoint.
+TASKS: tuple[Any, ...] = (
+    tasks.CMID,
+    tasks.ChangeDetection,
+    tasks.Classification,
+    tasks.ObjectDetection,
+    tasks.OrientedDetection,
+    tasks.SemanticSegmentation,
+)
+
+#: Arguments that came after tasks named themselves in their checkpoints.
+LATER = {'global_pool', 'num_filters', 'num_labels'}
+
+
+class Backbone(nn.Module):
+    """A backbone with the values it was trained on: images in [0, 1] to one vector a cell.
+
+    Attributes:
+        low: Raw value of each band that stands for 0; absent where the weights do not tell.
+        high: Likewise for 1.
+    """
+
+    def __init__(self, weights: Any) -> None:
+        """Initialize a new Backbone instance.
+
+        Args:
+            weights: What :func:`~cmid_geo.models.load_backbone` reads, if it names its network.
+
+        Raises:
+            ValueError: If it does not, or cannot be read.
+        """
+        super().__init__()
+        source = read_source(weights)
+        if source.model is None:
+            raise ValueError(
+                f'{source.name} does not tell which network it is of: build it with '
+                'cmid_geo.create_backbone, load it with cmid_geo.load_backbone, and map with that'
+            )
+        about = source.about
+        bands = int(about.get('in_channels') or about.get('in_chans') or 3)
+        self.hparams = {'in_channels': bands, 'bands': about.get('bands')}
+        self.network = create_backbone(source.model, bands)
+        load_backbone(self.network, source)
+        for name in ('low', 'high', 'mean', 'std'):
+            if about.get(name) is not None:
+                value = torch.as_tensor(about[name], dtype=torch.float32)
+                self.register_buffer(name, value.expand(bands).clone())
+
+    def forward(
+        self, image: Float[Tensor, 'batch bands height width']
+    ) -> Float[Tensor, 'batch dim rows cols']:
+        """Compute features.
+
+        Args:
+            image: In [0, 1], with sides that are multiples of 32 pixels.
+
+        Returns:
+            One vector for each cell of 32x32 pixels.
+        """
+        mean, std = getattr(self, 'mean', None), getattr(self, 'std', None)
+        if mean is not None and std is not None:
+            image = (image - mean[:, None, None]) / std[:, None, None]
+        return self.network(image)
+
+
+def open_task(checkpoint: str | os.PathLike[str]) -> nn.Module:
+    """Open what is in a checkpoint, on the CPU and in evaluation mode.
+
+    Args:
+        checkpoint: Checkpoint of a task; else a file or name of weights of a backbone.
+
+    Returns:
+        The task, or a :class:`Backbone`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or holds neither.
+    """
+    if os.path.isfile(checkpoint):
+        content = open_checkpoint(checkpoint)
+        kind = _kind(content)
+        if kind is not None:
+            return _rebuild(kind, content, os.fspath(checkpoint)).eval()
+    try:
+        return Backbone(checkpoint).eval()
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f'{checkpoint} names a backbone but does not fit it ({_first_line(error)}): export it anew '
+            'with cmid-geo export'
+        ) from error
+
+
+def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The task's arguments, without what Lightning adds for its command line."""
+    given = content.get('hyper_parameters')
+    given = given if isinstance(given, Mapping) else {}
+    return {
+        name: value
+        for name, value in given.items()
+        if isinstance(name, str) and not name.startswith('_')
+    }
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says first; of one that says nothing its kind."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _kind(content: Mapping[str, Any]) -> Any:
+    """Tell which of our tasks saved a checkpoint; None for none of them."""
+    about = content.get('hyper_parameters')
+    if 'pytorch-lightning_version' not in content or not isinstance(about, Mapping):
+        return None
+    # A name alone: whatever else stands there is not imported
+    name = content.get(KIND) or str(about.get('_class_path', '')).rpartition('.')[2]
+    if name:
+        return next((kind for kind in TASKS if kind.__name__ == name), None)
+    # Before tasks named themselves, arguments did: no two have the same
+    given = set(_arguments(content)) - {'weights'}
+    for kind in TASKS:
+        own = set(inspect.signature(kind).parameters) - {'weights', 'augmentations'}
+        if own - LATER <= given <= own:
+            return kind
+    return None
+
+
+def _rebuild(kind: Any, content: Mapping[str, Any], path: str) -> nn.Module:
+    """Build a task anew and fill it: what it started from does not matter any more."""
+    given = _arguments(content) | {'bands': saved_bands(content)}
+    try:
+        task = kind(**{k: v for k, v in given.items() if k != 'weights'})
+        task.load_state_dict(content['state_dict'])
+    # What is off in a damaged or foreign file may raise anything
+    except Exception as error:
+        raise ValueError(
+            f'{path} is a checkpoint of {kind.__name__} but does not fit it '
+            f'({_first_line(error)}): open it with the version of cmid_geo that wrote it'
+        ) from error
+    return task
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Generator[None]:
+    """Put a module in evaluation mode, and each of its parts back in its own mode afterwards.
+
+    Args:
+        module: The module.
+
+    Yields:
+        Nothing.
+    """
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

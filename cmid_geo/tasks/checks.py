@@ -1,0 +1,275 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Refusing what cannot be trained on, as early as it can be known."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from ..ops.bands import find_bands, names_of
+
+
+def check_data(datamodule: Any, parameters: Mapping[str, Any]) -> None:
+    """Refuse a datamodule whose chips do not fit the task.
+
+    Args:
+        datamodule: May have ``statistics`` and ``patch_size``.
+        parameters: The task's.
+
+    Raises:
+        ValueError: If bands or sizes do not fit.
+    """
+    faults = []
+    statistics = getattr(datamodule, 'statistics', None)
+    if statistics is not None:
+        faults += _band_faults(len(statistics.low), parameters['in_channels'], 'CMID')
+    patch = getattr(datamodule, 'patch_size', None)
+    sides = (patch,) if isinstance(patch, int) else tuple(patch or ())
+    if sides and min(sides) < parameters['size']:
+        faults.append(
+            f'chips are {min(sides)} pixels but views need {parameters["size"]}: raise '
+            'SceneDataModule(patch_size=...) or lower CMID(size=...)'
+        )
+    refuse(faults)
+
+
+def refuse(faults: list[str]) -> None:
+    """Refuse for all reasons at once: mended one by one, each would cost another start.
+
+    Args:
+        faults: A sentence each.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if len(faults) == 1:
+        raise ValueError(faults[0])
+    if faults:
+        listed = '\n'.join(f'- {fault}' for fault in faults)
+        raise ValueError(f'{len(faults)} things are in the way:\n{listed}')
+
+
+def check_run(trainer: Trainer, stage: str, task: str) -> None:
+    """Refuse a precision that tasks cannot work in, and a stage without data.
+
+    Args:
+        trainer: Of the run.
+        stage: Either 'fit', 'validate', 'test' or 'predict'.
+        task: Name of the task, for the message.
+
+    Raises:
+        ValueError: If so.
+    """
+    if trainer.precision in ('16-true', 'bf16-true'):
+        mixed = str(trainer.precision).replace('true', 'mixed')
+        raise ValueError(
+            f'precision={trainer.precision!r}: {task} keeps weights and the raw values of its bands in '
+            f'32 bits, which half precision would round; choose precision={mixed!r}'
+        )
+    loops: Any = {
+        'fit': trainer.fit_loop, 'validate': trainer.validate_loop, 'test': trainer.test_loop,
+        'predict': trainer.predict_loop,
+    }  # fmt: skip
+    # Lightning asks the task itself for data where it was given none
+    verb = TrainerFn(stage).value
+    if loops[verb]._data_source.instance is trainer.lightning_module:
+        raise ValueError(
+            f'there is nothing to {verb} on: give --data, or in Python Trainer.{verb}(task, datamodule=...) or '
+            'dataloaders=...'
+        )
+
+
+def check_bands(bands: int, expected: int, task: str = 'CMID') -> None:
+    """Refuse another number of bands than the network takes.
+
+    Args:
+        bands: Number of bands of the data.
+        expected: Number of bands of the network.
+        task: Name of the task, for the message.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    refuse(_band_faults(bands, expected, task))
+
+
+def _band_faults(bands: int, expected: int, task: str) -> list[str]:
+    """Tell if there are other bands than the network takes."""
+    if bands == expected:
+        return []
+    fault = (
+        f'the data have {bands} bands but {task}(in_channels={expected}): pass in_channels={bands}, '
+        'or choose bands with SceneDataModule(bands=[...])'
+    )
+    return [fault]
+
+
+def check_names(
+    known: Sequence[str | int], found: Sequence[str | int], task: str, where: str
+) -> None:
+    """Refuse bands of other names than a task knows, or in another order.
+
+    Args:
+        known: Names or positions that the task knows, in its order.
+        found: Names or positions of as many bands, in theirs.
+        task: Name of the task, for the message.
+        where: Who has those bands, for the message.
+
+    Raises:
+        ValueError: If both name their bands, and not alike.
+
+    Warns:
+        UserWarning: If one of both does not, so that nobody can tell.
+    """
+    named = bool(names_of(known)), bool(names_of(found))
+    if all(named):
+        if find_bands(names_of(known), names_of(found)) != list(range(len(known))):
+            raise ValueError(
+                f'{where} has bands {list(found)} but {task} knows {list(known)}: give the same in the same '
+                f'order, as by bands={list(known)} of the datamodule, or start a new task'
+            )
+    elif list(known) != list(found):
+        rank_zero_warn(
+            f'{where} has bands {list(found)} and {task} knows {list(known)}: positions stand for files that '
+            'do not name their bands, which are taken in this order; choose them by bands= of the datamodule'
+        )
+
+
+def check_start(given: Sequence[str], wanted: Sequence[str], cure: str) -> bool:
+    """Refuse data to whose bands the filters of other bands were given.
+
+    Args:
+        given: Names of the weights' bands, whose filters were taken in order.
+        wanted: Names of the data's bands.
+        cure: What to do, for the message.
+
+    Returns:
+        Whether both have the same bands, in another order.
+
+    Raises:
+        ValueError: If a band that the weights know has the filters of another one.
+
+    Warns:
+        UserWarning: If the weights know none of the bands.
+    """
+    places = find_bands(wanted, given)
+    if not any(place is not None for place in places):
+        rank_zero_warn(
+            f'the weights are of bands {list(given)}, the data of {list(wanted)}: filters were taken in '
+            'order'
+        )
+    # One band has the sum of all filters; more than there are have them over and over
+    crossed = len(wanted) > 1 and any(
+        place not in (None, i % len(given)) for i, place in enumerate(places)
+    )
+    alike = len(wanted) == len(given) and None not in places
+    if crossed and not alike:
+        raise ValueError(
+            f'the weights are of bands {list(given)}, whose filters were taken in order, but the data are of '
+            f'{list(wanted)}: {cure}'
+        )
+    return crossed
+
+
+def check_batch(batch: Any, bands: int, task: str = 'CMID') -> None:
+    """Refuse chips that are not in [0, 1], or have other bands.
+
+    Args:
+        batch: With ``image`` and optionally ``valid``.
+        bands: Number of bands of the network.
+        task: Name of the task, for the message.
+
+    Raises:
+        ValueError: If a value is off.
+    """
+    if not isinstance(batch, dict) or 'image' not in batch:
+        found = list(batch) if isinstance(batch, dict) else type(batch).__name__
+        raise ValueError(
+            f"the batch holds {found}: {task} reads 'image', and 'valid' where given"
+        )
+    image, valid = batch['image'], batch.get('valid')
+    check_bands(image.shape[-3], bands, task)
+    seen = image if valid is None else image.where(valid.unsqueeze(-3), 0.5)
+    low, high = (value.item() for value in torch.aminmax(seen.float()))
+    # A resampled or rounded value may stand out a little; NaN compares as False
+    if not (low >= -0.1 and high <= 1.1):
+        raise ValueError(
+            f'chips hold values from {low:.4g} to {high:.4g} but {task} takes [0, 1]: use '
+            'SceneDataModule, or let a TorchGeo datamodule only scale: dm.aug = AugmentationSequential('
+            'Normalize(mean=0, std=scale), data_keys=None, keepdim=True) of kornia.augmentation'
+        )
+
+
+class StopOnNonFinite(Callback):
+    """Stops the run at a loss that is not finite, and names it.
+
+    On a GPU the losses are read one step late, so that the host need not wait; but always
+    before a checkpoint is written.
+    """
+
+    def __init__(self) -> None:
+        """Initialize a new StopOnNonFinite instance."""
+        self.pending: tuple[str, Tensor, torch.cuda.Event | None] | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the losses of the batch before, and start to fetch this one's."""
+        where = f'batch {batch_idx} of epoch {trainer.current_epoch}'
+        losses, event = outputs['losses'].detach(), None
+        self.check(trainer)
+        if losses.device.type == 'cuda':
+            losses, event = losses.to('cpu', non_blocking=True), torch.cuda.Event()
+            event.record()
+        self.pending = (where, losses, event)
+        if event is None:
+            self.check(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let no weights out that a bad loss has spoilt."""
+        self.check(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Look at the last batch too."""
+        self.check(trainer)
+
+    def check(self, trainer: Trainer) -> None:
+        """Raise if the losses at hand are not finite.
+
+        Args:
+            trainer: Knows the last checkpoint.
+
+        Raises:
+            FloatingPointError: Names losses and batch.
+        """
+        if self.pending is None:
+            return
+        where, losses, event = self.pending
+        self.pending = None
+        if event is not None:
+            event.synchronize()
+        names = ('reconstruction', 'global', 'local')
+        bad = [
+            f'{n} {v}'
+            for n, v, ok in zip(names, losses.tolist(), losses.isfinite())
+            if not ok
+        ]
+        if bad:
+            callback = trainer.checkpoint_callback
+            last = getattr(callback, 'last_model_path', '') or getattr(
+                callback, 'best_model_path', ''
+            )
+            kept = f'; the last checkpoint is {last}' if last else ''
+            raise FloatingPointError(
+                f'loss not finite in {where}: {", ".join(bad)}. Lower CMID(lr=...), lengthen the '
+                f"warm-up, train with precision='bf16-mixed' rather than 16-mixed, or look for NaN "
+                f'in the data{kept}'
+            )

@@ -1,0 +1,118 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Where a pretraining run starts from."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from ..models.teacher import KeyQueue
+from ..models.weights.loading import load_backbone
+from ..models.weights.report import LoadReport
+from ..models.weights.sources import Weights, read_training_state
+
+#: What is restored as a whole or not at all; the student's before the teacher's.
+PARTS = (
+    'student.backbone.mask_token',
+    'student.projector',
+    'student.prototypes',
+    'teacher.backbone.mask_token',
+    'teacher.projector',
+    'teacher.prototypes',
+    'decoder',
+    'assign',
+)
+
+
+def start_from(task: Any, weights: Weights) -> LoadReport:
+    """Start a task from weights: from all that they hold, and say what that was.
+
+    A backbone alone goes into student and teacher. A checkpoint of CMID, or a full file that
+    the authors released, restores heads, decoder, queue and centre as well; a part that was
+    built to another size starts anew, with a warning.
+
+    Args:
+        task: A :class:`~cmid_geo.tasks.CMID`, built.
+        weights: Weights enum or its name, path of a file, or state dict.
+
+    Returns:
+        What was loaded into the student's backbone.
+
+    Raises:
+        ConnectionError: If the weights must be downloaded and cannot.
+        FileNotFoundError: If there is no such file.
+        ValueError: If they do not fill the backbone.
+    """
+    source = read_training_state(weights)
+    report = load_backbone(task.student.backbone, source)
+    training = source.training or {}
+    anew = _restore(task, training, 'student')
+    # A teacher is a copy of the student, where none is given
+    task.teacher.load_state_dict(task.student.state_dict())
+    tensors = _under(training, 'teacher.backbone.network')
+    if tensors:
+        load_backbone(task.teacher.backbone, replace(source, tensors=tensors))
+    anew |= _restore(task, training, 'teacher', 'decoder', 'assign')
+    anew |= _requeue(task.queue, training)
+
+    rank_zero_info(str(report))
+    if source.training is not None:
+        restored = [part for part in (*PARTS, 'queue') if part not in anew]
+        rank_zero_info(f'  restored as well: {", ".join(restored)}')
+    if source.training is not None and anew:
+        reasons = '; '.join(f'{part} ({reason})' for part, reason in anew.items())
+        rank_zero_warn(f'these parts start anew: {reasons}')
+    return report
+
+
+def _restore(task: Any, training: Mapping[str, Tensor], *kinds: str) -> dict[str, str]:
+    """Restore parts; tell which could not be, and why."""
+    own, anew = task.state_dict(), {}
+    for part in PARTS:
+        if not part.startswith(kinds):
+            continue
+        names = [name for name in own if name == part or name.startswith(f'{part}.')]
+        missing = [name for name in names if name not in training]
+        other = [
+            n for n in names if n in training and training[n].shape != own[n].shape
+        ]
+        if missing:
+            anew[part] = f'{missing[0]} is not in the file'
+        elif other:
+            theirs, ours = training[other[0]].shape, own[other[0]].shape
+            anew[part] = (
+                f'{other[0]} is of {tuple(theirs)} there, of {tuple(ours)} here'
+            )
+        else:
+            with torch.no_grad():
+                for name in names:
+                    own[name].copy_(training[name])
+    return anew
+
+
+def _requeue(queue: KeyQueue, training: Mapping[str, Tensor]) -> dict[str, str]:
+    """Fill the queue with the newest keys of another, of any size."""
+    keys, seen = training.get('queue.keys'), training.get('queue.seen')
+    if keys is None or seen is None:
+        return {'queue': 'the file has none'}
+    if keys.shape[1] != queue.keys.shape[1]:
+        return {
+            'queue': f'its keys have length {keys.shape[1]} there, {queue.keys.shape[1]} here'
+        }
+    size, count = len(keys), int(seen)
+    oldest_first = keys.roll(-(count % size), 0) if count >= size else keys[:count]
+    queue.enqueue(oldest_first)
+    return {}
+
+
+def _under(training: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(f'{prefix}.'): tensor
+        for name, tensor in training.items()
+        if name.startswith(f'{prefix}.')
+    }
