@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchgeo.tasks import BaseTask
 
-from ..models.weights.report import LoadReport
+from ..models.weights.matching import LoadReport
 from ..models.weights.sources import KIND, VERSION, saved_bands
 from ..ops.bands import names_of
 from ..version import __version__

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..models.teacher import KeyQueue
 from ..models.weights.loading import load_backbone
-from ..models.weights.report import LoadReport
+from ..models.weights.matching import LoadReport
 from ..models.weights.sources import Weights, read_training_state
 
 #: What is restored as a whole or not at all; the student's before the teacher's.
