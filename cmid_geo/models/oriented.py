@@ -110,7 +110,7 @@ class OrientedRCNN(KeepFrozen):
             canonical form, ``scores`` (N) falling, and ``labels`` (N).
         """
         size = (image.shape[2], image.shape[3])
-        levels = list(levels_of(self.encoder, self.fpn, pad(image)).values())
+        levels = self._levels(image)
         if targets is None:
             proposals = self.rpn.propose(levels, size)
             logits, codes = self.head(levels, proposals)
@@ -118,6 +118,10 @@ class OrientedRCNN(KeepFrozen):
         targets = [_inside(target, size) for target in targets]
         proposals, losses = self.rpn.learn(levels, size, [t['boxes'] for t in targets])
         return losses | self.head.learn(levels, proposals, targets)
+
+    def _levels(self, image: Tensor) -> list[Tensor]:
+        """Maps of strides 4 to 64 of the padded image."""
+        return list(levels_of(self.encoder, self.fpn, pad(image)).values())
 
     def _detections(
         self, proposals: list[Tensor], logits: Tensor, codes: Tensor
