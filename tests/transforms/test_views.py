@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from kornia.geometry.transform import warp_affine
 
 from cmid_geo.transforms import TwoViews, View
-from cmid_geo.transforms.chips import check_chips, draw_dates
 from cmid_geo.transforms.colour import strong_colour
+from cmid_geo.transforms.views import check_chips, draw_dates
 
 #: Coordinates are written in units of this, to lie in [0, 1].
 UNIT = 1024
