@@ -121,6 +121,7 @@ class TwoViews(nn.Module):
             'mean', None if mean is None else torch.tensor(mean), False
         )
         self.register_buffer('std', None if std is None else torch.tensor(std), False)
+        self.register_load_state_dict_pre_hook(_keep_constants)
 
         self.crop = K.RandomResizedCrop((size, size), scale, ratio)
         self.group = dihedral_group(quarters=turns)
@@ -235,6 +236,15 @@ class TwoViews(nn.Module):
         return transform_points(
             torch.linalg.inv(geometry), cells.expand(len(geometry), -1, -1)
         )
+
+
+def _keep_constants(
+    views: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Take nothing from a checkpoint: Kornia saves constants, which the arguments tell."""
+    for name in [name for name in state if name.startswith(prefix)]:
+        del state[name]
+    state.update({f'{prefix}{name}': own for name, own in views.state_dict().items()})
 
 
 def check_size(size: int) -> None:
