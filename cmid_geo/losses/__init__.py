@@ -3,8 +3,8 @@
 
 """Losses of CMID: mathematics without Lightning, TorchGeo or side effects."""
 
-from ..metrics.collapse import entropy, pairwise_cosine, standard_deviation
-from .contrastive import info_nce, key_rank
+from ..metrics.collapse import entropy, key_rank, pairwise_cosine, standard_deviation
+from .contrastive import info_nce
 from .distillation import PrototypeLoss
 from .masked import DenseLoss
 from .matching import nearest_cells, take_cells

@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 #: One number for all bands, or one for each.
-Limits = float | Sequence[float] | Float[Tensor, ' bands']
+Limits = float | Sequence[float] | Float[Tensor, '#bands']
 
 
 def scale(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.models import WeightsEnum
 
-from ..losses.labelled import (
+from ..losses.masked import (
     LabelledBinaryCrossEntropy,
     LabelledCrossEntropy,
     WhereLabelled,

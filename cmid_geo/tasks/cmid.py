@@ -22,8 +22,7 @@ from ..models.encoder import Encoder, Encoding
 from ..models.heads import PixelDecoder, Projector, PrototypeHead
 from ..models.teacher import KeyQueue, make_teacher
 from ..ops.cells import hide_cells
-from ..transforms.chips import check_size
-from ..transforms.views import TwoViews, View
+from ..transforms.views import TwoViews, View, check_size
 from .comparison import Comparison
 from .pretraining import Pretraining
 from .warm_start import start_from

@@ -27,7 +27,7 @@ from ..losses import (
 from ..models.encoder import Encoder
 from ..models.teacher import KeyQueue, momentum_at, rate_at, temperature_at
 from ..ops.bands import find_bands, names_of
-from ..transforms.views import TwoViews, default_standardisation
+from ..transforms.views import TwoViews, default_mean_std
 from .base import Values
 from .checks import StopOnNonFinite, check_batch, check_data, check_start
 from .comparison import Comparison
@@ -58,7 +58,7 @@ class Pretraining(Values):
     def configure_values(self) -> None:
         """Register what the values of chips mean, until the data tell."""
         given = self.hparams
-        mean, std = default_standardisation(given['in_channels'])
+        mean, std = default_mean_std(given['in_channels'])
         self.register_values(
             given['in_channels'], given['mean'] or mean, given['std'] or std
         )
