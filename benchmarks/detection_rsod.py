@@ -43,7 +43,7 @@ class Curve(Callback):
             return
         pl_module.eval()
         for batch in self.loader:
-            pl_module._evaluate(trainer.datamodule.scale(batch), 'test')
+            pl_module.shared_step(trainer.datamodule.scale(batch), 0, 'test')
         values = pl_module.test_metrics.compute()
         pl_module.test_metrics.reset()
         pl_module.train()
