@@ -163,7 +163,7 @@ def _bands_of(datamodule: Any) -> list[str | int]:
     if statistics is not None:
         # One range stands for all bands of pictures, whatever these are
         several = statistics.bands != ('all',)
-        return list(statistics.positions or statistics.bands) if several else []
+        return list(statistics.bands) if several else []
     # TorchGeo's know theirs, if not as one word for a set
     for holder in (datamodule, getattr(datamodule, 'train_dataset', None)):
         names = names_of(getattr(holder, 'bands', None))
