@@ -23,6 +23,7 @@ from torchgeo.tasks import BaseTask
 # Imported so that classes are found by their name alone
 import cmid_geo.datamodules
 import cmid_geo.tasks
+from cmid_geo.datasets.gdal import COMMAND
 from cmid_geo.demo import demo
 from cmid_geo.models.weights.checkpoint import open_checkpoint, refuse_url
 from cmid_geo.models.weights.export import Format, Side, export_backbone
@@ -36,14 +37,6 @@ from cmid_geo.tasks.restoring import (
 DESCRIPTION = """Self-supervised pretraining for Earth observation.
 Each command tells more with --help. Errors are told in a sentence; with the environment variable
 CMID_GEO_TRACEBACK=1 also where they came from."""
-
-#: For scenes read by URL; https://github.com/pangeo-data/cog-best-practices
-GDAL = {
-    'GDAL_MAX_RAW_BLOCK_CACHE_SIZE': '200000000',
-    'GDAL_SWATH_SIZE': '200000000',
-    'VSI_CURL_CACHE_SIZE': '200000000',
-}
-
 
 #: What the user can mend; other errors are the program's, and keep their traceback.
 MENDABLE = (
@@ -99,7 +92,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words after ``cmid-geo``; those of the shell by default.
     """
     words = _list_bands(list(sys.argv[1:] if args is None else args))
-    for name, value in GDAL.items():
+    for name, value in COMMAND.items():
         os.environ.setdefault(name, value)
     command, launcher = ''.join(words[:1]), os.getppid()
     try:

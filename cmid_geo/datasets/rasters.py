@@ -24,6 +24,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from .filenames import is_remote, without_query
+from .gdal import OPENING_REMOTE
 from .grids import Bools, Grid
 
 Array = npt.NDArray[Any]
@@ -125,7 +126,7 @@ def open_raster(path: str) -> DatasetReader:
     named = NAMED.get(ending)
     for beside in () if is_remote(path) else _beside(path):
         _open(beside, ('GTiff',)).close()
-    with rasterio.Env(**for_opening(path)):
+    with rasterio.Env(**(OPENING_REMOTE if is_remote(path) else {})):
         if named:
             handle = _open_by(path, (*DRIVERS, named))
         else:
@@ -221,18 +222,6 @@ def describe_raster(
             f'cannot be read ({error.__cause__ or error}): every scene must be a whole raster file; '
             'replace or remove it',
         ) from error
-
-
-def for_opening(path: str) -> dict[str, str]:
-    """GDAL's options for opening a file.
-
-    Args:
-        path: Path or URL.
-
-    Returns:
-        Of a URL: not to list its folder, which takes long. Beside a local file lie its masks.
-    """
-    return {'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR'} if is_remote(path) else {}
 
 
 class UnreadableError(ValueError):

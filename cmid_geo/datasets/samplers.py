@@ -1,15 +1,16 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Which windows of which scenes to read."""
+"""Samplers of chips: random windows, listed ones, and those that cover all scenes."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from ..ops.window_starts import window_starts
 from .chips import Chip, HasScenes
 from .coverage import Coverage
 
@@ -17,7 +18,31 @@ from .coverage import Coverage
 _TRIES = 1000
 
 
-class RandomChips(Sampler[Chip]):
+class _Epochs(Sampler[Chip]):
+    """Draws that are a function of seed and epoch alone."""
+
+    length: int
+    seed: int
+    epoch = 0
+
+    def __len__(self) -> int:
+        """Return the number of chips in an epoch."""
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the chips of another epoch, as Lightning does.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+        """
+        self.epoch = epoch
+
+    def _rng(self) -> np.random.Generator:
+        """Source of randomness of this epoch."""
+        return np.random.default_rng([self.seed, self.epoch])
+
+
+class RandomChips(_Epochs):
     """Random windows, evenly over the valid ground of all scenes.
 
     Scenes are drawn in proportion to their valid ground; one just as large as a chip is drawn as
@@ -66,7 +91,6 @@ class RandomChips(Sampler[Chip]):
         self.dataset, self.size, self.length = dataset, size, length
         self.dates, self.min_valid = dates, min_valid
         self.seed = torch.initial_seed() if seed is None else seed
-        self.epoch = 0
         self.coverage = [
             Coverage(dataset.validity(i), scene.width, scene.height)
             for i, scene in enumerate(dataset.scenes)
@@ -82,27 +106,15 @@ class RandomChips(Sampler[Chip]):
         self._cumulative = np.cumsum(self.probabilities)
         self._draw(np.random.default_rng(0))  # fails now rather than in training
 
-    def __len__(self) -> int:
-        """Return the number of chips in an epoch."""
-        return self.length
-
     def __iter__(self) -> Iterator[Chip]:
         """Iterate over the chips of the epoch.
 
         Yields:
             Windows inside the scenes.
         """
-        rng = np.random.default_rng([self.seed, self.epoch])
+        rng = self._rng()
         for _ in range(self.length):
             yield self._draw(rng)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the chips of another epoch, as Lightning does.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-        """
-        self.epoch = epoch
 
     def _exclude_poor(self) -> np.ndarray:
         """Return which scenes have a chip, naming those that do not."""
@@ -207,6 +219,28 @@ class RandomChips(Sampler[Chip]):
         return chosen
 
 
+class ListedChips(_Epochs):
+    """Draws from a list of windows, each as likely; a function of seed and epoch alone."""
+
+    def __init__(self, chips: Sequence[Chip], length: int, seed: int = 0) -> None:
+        """Initialize a new ListedChips instance.
+
+        Args:
+            chips: Windows to draw from.
+            length: Chips in an epoch.
+            seed: Of the random numbers.
+        """
+        self.chips, self.length, self.seed = list(chips), length, seed
+
+    def __iter__(self) -> Iterator[Chip]:
+        """Iterate over all of the list again and again, each time in another order."""
+        rng = self._rng()
+        for place in range(self.length):
+            if place % len(self.chips) == 0:
+                order = rng.permutation(len(self.chips))
+            yield self.chips[order[place % len(self.chips)]]
+
+
 class GridChips(Sampler[Chip]):
     """Windows that together cover every scene.
 
@@ -242,9 +276,11 @@ class GridChips(Sampler[Chip]):
             if min(scene.width, scene.height) < size:
                 small.append(f'{scene.files[0]!r} ({scene.width}x{scene.height})')
                 continue
-            for row in _starts(scene.height, size, stride):
-                for col in _starts(scene.width, size, stride):
-                    self.chips.append(Chip((i,), col, row, size, size))
+            self.chips += [
+                Chip((i,), col, row, size, size)
+                for row in window_starts(scene.height, size, stride)
+                for col in window_starts(scene.width, size, stride)
+            ]
         problem = f'{_some(small)}: smaller than a chip of {size}x{size} pixels; lower its size'
         if not self.chips:
             raise ValueError(f'no scene to cover with chips. {problem} (patch_size)')
@@ -260,9 +296,22 @@ class GridChips(Sampler[Chip]):
         return iter(self.chips)
 
 
-def _starts(extent: int, size: int, stride: int) -> list[int]:
-    """Return window starts along an axis; the last ends with it."""
-    return [*range(0, extent - size, stride), extent - size]
+def windows(places: HasScenes, size: int) -> list[Chip]:
+    """Windows side by side that cover every place once; the last overhang, and are invalid there.
+
+    Args:
+        places: What to cover.
+        size: Side of a window in pixels.
+
+    Returns:
+        Chips, place by place and row by row.
+    """
+    return [
+        Chip((index,), col, row, size, size)
+        for index, mask in enumerate(places.scenes)
+        for row in range(0, mask.height, size)
+        for col in range(0, mask.width, size)
+    ]
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from torchgeo.datasets.utils import Path as PathLike
 from tqdm import tqdm
 
-from .cog import gdal_settings
+from ..datasets.gdal import gdal_settings
 from .inputs import SceneFiles
 from .job import Job
 from .maps import MapInMaking, make_map

@@ -166,7 +166,7 @@ def value_range_of(datamodule: object) -> ValueRange:
         return known
     old = getattr(datamodule, 'statistics', None)  # SHIM
     if old is not None:  # SHIM
-        bands = old.positions or old.bands if old.bands != ('all',) else ()  # SHIM
+        bands = old.bands if old.bands != ('all',) else ()  # SHIM
         return ValueRange(tuple(bands), old.low, old.high, old.mean, old.std)  # SHIM
     bands: list[str] = []
     # TorchGeo's know theirs, if not as one word for a set
