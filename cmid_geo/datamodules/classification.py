@@ -3,23 +3,22 @@
 
 """Batches of labelled images from folders, one folder a class."""
 
+import functools
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Subset
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets.utils import Sample
 
 from ..datasets.image_folder import ImageFolders
-from ..datasets.label_fraction import draw_fraction
-from ..datasets.statistics import BandStatistics
+from ..datasets.label_fraction import check_fraction, hold_out
+from ..datasets.statistics import state_range
 from ..transforms.segmentation import LabelledAugmentation
+from .base import RangedDataModule
 
 
-class ImageFolderDataModule(NonGeoDataModule):
+class ImageFolderDataModule(RangedDataModule, NonGeoDataModule):
     """Images of ``root/train/<class>/`` and, where they are, ``root/val`` and ``root/test``.
 
     Batches hold ``image`` (B, C, size, size) float32 in [0, 1] and ``label`` (B) int64. Without a
@@ -32,8 +31,8 @@ class ImageFolderDataModule(NonGeoDataModule):
         size: int = 224,
         batch_size: int = 64,
         num_workers: int = 0,
-        low: float = 0.0,
-        high: float = 255.0,
+        low: float | list[float | int] = 0.0,
+        high: float | list[float | int] = 255.0,
         val_fraction: float = 0.1,
         label_fraction: float = 1.0,
         augment: bool = True,
@@ -45,32 +44,29 @@ class ImageFolderDataModule(NonGeoDataModule):
         Args:
             root: Folder of ``train``, and of ``val`` and ``test`` where there are.
             size: Side that images are brought to, in pixels, a multiple of 32 for most networks.
-            batch_size: Images in a batch, in each process.
+            batch_size: Samples in a batch of training, in each process.
             num_workers: Processes that load data, for each process that trains.
-            low: Raw value that becomes 0.
-            high: Raw value that becomes 1.
-            val_fraction: Share of the training images that validates where there is no ``val``.
-            label_fraction: Share of the other training images to learn from, of each class alike,
-                in (0, 1].
-            augment: Whether to flip, turn, enlarge and brighten training images.
-            scale: Share of an image's area that is enlarged to all of it; None for all.
-            seed: Of the shares.
+            low: Raw value, or one a band, that becomes 0.
+            high: Raw value, or one a band, that becomes 1. Where the default is None, by default 0 and 255 for
+                uint8, else the 2nd and 98th percentiles of what is trained on.
+            val_fraction: Fraction of the training images that is held out, where there are none to validate on, in
+                (0, 1), of each class alike.
+            label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
+            augment: Whether to augment training batches on the device.
+            scale: Smallest and largest area of a training crop, as fractions of the image's, enlarged to all of
+                it; None for whole images.
+            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
+                ``seed_everything`` sets.
 
         Raises:
-            ValueError: If *high* is not above *low*.
+            ValueError: If *high* is not above *low*, or a fraction is out of range.
         """
         super().__init__(ImageFolders, batch_size, num_workers)
-        if high <= low:
-            raise ValueError(
-                f'low={low} and high={high}: the raw value that becomes 1 must be above that which '
-                'becomes 0'
-            )
+        self._learn(state_range(low, high))
         self.root, self.size, self.seed = Path(root), size, seed
-        self.low, self.high = low, high
-        self.val_fraction, self.label_fraction = val_fraction, label_fraction
+        self.val_fraction = check_fraction(val_fraction, 'val_fraction', False)
+        self.label_fraction = check_fraction(label_fraction)
         self.augmentation = LabelledAugmentation(size, scale) if augment else None
-        # By these a task learns which raw values are 0 and 1, in all bands
-        self.statistics = BandStatistics(('all',), (low,), (high,), (0.0,), (1.0,))
         self.classes: list[str] | None = None
 
     def setup(self, stage: str) -> None:
@@ -81,92 +77,46 @@ class ImageFolderDataModule(NonGeoDataModule):
 
         Raises:
             DatasetNotFoundError: If there is no image.
-            ValueError: If the folders do not hold the same classes, or a share is out of range.
+            ValueError: If the folders do not hold the same classes.
         """
-        train = ImageFolders(self.root / 'train')
-        self.classes = train.classes
-        everything = set(range(len(train)))
-        if (self.root / 'val').is_dir():
-            held: set[int] = set()
-            self.val_dataset = self._same(train, 'val')
-        else:
-            held = set(draw_fraction(train.labels, self.val_fraction, self.seed))
-            self.val_dataset = Subset(train, sorted(held))
-        rest = sorted(everything - held)
-        drawn = draw_fraction(train.labels[rest], self.label_fraction, self.seed)
-        self.train_dataset = Subset(train, [rest[index] for index in drawn])
+        self._begin(stage)
+        train = self._open('train')
+        fraction = None if (self.root / 'val').is_dir() else self.val_fraction
+        drawn, held = hold_out(train.labels, fraction, self.label_fraction, self.seed)
+        self.train_dataset = Subset(train, drawn)
+        self.val_dataset = Subset(train, held) if held else self._open('val')
         if stage in ('test', 'predict'):
-            self.test_dataset = self.predict_dataset = self._same(train, 'test')
+            self.test_dataset = self.predict_dataset = self._open('test')
 
-    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Scale a batch on its device and, in training, augment it.
-
-        Args:
-            batch: A batch of raw images.
-            dataloader_idx: Not used.
-
-        Returns:
-            The batch in [0, 1].
-        """
-        image = ((batch['image'] - self.low) / (self.high - self.low)).clamp(0, 1)
-        if self.augmentation is not None and self.trainer and self.trainer.training:
-            image = self.augmentation(image)[0]
-        return batch | {'image': image}
-
-    def _same(self, train: ImageFolders, split: str) -> ImageFolders:
-        """Open another split, and refuse one of other classes: its labels would be others."""
-        found = ImageFolders(self.root / split)
-        if found.classes != train.classes:
-            differ = sorted(set(found.classes) ^ set(train.classes))
+    def _open(self, split: str) -> ImageFolders:
+        """Open a split, and refuse one of other classes: its labels would be others."""
+        found = ImageFolders(
+            self.root / split, functools.partial(resize_image, size=self.size)
+        )
+        if split == 'train':
+            self.classes = found.classes
+        differ = sorted({*found.classes} ^ {*(self.classes or ())})
+        if differ:
             raise ValueError(
                 f'{split} and train do not hold the same classes ({", ".join(differ[:5])}): give each '
                 'class a folder with an image in both'
             )
         return found
 
-    def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
-        """Make a loader that brings images to one size."""
-        images = Resized(self._valid_attribute(f'{split}_dataset'), self.size)
-        return DataLoader(
-            dataset=images,
-            batch_size=self.batch_size,
-            shuffle=split == 'train',
-            num_workers=self.num_workers,
-            drop_last=split == 'train' and len(images) >= self.batch_size,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
 
+def resize_image(sample: Sample, size: int) -> Sample:
+    """Resize the image of a sample.
 
-class Resized(Dataset):
-    """Images of a data set, all of one size."""
+    Args:
+        sample: With ``image`` (C, H, W).
+        size: Side in pixels.
 
-    def __init__(self, dataset: Any, size: int) -> None:
-        """Initialize a new Resized instance.
-
-        Args:
-            dataset: With ``image`` (C, H, W) in its samples.
-            size: Side in pixels.
-        """
-        self.dataset, self.size = dataset, size
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Read a sample and resize its image.
-
-        Args:
-            index: Of the sample.
-
-        Returns:
-            The sample.
-        """
-        sample = self.dataset[index]
-        image = sample['image']
-        if image.shape[1:] != (self.size, self.size):
-            image = F.interpolate(
-                image[None], (self.size, self.size), mode='bilinear', antialias=True
-            )[0]
-        return sample | {'image': image}
+    Returns:
+        The sample with ``image`` (C, size, size).
+    """
+    image = sample['image']
+    if image.shape[1:] != (size, size):
+        image = F.interpolate(
+            image[None], (size, size), mode='bilinear', antialias=True
+        )[0]
+    return sample | {'image': image}

@@ -3,25 +3,27 @@
 
 """TorchGeo's datamodules of change, with augmentations that work."""
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchgeo.datamodules
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, random_split
+from torch.utils.data import Dataset, RandomSampler, Subset, random_split
 from torchgeo.datamodules.oscd import MEAN, STD
 from torchgeo.datasets import LEVIRCD, OSCD
 from torchgeo.datasets.utils import Sample
+from torchvision.transforms.v2 import functional as transforms
 
-from ..datasets import BandStatistics
-from ..datasets.label_fraction import draw_fraction
+from ..datasets.label_fraction import check_fraction, draw_fraction
 from ..ops.cells import CELL
+from ..ops.value_range import ValueRange
 from ..transforms.change import PairAugmentation
-from .change import alter
+from .base import RangedDataModule
 
 
-class _Pairs(torchgeo.datamodules.NonGeoDataModule):
+class _Pairs(RangedDataModule):
     """What both have in common: random crops to train on, whole images to judge by.
 
     TorchGeo's augmentations of two dates are Kornia's ``VideoSequential``, which raises with a
@@ -30,77 +32,69 @@ class _Pairs(torchgeo.datamodules.NonGeoDataModule):
     """
 
     patch_size: tuple[int, int]
-    statistics: BandStatistics
 
     def _prepare(
-        self, statistics: BandStatistics, length: int | None, label_fraction: float,
-        seed: int, augment: PairAugmentation,
+        self, found: ValueRange, length: int | None, label_fraction: float, seed: int,
+        augmentation: PairAugmentation,
     ) -> None:  # fmt: skip
         """Put our augmentations in the place of TorchGeo's."""
-        if not 0 < label_fraction <= 1:
-            raise ValueError(
-                f'label_fraction={label_fraction} is the share of images that are used: give one above 0, '
-                'at most 1'
-            )
-        self.statistics, self.length, self.seed = statistics, length, seed
-        self.label_fraction, self.augment = label_fraction, augment
-        low, high = torch.tensor(statistics.low), torch.tensor(statistics.high)
-        # TorchGeo's own meaning: what was delivered, times std, plus mean is raw
-        self.mean, self.std = low, high - low
-        self.train_aug, self.aug = self._alter, self._scale
-        self.val_aug = self.test_aug = self.predict_aug = None
+        self._learn(found)
+        self.length, self.seed = length, seed
+        self.label_fraction = check_fraction(label_fraction)
+        self.augmentation = augmentation
         # Whole images may be large, and of many sizes
         self.val_batch_size = self.test_batch_size = 1
 
-    def _scale(self, batch: Sample) -> Sample:
-        """Bring a batch of raw pairs to [0, 1], with sides that an encoder takes."""
-        image, mask = batch['image'], batch['mask']
-        low, spread = (
-            values.to(image)[:, None, None] for values in (self.mean, self.std)
-        )
-        scaled = ((image - low) / spread).clamp(0, 1)
-        valid = batch.get('valid')
-        if valid is None:
-            valid = torch.ones_like(scaled[:, 0, 0], dtype=torch.bool)
-        return batch | {
-            'image': pad(scaled), 'mask': pad(mask), 'valid': pad(valid),
-        }  # fmt: skip
+    def scale(self, batch: Sample) -> Sample:
+        """Bring a batch of raw pairs to [0, 1], with sides that an encoder takes.
 
-    def _alter(self, batch: Sample) -> Sample:
-        """Scale a batch and alter it."""
-        return alter(self.augment, self._scale(batch))
+        Args:
+            batch: With ``image`` (B, 2, C, H, W), raw, ``mask`` (B, 1, H, W) and, where not all of
+                them is valid, ``valid`` (B, H, W) bool.
 
-    def _few(self, dataset: Any) -> Any:
-        """The share of a dataset whose labels are used."""
-        if self.label_fraction == 1:
-            return dataset
-        kept = draw_fraction([0] * len(dataset), self.label_fraction, self.seed)
-        return Subset(dataset, kept)
+        Returns:
+            The batch with all three, filled up to multiples of 32 at the right and below.
+        """
+        batch = super().scale(batch)
+        valid = torch.ones_like(batch['image'][:, 0, 0], dtype=torch.bool)
+        layers = {'valid': valid} | batch
+        padded = {name: pad(layers[name]) for name in ('image', 'mask', 'valid')}
+        return batch | padded
 
-    def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
-        """Make a loader; an epoch of training has as many crops as wanted."""
-        loader: DataLoader[Any] = super()._dataloader_factory(split)
-        if split != 'train':
-            return loader
-        dataset: Any = loader.dataset
-        length = self.length or len(dataset)
+    def augment_batch(self, batch: Sample) -> Sample:
+        """Augment a batch of training; TorchGeo's masks, which have a band, keep it.
+
+        Args:
+            batch: With images in [0, 1].
+
+        Returns:
+            The batch with image, mask and valid altered alike.
+        """
+        batch = super().augment_batch(batch | {'mask': batch['mask'].squeeze(1)})
+        return batch | {'mask': batch['mask'].unsqueeze(1)}
+
+    def _train_on(self, dataset: Any, among: list[int]) -> None:
+        """Train on a part of some pairs, with as many crops an epoch as wanted."""
+        drawn = draw_fraction([0] * len(among), self.label_fraction, self.seed)
+        few: Dataset[Sample] = Subset(dataset, [among[index] for index in drawn])
+        length = self.length or len(drawn)
         if length < self.batch_size:
             raise ValueError(
                 f'{length} crops an epoch are less than a batch of {self.batch_size}: raise length=, or '
                 'lower batch_size='
             )
-        sampler = RandomSampler(
-            dataset, replacement=length > len(dataset), num_samples=length
+        self.train_dataset = few
+        self.train_sampler = RandomSampler(
+            few, replacement=length > len(drawn), num_samples=length
         )
-        return DataLoader(
-            dataset, self.batch_size, sampler=sampler, drop_last=True,
-            num_workers=self.num_workers, collate_fn=self.collate_fn,
-            persistent_workers=self.num_workers > 0,
-        )  # fmt: skip
 
 
 class LEVIRCDDataModule(_Pairs, torchgeo.datamodules.LEVIRCDDataModule):
-    """LEVIR-CD: random crops to train on, whole images to validate and test on."""
+    """LEVIR-CD: random crops to train on, whole images to validate and test on.
+
+    *patch_size* may be (height, width). Without *length* an epoch has one crop an image. Images are
+    validated and tested on one by one.
+    """
 
     def __init__(
         self,
@@ -115,35 +109,39 @@ class LEVIRCDDataModule(_Pairs, torchgeo.datamodules.LEVIRCDDataModule):
         """Initialize a new LEVIRCDDataModule instance.
 
         Args:
-            batch_size: Crops in a batch of training; images are validated one by one.
-            patch_size: Side of a crop, or (height, width), multiples of 32.
-            num_workers: Processes that load data.
-            length: Crops in a training epoch; by default one an image.
-            label_fraction: Share of the training images that are used, in (0, 1].
-            seed: Of which are used.
+            batch_size: Samples in a batch of training, in each process.
+            patch_size: Side of the chips in pixels, a multiple of 32 for most networks.
+            num_workers: Processes that load data, for each process that trains.
+            length: Chips in a training epoch, over all processes.
+            label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
+            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
+                ``seed_everything`` sets.
             **kwargs: Of :class:`~torchgeo.datasets.LEVIRCD`.
 
         Raises:
-            ValueError: If the share is none.
+            ValueError: If the fraction is out of range.
         """
         super().__init__(batch_size, patch_size, num_workers, **kwargs)
-        bands = ('R', 'G', 'B')
         # Nothing is estimated: 8-bit photographs
-        statistics = BandStatistics(
-            bands, (0.0,) * 3, (255.0,) * 3, (0.5,) * 3, (0.25,) * 3
-        )
+        values = (0.0,) * 3, (255.0,) * 3, (0.5,) * 3, (0.25,) * 3
         self._prepare(
-            statistics, length, label_fraction, seed, PairAugmentation(self.patch_size)
-        )
+            ValueRange(('R', 'G', 'B'), *values), length, label_fraction, seed,
+            PairAugmentation(self.patch_size),
+        )  # fmt: skip
 
     def setup(self, stage: str) -> None:
         """Set up the splits of the dataset's authors.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            ValueError: If an epoch is shorter than a batch.
         """
+        self._begin(stage)
         if stage == 'fit':
-            self.train_dataset = self._few(LEVIRCD(split='train', **self.kwargs))
+            dataset = LEVIRCD(split='train', **self.kwargs)
+            self._train_on(dataset, [*range(len(dataset))])
         if stage in ('fit', 'validate'):
             # TorchGeo has this split, its annotation does not
             val: Any = 'val'
@@ -156,7 +154,9 @@ class OSCDDataModule(_Pairs, torchgeo.datamodules.OSCDDataModule):
     """Onera change detection: random crops to train on, whole cities to validate and test on.
 
     Raw values are scaled by the mean minus and plus two standard deviations of TorchGeo's
-    statistics of each band, which become 0 and 1.
+    statistics of each band, which become 0 and 1. *patch_size* may be (height, width). With
+    *length* None an epoch has one crop a city, of which there are few. Cities are validated and
+    tested on one by one.
     """
 
     def __init__(
@@ -173,17 +173,18 @@ class OSCDDataModule(_Pairs, torchgeo.datamodules.OSCDDataModule):
         """Initialize a new OSCDDataModule instance.
 
         Args:
-            batch_size: Crops in a batch of training; cities are validated one by one.
-            patch_size: Side of a crop, or (height, width), multiples of 32.
-            val_split_pct: Share of the training cities to validate on.
-            num_workers: Processes that load data.
-            length: Crops in a training epoch; None for one a city, of which there are few.
-            label_fraction: Share of the training cities that are used, in (0, 1].
-            seed: Of which are used.
+            batch_size: Samples in a batch of training, in each process.
+            patch_size: Side of the chips in pixels, a multiple of 32 for most networks.
+            val_split_pct: Fraction of the training cities to validate on.
+            num_workers: Processes that load data, for each process that trains.
+            length: Chips in a training epoch, over all processes.
+            label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
+            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
+                ``seed_everything`` sets.
             **kwargs: Of :class:`~torchgeo.datasets.OSCD`.
 
         Raises:
-            ValueError: If the share is none.
+            ValueError: If the fraction is out of range.
         """
         super().__init__(batch_size, patch_size, val_split_pct, num_workers, **kwargs)
         centre, spread = (
@@ -192,69 +193,53 @@ class OSCDDataModule(_Pairs, torchgeo.datamodules.OSCDDataModule):
         low = (centre - 2 * spread).clamp_min(0)
         high = centre + 2 * spread
         values = (low, high, (centre - low) / (high - low), spread / (high - low))
-        statistics = BandStatistics(
+        found = ValueRange(
             tuple(self.bands), *(tuple(value.tolist()) for value in values)
         )
         # Cities differ in size: crops are cut before there is a batch
-        self._prepare(statistics, length, label_fraction, seed, PairAugmentation())
+        self._prepare(found, length, label_fraction, seed, PairAugmentation())
 
     def setup(self, stage: str) -> None:
         """Set up the splits: TorchGeo's cities.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            ValueError: If an epoch is shorter than a batch.
         """
+        self._begin(stage)
         if stage in ('fit', 'validate'):
-            whole = OSCD(split='train', **self.kwargs)
-            self.dataset = whole
-            shares = [1 - self.val_split_pct, self.val_split_pct]
+            crop = functools.partial(random_crop, size=self.patch_size)
+            self.dataset = OSCD(split='train', **self.kwargs)
+            fractions = [1 - self.val_split_pct, self.val_split_pct]
             generator = torch.Generator().manual_seed(0)
-            train, self.val_dataset = random_split(whole, shares, generator)
-            self.train_dataset = Cropped(self._few(train), self.patch_size)
+            train, self.val_dataset = random_split(self.dataset, fractions, generator)
+            cropped = OSCD(split='train', transforms=crop, **self.kwargs)
+            self._train_on(cropped, [*train.indices])
         if stage == 'test':
             self.test_dataset = OSCD(split='test', **self.kwargs)
 
 
-class Cropped(Dataset[Sample]):
-    """Random crops of pairs that differ in size."""
+def random_crop(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Crop a pair at random; what is beyond it is 0 and not valid.
 
-    def __init__(self, dataset: Any, size: tuple[int, int]) -> None:
-        """Initialize a new Cropped instance.
+    Args:
+        sample: With ``image`` (..., H, W) and ``mask`` (..., H, W).
+        size: (height, width) in pixels.
 
-        Args:
-            dataset: Of samples with ``image`` (2, C, H, W) and ``mask`` (1, H, W).
-            size: (height, width) in pixels.
-        """
-        self.dataset = dataset
-        self.size = size
-
-    def __len__(self) -> int:
-        """Return the number of pairs."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Crop a pair.
-
-        Args:
-            index: Its number.
-
-        Returns:
-            ``image`` and ``mask`` of the size wanted, and ``valid`` (H, W), False where a pair was
-            too small.
-        """
-        sample = self.dataset[index]
-        image, mask = sample['image'], sample['mask']
-        valid = torch.ones(image.shape[-2:], dtype=torch.bool)
-        spare = [max(0, side - cut) for side, cut in zip(valid.shape, self.size)]
-        row, col = (int(torch.randint(most + 1, ())) for most in spare)
-        height, width = self.size
-        cut = (..., slice(row, row + height), slice(col, col + width))
-        missing = (width - valid[cut].shape[1], height - valid[cut].shape[0])
-        image, mask, valid = (
-            F.pad(each[cut], (0, missing[0], 0, missing[1]))
-            for each in (image, mask, valid)
-        )
-        return {'image': image, 'mask': mask, 'valid': valid}
+    Returns:
+        Both of that size, and ``valid`` (height, width) bool.
+    """
+    sides = sample['image'].shape[-2:]
+    spare = [max(0, side - cut) for side, cut in zip(sides, size, strict=True)]
+    corner = [int(torch.randint(most + 1, ())) for most in spare]
+    layers = sample | {'valid': torch.ones(1, *sides, dtype=torch.bool)}
+    cropped = {
+        name: transforms.crop_image(layers[name], *corner, *size)
+        for name in ('image', 'mask', 'valid')
+    }
+    return cropped | {'valid': cropped['valid'][0]}
 
 
 def pad(layers: Tensor) -> Tensor:

@@ -138,14 +138,10 @@ class Values(Restored, BaseTask):
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
         own, found = self.value_range, value_range_of(datamodule)
         known = bool((self.low != 0).any() or (self.high != 1).any())
-        if (
-            known
-            and hasattr(datamodule, 'limits')
-            and datamodule.statistics is not None
-        ):  # SHIM
-            datamodule.limits = (own.low, own.high)  # SHIM
         if known and getattr(datamodule, 'value_range', None) is not None:
-            check_bands(len(found.low), self.hparams['in_channels'])
+            # One range of pictures stands for all bands
+            if len(found.low) > 1:
+                check_bands(len(found.low), self.hparams['in_channels'])
             datamodule.value_range = own
         if own.bands and len(found.bands) == len(own.bands):
             check_names(own.bands, found.bands, type(self).__name__, 'the datamodule')
@@ -164,10 +160,6 @@ def value_range_of(datamodule: object) -> ValueRange:
     known = getattr(datamodule, 'value_range', None)
     if known is not None:
         return known
-    old = getattr(datamodule, 'statistics', None)  # SHIM
-    if old is not None:  # SHIM
-        bands = old.bands if old.bands != ('all',) else ()  # SHIM
-        return ValueRange(tuple(bands), old.low, old.high, old.mean, old.std)  # SHIM
     bands: list[str] = []
     # TorchGeo's know theirs, if not as one word for a set
     for holder in (datamodule, getattr(datamodule, 'train_dataset', None)):
