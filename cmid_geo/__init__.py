@@ -3,36 +3,43 @@
 
 """CMID for Earth observation: self-supervised pretraining as a TorchGeo extension."""
 
-from .datamodules import (
-    ChangeDataModule,
-    CocoDataModule,
-    DOTADataModule,
-    ImageFolderDataModule,
-    OrientedDataModule,
-    SceneDataModule,
-    SegmentationDataModule,
-)
-from .datasets import ChangePairs, MaskDataset, SceneDataset, SyntheticScenes
-from .models import (
-    CMIDResNet50_Weights,
-    CMIDSwinB_Weights,
-    cmid_resnet50,
-    cmid_swin_b,
-    create_backbone,
-    export_backbone,
-    load_backbone,
-)
-from .predict import MapWriter, SceneMapper, SceneWindows, predict_scene
-from .tasks import (
-    CMID,
-    ChangeDetection,
-    Classification,
-    ObjectDetection,
-    OrientedDetection,
-    SemanticSegmentation,
-)
-from .transforms import TwoViews, View
-from .version import __version__
+from typing import TYPE_CHECKING
+
+from .lazy import attach
+
+if TYPE_CHECKING:
+    from .datamodules import (
+        ChangeDataModule,
+        CocoDataModule,
+        DOTADataModule,
+        ImageFolderDataModule,
+        LEVIRCDDataModule,
+        OrientedDataModule,
+        OSCDDataModule,
+        SceneDataModule,
+        SegmentationDataModule,
+    )
+    from .datasets import ChangePairs, MaskDataset, SceneDataset, SyntheticScenes
+    from .models import (
+        CMIDResNet50_Weights,
+        CMIDSwinB_Weights,
+        cmid_resnet50,
+        cmid_swin_b,
+        create_backbone,
+        export_backbone,
+        load_backbone,
+    )
+    from .predict import MapWriter, SceneMapper, SceneWindows, predict_scene
+    from .tasks import (
+        CMID,
+        ChangeDetection,
+        Classification,
+        ObjectDetection,
+        OrientedDetection,
+        SemanticSegmentation,
+    )
+    from .transforms import TwoViews, View
+    from .version import __version__
 
 __all__ = (
     'CMID',
@@ -45,8 +52,10 @@ __all__ = (
     'CocoDataModule',
     'DOTADataModule',
     'ImageFolderDataModule',
+    'LEVIRCDDataModule',
     'MapWriter',
     'MaskDataset',
+    'OSCDDataModule',
     'ObjectDetection',
     'OrientedDataModule',
     'OrientedDetection',
@@ -67,3 +76,5 @@ __all__ = (
     'load_backbone',
     'predict_scene',
 )
+
+__getattr__, __dir__ = attach(__name__)

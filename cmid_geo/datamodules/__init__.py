@@ -3,13 +3,18 @@
 
 """Datamodules: batches for the tasks."""
 
-from .change import ChangeDataModule
-from .classification import ImageFolderDataModule
-from .coco import CocoDataModule
-from .oriented import DOTADataModule, OrientedDataModule
-from .scenes import SceneDataModule
-from .segmentation import SegmentationDataModule
-from .torchgeo_change import LEVIRCDDataModule, OSCDDataModule
+from typing import TYPE_CHECKING
+
+from ..lazy import attach
+
+if TYPE_CHECKING:
+    from .change import ChangeDataModule
+    from .classification import ImageFolderDataModule
+    from .coco import CocoDataModule
+    from .oriented import DOTADataModule, OrientedDataModule
+    from .scenes import SceneDataModule
+    from .segmentation import SegmentationDataModule
+    from .torchgeo_change import LEVIRCDDataModule, OSCDDataModule
 
 __all__ = (
     'ChangeDataModule',
@@ -22,3 +27,5 @@ __all__ = (
     'SceneDataModule',
     'SegmentationDataModule',
 )
+
+__getattr__, __dir__ = attach(__name__)

@@ -3,12 +3,17 @@
 
 """From scenes to maps."""
 
-from .api import map_scenes
-from .datamodule import SceneWindows
-from .features import embed_scene, principal_colours, write_map
-from .predictor import SceneMapper
-from .scene import predict_scene
-from .writer import MapWriter
+from typing import TYPE_CHECKING
+
+from ..lazy import attach
+
+if TYPE_CHECKING:
+    from .api import map_scenes
+    from .datamodule import SceneWindows
+    from .features import embed_scene, principal_colours, write_map
+    from .predictor import SceneMapper
+    from .scene import predict_scene
+    from .writer import MapWriter
 
 __all__ = (
     'MapWriter',
@@ -20,3 +25,5 @@ __all__ = (
     'principal_colours',
     'write_map',
 )
+
+__getattr__, __dir__ = attach(__name__)

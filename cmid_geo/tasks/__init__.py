@@ -3,14 +3,19 @@
 
 """Tasks: the methods, as TorchGeo's users run them."""
 
-from ..callbacks.remember import Remember
-from ..metrics.rotated_mean_average_precision import RotatedMAP
-from .change import ChangeDetection
-from .classification import Classification
-from .cmid import CMID
-from .detection import ObjectDetection
-from .oriented import OrientedDetection
-from .segmentation import SemanticSegmentation
+from typing import TYPE_CHECKING
+
+from ..lazy import attach
+
+if TYPE_CHECKING:
+    from ..callbacks.remember import Remember
+    from ..metrics.rotated_mean_average_precision import RotatedMAP
+    from .change import ChangeDetection
+    from .classification import Classification
+    from .cmid import CMID
+    from .detection import ObjectDetection
+    from .oriented import OrientedDetection
+    from .segmentation import SemanticSegmentation
 
 __all__ = (
     'CMID',
@@ -22,3 +27,5 @@ __all__ = (
     'RotatedMAP',
     'SemanticSegmentation',
 )
+
+__getattr__, __dir__ = attach(__name__)
