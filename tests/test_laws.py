@@ -16,7 +16,7 @@ TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in FILE
 
 #: The floors of the package, lowest first: a part knows its own files and the floors below.
 FLOORS = (
-    ('ops', 'version', 'lazy'),
+    ('ops', 'version', 'lazy', 'options'),
     # Datasets and tasks draw samples and predictions: these figures know tensors only
     ('metrics', 'plots/predictions', 'plots/boxes'),
     ('losses', 'transforms'),
@@ -24,7 +24,7 @@ FLOORS = (
     ('datamodules', 'callbacks'),
     ('tasks',),
     ('predict', 'plots'),
-    ('demo',),
+    ('demo', 'cli'),
     ('__main__', '__init__'),
 )
 
@@ -34,7 +34,15 @@ HOMES = {
     'geopandas': ('datasets', 'predict/vectors'),
     'jsonargparse': ('tasks/restoring', '__main__'),
     'kornia': ('transforms',),
-    'lightning': ('datamodules', 'callbacks', 'tasks', 'predict', 'demo', '__main__'),
+    'lightning': (
+        'datamodules',
+        'callbacks',
+        'tasks',
+        'predict',
+        'demo',
+        'cli',
+        '__main__',
+    ),
     'matplotlib': (
         'plots',
         'datasets/coco',
@@ -58,7 +66,7 @@ HOMES = {
         'datamodules',
         'tasks',
         'predict',
-        '__main__',
+        'cli',
     ),
     'torchmetrics': ('metrics', 'tasks'),
     'torchvision': ('models', 'tasks', 'transforms', 'datamodules'),
