@@ -72,7 +72,7 @@ def _run(command: str, words: list[str]) -> None:
         _map(words[1:])
     elif command in OWN:
         auto_cli(
-            {'demo': demo, 'export': export}[command],
+            {'demo': demonstrate, 'export': export}[command],
             args=words[1:],
             as_positional=command == 'export',
             prog=f'cmid-geo {command}',
@@ -117,7 +117,9 @@ def _map(words: list[str]) -> None:
         sys.exit(1)
 
 
-def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90) -> None:
+def demonstrate(
+    scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90
+) -> None:
     """Pretrain a small backbone on scenes, and leave pictures of what it learned.
 
     Args:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rasterfiles import noise, write
 
 from cmid_geo import CMID, SceneDataModule
-from cmid_geo.__main__ import _list_bands, demo, main
+from cmid_geo.__main__ import _list_bands, demonstrate, main
 from cmid_geo.callbacks.export_backbone import check_writable
 from cmid_geo.datasets import write_synthetic_scenes
 from cmid_geo.models import export_backbone
@@ -135,7 +135,7 @@ def test_demo_leaves_what_it_promises(
 
 def test_demo_refuses_early(folder: Path) -> None:
     with pytest.raises(ValueError, match=r'steps=5: .*at least 20'):
-        demo(steps=5)
+        demonstrate(steps=5)
     (folder / 'file').touch()
     with pytest.raises(ValueError, match='cannot be written.*--out DIR'):
         check_writable(folder / 'file' / 'inside', '--out DIR')
