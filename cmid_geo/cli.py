@@ -19,6 +19,7 @@ from torchgeo.tasks import BaseTask
 # All of them, so that classes are found by their name alone
 from .datamodules import *
 from .models.weights.checkpoint import open_checkpoint, refuse_url
+from .predict import *
 from .tasks import *
 from .tasks.restoring import check_hyperparameters, find_task, restore_from_files
 
