@@ -208,8 +208,11 @@ class TestTargets:
             )
 
     def test_boxes_outside_and_none_are_fine(self) -> None:
-        check_boxes(torch.tensor([[-50.0, 900, 5, 2, 9]]), torch.tensor([2]), 3)
-        check_boxes(torch.zeros(0, 5), torch.zeros(0, dtype=torch.long), 3)
+        boxes = torch.tensor([[-50.0, 900, 5, 2, 9]])
+        given = boxes.clone()
+        check_boxes(boxes, torch.tensor([2]), 3)
+        check_boxes(boxes[:0], torch.zeros(0, dtype=torch.long), 3)
+        assert torch.equal(boxes, given)
 
 
 class TestRefused:
