@@ -20,8 +20,6 @@ from chips import SMALL, Chips
 
 # Before the package is imported: its shape annotations are checked in the tests only
 from jaxtyping import install_import_hook
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from torch.utils.data import DataLoader
 
 install_import_hook('cmid_geo', 'checker.check')
@@ -45,13 +43,30 @@ def make_task() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def real_data() -> Path:
+    folder = os.environ.get('CMID_GEO_DATA')
+    if not folder:
+        pytest.skip('set CMID_GEO_DATA to a folder of real imagery to run this test')
+    return Path(folder)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    # Asking the system for a free one would need a socket, which tests may not open
+    return 20000 + os.getpid() % 20000
+
+
+@pytest.fixture
 def loader() -> DataLoader:
     return DataLoader(Chips(), batch_size=4, drop_last=True)
 
 
 @pytest.fixture
-def make_trainer(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
-    def make(**options: Any) -> Trainer:
+def make_trainer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    def make(**options: Any) -> Any:
+        from lightning.pytorch import Trainer
+        from lightning.pytorch.callbacks import Checkpoint
+
         defaults = {
             'accelerator': 'cpu',
             'devices': 1,
@@ -70,17 +85,3 @@ def make_trainer(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
     yield make
     # Trainers and tasks point at each other: hundreds of networks would wait for the collector
     gc.collect()
-
-
-@pytest.fixture
-def real_data() -> Path:
-    folder = os.environ.get('CMID_GEO_DATA')
-    if not folder:
-        pytest.skip('set CMID_GEO_DATA to a folder of real imagery to run this test')
-    return Path(folder)
-
-
-@pytest.fixture
-def unused_port() -> int:
-    # Asking the system for a free one would need a socket, which tests may not open
-    return 20000 + os.getpid() % 20000
