@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import matplotlib
-
-matplotlib.use('Agg')
-
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
@@ -29,12 +26,12 @@ from .tasks import CMID
 BATCH = 16
 
 
-def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90) -> None:
+def run(scenes: str | None, folder: Path, steps: int) -> None:
     """Pretrain a small backbone on scenes, and leave pictures of what it learned.
 
     Args:
-        scenes: Folder, glob or file of GeoTIFFs; by default a landscape is made up.
-        out: Folder to leave everything in.
+        scenes: Folder, glob or file of GeoTIFFs; None for a landscape that is made up.
+        folder: To leave everything in.
         steps: Steps to train for.
 
     Raises:
@@ -44,7 +41,6 @@ def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90) -> 
         raise ValueError(
             f'steps={steps}: the schedules need at least 20, use --steps 90'
         )
-    folder = Path(out)
     check_writable(folder, '--out DIR')
     seed_everything(0)
     if scenes is None:
@@ -151,6 +147,8 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
         metrics: Logged by the run.
     """
     print('\nDrawing ...', flush=True)
+    # Pictures go to files, with or without a display
+    matplotlib.use('Agg')
     bands = datamodule.bands or ()
     torch.manual_seed(0)
     batch = datamodule.on_after_batch_transfer(

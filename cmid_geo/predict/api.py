@@ -3,27 +3,20 @@
 
 """Maps of many scenes: the command ``cmid-geo map``."""
 
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lightning.pytorch import Trainer
-from torchgeo.datasets.utils import Path as PathLike
+from ..options import Output, Precision, Turning
 
-from .datamodule import SceneWindows
-from .listing import Tally, Task, list_tasks
-from .outputs import Output
-from .planning import plan_map
-from .predictor import SceneMapper
-from .running import Precision, running
-from .scene import map_job
-from .tiling import cut_scene
-from .tta import Turning
-from .writer import MapWriter
+if TYPE_CHECKING:
+    from .listing import Tally, Task
+    from .predictor import SceneMapper
 
 
 def map_scenes(
-    checkpoint: PathLike,
+    checkpoint: str | os.PathLike[str],
     scenes: Sequence[str],
     out: str,
     size: int = 512,
@@ -48,7 +41,7 @@ def map_scenes(
     num_nodes: int = 1,
     nodata: float | None = None,
     file_crs: str | None = None,
-) -> Tally:
+) -> 'Tally':
     """Map many scenes; maps that are there already are skipped, bad scenes do not stop the rest.
 
     Each map appears when it is finished: a run that was stopped can be started again.
@@ -90,6 +83,16 @@ def map_scenes(
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If an argument is off, whatever the scene.
     """
+    # Here, so that the command tells of its options without torch
+    from lightning.pytorch import Trainer
+
+    from .datamodule import SceneWindows
+    from .listing import list_tasks
+    from .predictor import SceneMapper
+    from .running import running
+    from .tiling import cut_scene
+    from .writer import MapWriter
+
     mapper = SceneMapper(
         checkpoint, output, components=components, threshold=threshold, tta=tta, low=low,
         high=high, labels=labels, colors=colors,
@@ -115,29 +118,45 @@ def map_scenes(
     cut: dict[str, Any] = {'size': size, 'overlap': overlap, 'bands': bands, 'zero_is_nodata': zero_is_nodata}  # fmt: skip
     cut |= {'nodata': nodata, 'file_crs': file_crs, 'about': {'precision': precision}}
     work = {'batch_size': batch_size, 'num_workers': num_workers}
-    tally = Tally()
     with running(mapper, device, precision):
-        for number, task in enumerate(tasks, 1):
-            say = f'[{number}/{len(tasks)}] {task.out.name}'
-            # Whatever is wrong with one scene, the others may be well
-            try:
-                made = _map_one(mapper, task, cut, work, overwrite, say)
-                (tally.made if made else tally.skipped).append(task.out)
-            except Exception as error:  # noqa: BLE001
-                tally.failed[task.name] = str(error) or type(error).__name__
-                print(f'{say} failed: {tally.failed[task.name]}', file=sys.stderr)
+        return _map_each(mapper, tasks, cut, work, overwrite)
+
+
+def _map_each(
+    mapper: 'SceneMapper',
+    tasks: 'list[Task]',
+    cut: dict[str, Any],
+    work: dict[str, Any],
+    overwrite: bool,
+) -> 'Tally':
+    """Map scenes one after another, and tell what became of each."""
+    from .listing import Tally
+
+    tally = Tally()
+    for number, task in enumerate(tasks, 1):
+        say = f'[{number}/{len(tasks)}] {task.out.name}'
+        # Whatever is wrong with one scene, the others may be well
+        try:
+            made = _map_one(mapper, task, cut, work, overwrite, say)
+            (tally.made if made else tally.skipped).append(task.out)
+        except Exception as error:  # noqa: BLE001
+            tally.failed[task.name] = str(error) or type(error).__name__
+            print(f'{say} failed: {tally.failed[task.name]}', file=sys.stderr)
     return tally
 
 
 def _map_one(
-    mapper: SceneMapper,
-    task: Task,
+    mapper: 'SceneMapper',
+    task: 'Task',
     cut: dict[str, Any],
     work: dict[str, Any],
     overwrite: bool,
     say: str,
 ) -> bool:
     """Map a scene, unless its map is there; tell whether it was made."""
+    from .planning import plan_map
+    from .scene import map_job
+
     job = plan_map(mapper, task.scene, task.out, **cut)
     if not overwrite and job.is_finished:
         print(f'{say} is there', file=sys.stderr)

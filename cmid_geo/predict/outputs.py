@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from ..models.backbones import MaskedBackbone
 from ..ops.cells import CELL
+from ..options import Output
 from ..tasks import CMID, ChangeDetection, Classification, OrientedDetection
 from .checkpoint import Backbone
 from .layers import Layer, above, class_layer, most_likely
-
-#: What is written.
-Output = Literal['classes', 'probabilities', 'both', 'embedding', 'values', 'objects']
 
 #: For each kind of task, what can be written; first what is by default.
 OUTPUTS: dict[str, tuple[str, ...]] = {

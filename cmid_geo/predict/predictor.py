@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..datasets.scene import Scene
 from ..ops.bands import find_bands, names_of
 from ..ops.cells import CELL
+from ..options import Turning
 from ..tasks import CMID
 from ..tasks.restoring import Restored
 from .checkpoint import Backbone, evaluating, open_task
@@ -26,7 +27,7 @@ from .inputs import SceneSource
 from .layers import Layer
 from .outputs import Outcome, Output, backbone_of, outcome_of
 from .ranges import check_range
-from .tta import Turning, turns_of
+from .tta import turns_of
 
 
 class SceneMapper(Restored, LightningModule):

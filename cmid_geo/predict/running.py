@@ -8,10 +8,11 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from ..options import Precision
 from .predictor import SceneMapper, evaluating
 
 #: Lightning's names of precisions, and the type that autocast uses.
@@ -20,8 +21,6 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     'bf16-mixed': torch.bfloat16,
     '16-mixed': torch.float16,
 }
-
-Precision = Literal['32-true', 'bf16-mixed', '16-mixed']
 
 
 @contextlib.contextmanager

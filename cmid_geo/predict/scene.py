@@ -13,6 +13,7 @@ from torch import nn
 from torchgeo.datasets.utils import Path as PathLike
 from tqdm import tqdm
 
+from ..options import Turning
 from .cog import gdal_settings
 from .inputs import SceneFiles
 from .job import Job
@@ -21,7 +22,6 @@ from .outputs import Output
 from .planning import plan_map
 from .predictor import SceneMapper
 from .running import Behind, Precision, read_ahead, running
-from .tta import Turning
 
 
 def predict_scene(

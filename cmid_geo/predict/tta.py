@@ -4,16 +4,12 @@
 """The eight ways to lay a square on its place: flips and quarter turns."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..ops.rotated_boxes import boxes_from_corners, corners
-
-#: Which of them are predicted and averaged.
-Turning = Literal['none', 'flips', 'turns', 'all']
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-import torch.multiprocessing as mp
 from filelock import FileLock
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from processes import start
 from rasterfiles import noise, tear, write
 from torch import Tensor, nn
 
@@ -142,7 +142,7 @@ def same(one: Path, other: Path) -> bool:
 @pytest.mark.slow
 def test_two_processes_give_the_maps_of_one(folder: Path, unused_port: int) -> None:
     predict(folder, 1)
-    mp.spawn(share, (2, str(folder), str(unused_port)), nprocs=2)
+    start(share, (2, str(folder), str(unused_port)), nprocs=2)
     for name, mapper in mappers().items():
         ending = '.gpkg' if name == 'objects' else '.tif'
         size, overlap = (2 * SIZE, 32) if name == 'cells' else (SIZE, 20)
