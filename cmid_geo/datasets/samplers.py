@@ -5,6 +5,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,21 +119,15 @@ class RandomChips(_Epochs):
 
     def _exclude_poor(self) -> np.ndarray:
         """Return which scenes have a chip, naming those that do not."""
-        usable = np.array(
-            [c.restrict(self.size, self.min_valid) for c in self.coverage]
-        )
-        small = [
-            f'{scene.files[0]!r} ({scene.width}x{scene.height})'
-            for scene in self.dataset.scenes
-            if min(scene.width, scene.height) < self.size
-        ]
-        empty = [
-            f'{scene.files[0]!r} ({cover.valid_fraction:.0%} valid)'
-            for scene, cover, use in zip(
-                self.dataset.scenes, self.coverage, usable, strict=True
-            )
-            if not use and min(scene.width, scene.height) >= self.size
-        ]
+        usable = np.zeros(len(self.coverage), bool)
+        small, empty = [], []
+        for i, scene in enumerate(self.dataset.scenes):
+            cover = self.coverage[i]
+            usable[i] = cover.restrict(self.size, self.min_valid)
+            if min(scene.width, scene.height) < self.size:
+                small.append(_sized(scene))
+            elif not usable[i]:
+                empty.append(f'{scene.files[0]!r} ({cover.valid_fraction:.0%} valid)')
         problems = []
         if small:
             problems.append(
@@ -156,16 +151,14 @@ class RandomChips(_Epochs):
             high = np.minimum(self._boxes[i, 2:], self._boxes[:, 2:])
             shared = usable & ((high - low) >= least).all(1)
             paired[i] = len(set(self._dates[shared])) >= self.dates
+        scenes = self.dataset.scenes
         lonely = [
-            repr(scene.files[0])
-            for scene, had, has in zip(self.dataset.scenes, usable, paired, strict=True)
-            if had and not has
+            repr(scenes[i].files[0]) for i in np.flatnonzero(usable & ~paired).tolist()
         ]
         if lonely:
-            undated = not any(scene.is_dated for scene in self.dataset.scenes)
-            cure = 'add scenes of the same ground, or use dates=1'
-            if undated:
-                cure = 'no file name holds a date: tell where it is by date_regex=, or use dates=1'
+            cure = 'no file name holds a date: tell where it is by date_regex=, or use dates=1'
+            if any(scene.is_dated for scene in scenes):
+                cure = 'add scenes of the same ground, or use dates=1'
             problem = f'{_some(lonely)}: no chip there is covered by {self.dates} dates; {cure}'
             self._report([problem], paired)
         return paired
@@ -274,7 +267,7 @@ class GridChips(Sampler[Chip]):
         small = []
         for i, scene in enumerate(dataset.scenes):
             if min(scene.width, scene.height) < size:
-                small.append(f'{scene.files[0]!r} ({scene.width}x{scene.height})')
+                small.append(_sized(scene))
                 continue
             self.chips += [
                 Chip((i,), col, row, size, size)
@@ -312,6 +305,11 @@ def windows(places: HasScenes, size: int) -> list[Chip]:
         for row in range(0, mask.height, size)
         for col in range(0, mask.width, size)
     ]
+
+
+def _sized(scene: Any) -> str:
+    """Name a scene and its size."""
+    return f'{scene.files[0]!r} ({scene.width}x{scene.height})'
 
 
 def _some(names: list[str], most: int = 5) -> str:
