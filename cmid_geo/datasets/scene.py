@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""From files to scenes: which files are one scene, and whether all scenes fit together."""
+"""Scenes: files of one acquisition, found, checked against each other and laid on one grid."""
 
 import functools
 import re
@@ -31,7 +31,7 @@ class Scene:
         grid: The scene's grid in the CRS and resolution of the dataset: *native* itself unless
             *needs_warp*.
         start: First instant of the date; the beginning of all time if there is no date.
-        stop: Last instant of the date, likewise.
+        stop: Last instant of the date; the end of all time if there is no date.
         needs_warp: Whether CRS, resolution or orientation differ from the dataset's.
         zero_is_nodata: Whether a pixel with 0 in all bands is invalid.
         fill: A pixel with this value in all bands is invalid; None for no value.
@@ -69,11 +69,6 @@ class Scene:
         if named and len(set(self.bands)) == len(self.bands) and not any(counts):
             return ()
         return tuple(index for raster in self.rasters for index in raster.indexes)
-
-    @property
-    def interval(self) -> pd.Interval:
-        """The date as an interval, closed on both sides."""
-        return pd.Interval(self.start, self.stop, closed='both')
 
     @property
     def is_dated(self) -> bool:
@@ -217,17 +212,39 @@ def sift_scenes(
         try:
             if bands is None:
                 _check_same_count(usual, rasters)
-            chosen = _select(rasters, wanted)
+            scenes.append(compose_scene(rasters, wanted, date_regex, declared))
         except UnreadableError as error:
             bad[error.path] = error.why
-            continue
-        native = min((raster.grid for raster in chosen), key=_pixel_area)
-        start, stop = parse_dates(chosen[0].path, date_regex)
-        zero = declared.zero_is_nodata or any(r.zero_is_nodata for r in chosen)
-        scene = Scene(chosen, native, native, start, stop, False, zero)
-        fill = None if all(r.declares_nodata for r in chosen) else declared.nodata
-        scenes.append(replace(scene, fill=as_dtype(fill, scene.dtype)))
     return scenes, bad
+
+
+def compose_scene(
+    rasters: tuple[Raster, ...],
+    bands: Sequence[str | int] | None,
+    date_regex: str,
+    declared: Declared = NOTHING_DECLARED,
+) -> Scene:
+    """Compose a scene of some bands of its files.
+
+    Args:
+        rasters: The files.
+        bands: Names, or 1-based positions, of the bands wanted; None for all.
+        date_regex: See :func:`~cmid_geo.datasets.filenames.parse_dates`.
+        declared: What the files do not say.
+
+    Returns:
+        The scene, on its own grid.
+
+    Raises:
+        UnreadableError: If it has not all of these bands.
+    """
+    chosen = _select(rasters, _wanted_bands(rasters, bands))
+    native = min((raster.grid for raster in chosen), key=_pixel_area)
+    start, stop = parse_dates(chosen[0].path, date_regex)
+    zero = declared.zero_is_nodata or any(r.zero_is_nodata for r in chosen)
+    scene = Scene(chosen, native, native, start, stop, False, zero)
+    fill = None if all(r.declares_nodata for r in chosen) else declared.nodata
+    return replace(scene, fill=as_dtype(fill, scene.dtype))
 
 
 def tell_bad(bad: Mapping[str, str], skip: bool | None = None) -> None:
@@ -271,8 +288,16 @@ def place(scene: Scene, crs: str, res: tuple[float, float], origin: Affine) -> S
         UnreadableError: If its CRS cannot be brought to the dataset's, or it lies where that has no
             coordinates.
     """
+    native = scene.native
     with _naming(scene, crs):
-        return _place(scene, crs, res, origin)
+        if native.is_north_up and same_crs(native.crs, crs):
+            t = native.transform
+            wished = Affine(res[0], 0.0, t.c, 0.0, -res[1], t.f)
+            target = replace(native, crs=crs, transform=wished)
+            if whole_offset(native, target) == (0, 0):
+                own = replace(native, crs=crs)
+                return replace(scene, grid=own, needs_warp=False)
+        return replace(scene, grid=fit_grid(native, crs, res, origin), needs_warp=True)
 
 
 @contextmanager
@@ -327,19 +352,6 @@ def lay_out(
     return laid, found, size or (1.0, 1.0), bad
 
 
-def _place(scene: Scene, crs: str, res: tuple[float, float], origin: Affine) -> Scene:
-    """Lay a scene on the grid of a dataset, if it can be."""
-    native = scene.native
-    t = native.transform
-    if native.is_north_up and same_crs(native.crs, crs):
-        wished = Affine(res[0], 0.0, t.c, 0.0, -res[1], t.f)
-        target = Grid(crs, wished, native.width, native.height)
-        if whole_offset(native, target) == (0, 0):
-            own = Grid(crs, t, native.width, native.height)
-            return replace(scene, grid=own, needs_warp=False)
-    return replace(scene, grid=fit_grid(native, crs, res, origin), needs_warp=True)
-
-
 def _describe_group(
     group: dict[str, str], declared: Declared, thorough: bool, bad: dict[str, str]
 ) -> dict[str, Raster]:
@@ -383,8 +395,7 @@ def _same_ground(first: Raster, second: Raster) -> bool:
 
 def _pixel_area(grid: Grid) -> float:
     """Return the area of a pixel in squared units of the CRS."""
-    t = grid.transform
-    return abs(t.a * t.e - t.b * t.d)
+    return abs(grid.transform.determinant)
 
 
 def _names(rasters: tuple[Raster, ...]) -> list[str]:

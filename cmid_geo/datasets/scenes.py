@@ -221,7 +221,7 @@ class SceneDataset(GeoDataset):
     def _chip(self, chip: Chip) -> Sample:
         """Read a window, at one date or several."""
         scenes = [self.scenes[i] for i in chip.scenes]
-        target = scenes[0].grid.window(chip.col, chip.row, chip.width, chip.height)
+        target = scenes[0].grid.window(*chip.window)
         pairs = [self._reader.read(scene, target) for scene in scenes]
         images = [torch.from_numpy(image) for image, _ in pairs]
         valids = [torch.from_numpy(valid) for _, valid in pairs]
@@ -230,7 +230,7 @@ class SceneDataset(GeoDataset):
             'image': torch.stack(images) if several else images[0],
             'valid': torch.stack(valids) if several else valids[0],
             'scene': torch.tensor(chip.scenes if several else chip.scenes[0]),
-            'window': torch.tensor([chip.col, chip.row, chip.width, chip.height]),
+            'window': torch.tensor(chip.window),
         }
 
     def _slice(self, index: GeoSlice) -> Sample:

@@ -3,10 +3,7 @@
 
 """Maps as files: written piece by piece aside, compressed into a cloud-optimised GeoTIFF at the end."""
 
-import contextlib
 import json
-import os
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -33,37 +30,6 @@ BLOCK = 2**22
 
 #: Name of the tag that tells how a map was made.
 ABOUT = 'cmid_geo'
-
-#: GDAL's block cache in bytes; its default is a twentieth of all memory.
-CACHE = 2**27
-
-#: For scenes read by URL; https://github.com/pangeo-data/cog-best-practices
-REMOTE = {
-    'GDAL_INGESTED_BYTES_AT_OPEN': '32768',
-    'GDAL_HTTP_MERGE_CONSECUTIVE_RANGES': 'YES',
-    'GDAL_HTTP_MULTIPLEX': 'YES',
-    'GDAL_HTTP_VERSION': '2',
-    'GDAL_HTTP_MAX_RETRY': '4',
-    'GDAL_HTTP_RETRY_DELAY': '1',
-    'VSI_CACHE': 'TRUE',
-    'VSI_CACHE_SIZE': '5000000',
-}
-
-
-@contextlib.contextmanager
-def gdal_settings(remote: bool) -> Generator[None]:
-    """Bound GDAL's cache and, for URLs, read as its documentation recommends.
-
-    Args:
-        remote: Whether a scene is read by URL.
-
-    Yields:
-        Nothing. What the user set is kept.
-    """
-    wanted = {'GDAL_CACHEMAX': CACHE, **(REMOTE if remote else {})}
-    given = {*os.environ, *(rasterio.env.getenv() if rasterio.env.hasenv() else ())}
-    with rasterio.Env(**{k: v for k, v in wanted.items() if k not in given}):
-        yield
 
 
 class RasterFile:

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from .cog import gdal_settings
+from ..datasets.gdal import gdal_settings
 from .job import LOOK, Job, folder_lock
 from .listing import Tally, Task, list_tasks
 from .planning import plan_map

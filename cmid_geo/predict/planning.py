@@ -11,8 +11,8 @@ from typing import Any
 from torchgeo.datasets.utils import Path as PathLike
 
 from ..datasets.filenames import is_remote
+from ..datasets.gdal import gdal_settings
 from ..datasets.scene import Declared
-from .cog import gdal_settings
 from .inputs import SceneFiles, open_source
 from .job import Job, Reading
 from .predictor import SceneMapper

@@ -13,8 +13,8 @@ from torch import nn
 from torchgeo.datasets.utils import Path as PathLike
 from tqdm import tqdm
 
+from ..datasets.gdal import gdal_settings
 from ..options import Turning
-from .cog import gdal_settings
 from .inputs import SceneFiles
 from .job import Job
 from .maps import MapInMaking, make_map

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 from tqdm import tqdm
 
-from .cog import gdal_settings
+from ..datasets.gdal import gdal_settings
 from .datamodule import SceneWindows, Share, Windows
 from .maps import MapInMaking, make_map
 from .running import Behind

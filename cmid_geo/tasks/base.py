@@ -4,6 +4,7 @@
 """Base of all tasks: the value range of their images, kept in buffers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -162,12 +163,9 @@ def value_range_of(datamodule: object) -> ValueRange:
         built; there *low* and *high* may be one number for all bands.
     """
     known = getattr(datamodule, 'value_range', None)
+    known = known or getattr(datamodule, 'statistics', None)  # SHIM
     if known is not None:
-        return known
-    old = getattr(datamodule, 'statistics', None)  # SHIM
-    if old is not None:  # SHIM
-        bands = old.positions or old.bands if old.bands != ('all',) else ()  # SHIM
-        return ValueRange(tuple(bands), old.low, old.high, old.mean, old.std)  # SHIM
+        return replace(known, bands=()) if known.bands == ('all',) else known  # SHIM
     bands: list[str] = []
     # TorchGeo's know theirs, if not as one word for a set
     for holder in (datamodule, getattr(datamodule, 'train_dataset', None)):
