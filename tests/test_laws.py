@@ -38,7 +38,7 @@ HOMES = {
     'matplotlib': (
         'plots',
         'datasets/coco',
-        'predict/layers',
+        'predict/outputs',
         'tasks/detection',
         'demo',
     ),

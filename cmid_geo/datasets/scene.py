@@ -217,17 +217,39 @@ def sift_scenes(
         try:
             if bands is None:
                 _check_same_count(usual, rasters)
-            chosen = _select(rasters, wanted)
+            scenes.append(compose_scene(rasters, wanted, date_regex, declared))
         except UnreadableError as error:
             bad[error.path] = error.why
-            continue
-        native = min((raster.grid for raster in chosen), key=_pixel_area)
-        start, stop = parse_dates(chosen[0].path, date_regex)
-        zero = declared.zero_is_nodata or any(r.zero_is_nodata for r in chosen)
-        scene = Scene(chosen, native, native, start, stop, False, zero)
-        fill = None if all(r.declares_nodata for r in chosen) else declared.nodata
-        scenes.append(replace(scene, fill=as_dtype(fill, scene.dtype)))
     return scenes, bad
+
+
+def compose_scene(
+    rasters: tuple[Raster, ...],
+    bands: Sequence[str | int] | None,
+    date_regex: str,
+    declared: Declared = NOTHING_DECLARED,
+) -> Scene:
+    """Compose a scene of some bands of its files.
+
+    Args:
+        rasters: The files.
+        bands: Names, or 1-based positions, of the bands wanted; None for all.
+        date_regex: See :func:`~cmid_geo.datasets.filenames.parse_dates`.
+        declared: What the files do not say.
+
+    Returns:
+        The scene, on its own grid.
+
+    Raises:
+        UnreadableError: If it has not all of these bands.
+    """
+    chosen = _select(rasters, _wanted_bands(rasters, bands))
+    native = min((raster.grid for raster in chosen), key=_pixel_area)
+    start, stop = parse_dates(chosen[0].path, date_regex)
+    zero = declared.zero_is_nodata or any(r.zero_is_nodata for r in chosen)
+    scene = Scene(chosen, native, native, start, stop, False, zero)
+    fill = None if all(r.declares_nodata for r in chosen) else declared.nodata
+    return replace(scene, fill=as_dtype(fill, scene.dtype))
 
 
 def tell_bad(bad: Mapping[str, str], skip: bool | None = None) -> None:

@@ -3,11 +3,10 @@
 
 """From scenes to maps."""
 
-from .api import map_scenes
+from .api import map_scenes, predict_scene
 from .datamodule import SceneWindows
-from .features import embed_scene, principal_colours, write_map
+from .pca import embed_scene, principal_colours, write_map
 from .predictor import SceneMapper
-from .scene import predict_scene
 from .writer import MapWriter
 
 __all__ = (

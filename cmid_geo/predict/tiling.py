@@ -1,10 +1,10 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""How windows cover a scene, and which of them share a place.
+"""Overlapping windows that cover a scene, and the regions in which they share places.
 
-Everything is counted in *units*: pixels of the scene, or cells of 32 pixels where a network
-gives one vector a cell.
+Everything is counted in *units*: pixels of the scene, or the places of vectors, one for each
+*stride* x *stride* pixels.
 """
 
 import bisect
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+
+from ..ops.window_starts import window_starts
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,8 @@ def cut_axis(
     Returns:
         The axis.
     """
-    if length <= size:
-        before = (size - length) // 2 if centred else 0
-        return Axis(length, size, overlap, (-before,))
-    step = size - overlap
-    last = length + margin - size
-    count = 1 + math.ceil((last + margin) / step)
-    starts = [index * step - margin for index in range(count - 1)]
-    return Axis(length, size, overlap, (*starts, last))
+    starts = window_starts(length, size, size - overlap, margin, centred)
+    return Axis(length, size, overlap, starts)
 
 
 @dataclass(frozen=True)
@@ -131,6 +127,12 @@ class Tiling:
     def __len__(self) -> int:
         """Return the number of windows."""
         return len(self.down.starts) * len(self.across.starts)
+
+    def all_regions(self) -> Iterator[Region]:
+        """Yield all regions, which together are the scene."""
+        for row in range(len(self.down.segments)):
+            for col in range(len(self.across.segments)):
+                yield self.region(row, col)
 
     def corner(self, window: int) -> tuple[int, int]:
         """Return the first (row, col) of a window, in units.
@@ -201,8 +203,8 @@ def cut_scene(
     """Cover a scene with windows of whole pixels.
 
     Args:
-        height: Of the scene, in pixels.
-        width: Likewise.
+        height: Height of the scene in pixels.
+        width: Width of the scene in pixels.
         size: Side of a window, in pixels.
         overlap: What neighbouring windows share at least, in pixels; an eighth of *size* by default.
         stride: Pixels a unit; *size* and *overlap* must be multiples of it.

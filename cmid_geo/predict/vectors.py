@@ -228,7 +228,7 @@ def write_objects(
     path: Path,
     grid: Grid,
     names: Sequence[str] | None = None,
-    about: str = '',
+    notes: str = '',
 ) -> None:
     """Write objects as polygons on the ground, with ``class``, ``label`` and ``score``.
 
@@ -238,7 +238,7 @@ def write_objects(
             format demands. One that exists is replaced; other layers of a GeoPackage stay.
         grid: Of the scene.
         names: Of the classes, the background first; else ``class`` is the label.
-        about: Description of the layer, such as how it was made: see :func:`read_about`.
+        notes: Description of the layer, such as how it was made: see :func:`read_notes`.
     """
     kind = path.suffix.lower()
     if kind not in FORMATS:
@@ -267,11 +267,11 @@ def write_objects(
     # An empty table does not show its type of geometry
     pyogrio.write_dataframe(
         table, path, layer=LAYER, driver=driver, geometry_type='Polygon',
-        layer_options=options | {'DESCRIPTION': about},
+        layer_options=options | {'DESCRIPTION': notes},
     )  # fmt: skip
 
 
-def read_about(path: Path) -> str | None:
+def read_notes(path: Path) -> str | None:
     """Read what :func:`write_objects` was told about its objects.
 
     Args:
