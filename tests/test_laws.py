@@ -45,7 +45,7 @@ HOMES = {
         'cli',
         '__main__',
     ),
-    'matplotlib': ('plots', 'datasets/coco', 'predict/layers', 'demo'),
+    'matplotlib': ('plots', 'datasets/coco', 'predict/outputs', 'demo'),
     'pandas': ('datasets',),
     'pyogrio': ('predict',),
     'pyproj': ('datasets', 'predict'),

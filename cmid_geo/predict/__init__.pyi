@@ -2,10 +2,10 @@
 # Licensed under the MIT License.
 
 from .api import map_scenes as map_scenes
+from .api import predict_scene as predict_scene
 from .datamodule import SceneWindows as SceneWindows
-from .features import embed_scene as embed_scene
-from .features import principal_colours as principal_colours
-from .features import write_map as write_map
+from .pca import embed_scene as embed_scene
+from .pca import principal_colours as principal_colours
+from .pca import write_map as write_map
 from .predictor import SceneMapper as SceneMapper
-from .scene import predict_scene as predict_scene
 from .writer import MapWriter as MapWriter
