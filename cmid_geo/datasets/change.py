@@ -79,7 +79,8 @@ class ChangePairs(Dataset[Sample]):
             date_regex: With *root*, finds the date in file names, in a group ``date``.
             zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
             transforms: Applied to each sample.
-            nodata: Fill value that files of dates do not declare; see :class:`SceneDataset`.
+            nodata: Fill value that files of dates do not declare: pixels that have it in all bands
+                are invalid.
             file_crs: The CRS of files that state none.
 
         Raises:
@@ -308,7 +309,7 @@ def _check_bands(found: list[Place]) -> None:
 def align(
     name: str, first: Scene, second: Scene, mask: Scene
 ) -> tuple[Scene, Scene, Scene]:
-    """Lay both dates of a place on the grid of its mask.
+    """Bring both dates of a place to the grid of its mask.
 
     Args:
         name: Of the place.

@@ -125,7 +125,7 @@ class CocoDetection(NonGeoDataset):
             index: Which.
 
         Returns:
-            See the class.
+            ``image``, ``bbox_xyxy`` and ``label``.
 
         Raises:
             ValueError: If the file cannot be read, or is of another size than the annotations say.
@@ -329,5 +329,5 @@ def estimate_images(
     dataset.fill, dataset.size = fill, size
     values = np.concatenate(parts, 1)
     bands = tuple(dataset.bands or range(1, len(values) + 1))
-    is_bytes = all(dataset.is_bytes(int(place)) for place in chosen)
+    is_bytes = low is None and all(dataset.is_bytes(int(i)) for i in chosen)
     return summarize(bands, values, check_limits(bands, low, high), is_bytes)

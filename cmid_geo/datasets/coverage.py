@@ -18,7 +18,7 @@ class Coverage:
     Attributes:
         width: Of the scene, in pixels.
         height: Of the scene, in pixels.
-        valid_fraction: Share of the scene that is valid, in [0, 1].
+        valid_fraction: Fraction of the scene that is valid, in [0, 1].
     """
 
     def __init__(self, cells: Bools | None, width: int, height: int) -> None:
@@ -58,7 +58,7 @@ class Coverage:
 
         Args:
             size: Side of a window in pixels.
-            min_valid: Least share of it that must be valid.
+            min_valid: Least fraction of it that must be valid.
 
         Returns:
             Whether there is such a window.
@@ -114,7 +114,7 @@ def _spread(extent: int, size: int) -> npt.NDArray[np.int64]:
 def _overlap(
     start: float, size: int, cell: float, count: int
 ) -> tuple[int, npt.NDArray[np.float64]]:
-    """Return the first cell of an interval and the share of the interval in each of its cells."""
+    """Return the first cell of an interval and the fraction of the interval in each of its cells."""
     first = min(max(int(start // cell), 0), count)
     last = min(max(int(np.ceil((start + size) / cell)), first), count)
     edges = np.clip(np.arange(first, last + 1) * cell, start, start + size)
@@ -124,7 +124,7 @@ def _overlap(
 def _weights(
     starts: npt.NDArray[np.int64], size: int, extent: int, count: int
 ) -> npt.NDArray[np.float64]:
-    """Return the share (starts, cells) that each cell has in each window along an axis."""
+    """Return the fraction (starts, cells) that each cell has in each window along an axis."""
     edges = np.arange(count + 1) * (extent / count)
     inside = np.clip(edges, starts[:, None], starts[:, None] + size)
     return np.diff(inside, axis=1) / size

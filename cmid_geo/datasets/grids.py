@@ -119,7 +119,7 @@ def whole_offset(grid: Grid, target: Grid) -> tuple[int, int] | None:
 
 
 def fit_grid(grid: Grid, crs: str, res: tuple[float, float], origin: Affine) -> Grid:
-    """Lay a grid of another CRS or resolution over a raster.
+    """Make a grid of another CRS or resolution over a raster.
 
     Args:
         grid: The raster's own.

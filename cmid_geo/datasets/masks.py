@@ -67,7 +67,7 @@ class MaskDataset(SceneDataset):
         self._reader = MaskReader(self._reader.limit)
 
     def __getitem__(self, index: GeoSlice | Chip) -> Sample:
-        """Read a sample; see :class:`SceneDataset` for the rest of it.
+        """Read a sample of labels.
 
         Args:
             index: A box of ground and time, or a :class:`Chip`.

@@ -100,13 +100,11 @@ class Raster:
         Returns:
             A raster that reads these bands.
         """
-        return replace(
-            self,
-            bands=tuple(self.bands[i] for i in places),
-            indexes=tuple(self.indexes[i] for i in places),
-            dtypes=tuple(self.dtypes[i] for i in places),
-            nodata=tuple(self.nodata[i] for i in places),
-        )
+        chosen = {
+            name: tuple(getattr(self, name)[i] for i in places)
+            for name in ('bands', 'indexes', 'dtypes', 'nodata')
+        }
+        return replace(self, **chosen)
 
 
 def open_raster(path: str) -> DatasetReader:

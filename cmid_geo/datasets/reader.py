@@ -11,7 +11,6 @@ import functools
 import math
 import os
 import weakref
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,7 +41,7 @@ class SceneReader:
     """
 
     limit: int = 128
-    _handles: dict[int, OrderedDict[str, DatasetReader]] = field(default_factory=dict)
+    _handles: dict[int, dict[str, DatasetReader]] = field(default_factory=dict)
     _maps: dict[tuple[Scene, int], Bools | None] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, object]:
@@ -229,20 +228,17 @@ class SceneReader:
         pid = os.getpid()
         handles = self._handles.get(pid)
         if handles is None:
-            handles = self._handles[pid] = OrderedDict()
+            handles = self._handles[pid] = {}
             # GDAL complains of files that are still open when Python is half gone
             weakref.finalize(self, _close_all, handles, pid)
-        handle = handles.get(path)
-        if handle is None:
-            handle = handles[path] = open_raster(path)
-            if len(handles) > self.limit:
-                handles.popitem(last=False)[1].close()
-        else:
-            handles.move_to_end(path)
+        # The most recently used comes last
+        handles[path] = handle = handles.pop(path, None) or open_raster(path)
+        if len(handles) > self.limit:
+            handles.pop(next(iter(handles))).close()
         return handle
 
 
-def _close_all(handles: OrderedDict[str, DatasetReader], pid: int) -> None:
+def _close_all(handles: dict[str, DatasetReader], pid: int) -> None:
     """Close the files of a reader that is gone, in the process that opened them."""
     if os.getpid() == pid:
         while handles:

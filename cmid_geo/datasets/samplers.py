@@ -70,7 +70,7 @@ class RandomChips(_Epochs):
             length: Chips in an epoch.
             dates: Dates of a chip. With more than one, other scenes of as many other dates are
                 drawn that cover the window wholly and are valid enough there as well.
-            min_valid: Least share of a chip that must be valid, in [0, 1].
+            min_valid: Least fraction of a chip that must be valid, in [0, 1].
             seed: Of the random numbers; None for ``torch.initial_seed()``, which
                 ``seed_everything`` sets.
 
@@ -196,20 +196,17 @@ class RandomChips(_Epochs):
         window = np.array([x, y - self.size * yres, x + self.size * xres, y])
         beyond = (window - self._boxes) * [1, 1, -1, -1]
         covers = (beyond >= -slack).all(1) & (self._dates != self._dates[scene])
-        chosen: list[int] = []
-        taken: set[int] = set()
-        for other in rng.permutation(np.flatnonzero(covers)):
-            left, top = self._boxes[other, 0], self._boxes[other, 3]
-            place = ((x - left) / xres, (top - y) / yres)
-            enough = self.min_valid - 1e-3  # a sliver is lost to the slack
-            if self._dates[other] in taken:
-                continue
-            if self.coverage[other].fraction(*place, self.size) >= enough:
-                chosen.append(int(other))
-                taken.add(self._dates[other])
+        chosen: dict[int, int] = {}
+        enough = self.min_valid - 1e-3  # a sliver is lost to the slack
+        for other in rng.permutation(np.flatnonzero(covers)).tolist():
             if len(chosen) == self.dates - 1:
                 break
-        return chosen
+            left, top = self._boxes[other, 0], self._boxes[other, 3]
+            place = ((x - left) / xres, (top - y) / yres)
+            fresh = self._dates[other] not in chosen
+            if fresh and self.coverage[other].fraction(*place, self.size) >= enough:
+                chosen[self._dates[other]] = other
+        return list(chosen.values())
 
 
 class ListedChips(_Epochs):
