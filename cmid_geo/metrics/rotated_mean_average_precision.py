@@ -117,7 +117,7 @@ class RotatedMAP(Metric):
 def _judge_image(
     found: dict[str, Tensor], wanted: dict[str, Tensor], difficult: Tensor
 ) -> Tensor:
-    """What each detection of an image is at each threshold."""
+    """Verdict on each detection of an image at each threshold."""
     labels = found['labels']
     verdicts = labels.new_full((len(labels), len(THRESHOLDS)), MISS, dtype=torch.int8)
     for label in labels.unique():
@@ -133,7 +133,7 @@ def _judge_image(
 def judge(
     overlaps: Float[Tensor, 'found objects'], difficult: Tensor
 ) -> Int8[Tensor, 'found thresholds']:
-    """What detections of a class in an image are.
+    """Verdicts on the detections of a class in an image.
 
     Args:
         overlaps: IoU of detections, the best first, with objects.
