@@ -4,7 +4,6 @@
 """Base of all tasks: the value range of their images, kept in buffers."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -139,14 +138,9 @@ class Values(Restored, BaseTask):
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
         own, found = self.value_range, value_range_of(datamodule)
         known = bool((self.low != 0).any() or (self.high != 1).any())
-        if (
-            known
-            and hasattr(datamodule, 'limits')
-            and datamodule.statistics is not None
-        ):  # SHIM
-            datamodule.limits = (own.low, own.high)  # SHIM
         if known and getattr(datamodule, 'value_range', None) is not None:
-            check_bands(len(found.low), self.hparams['in_channels'])
+            if len(found.low) > 1:
+                check_bands(len(found.low), self.hparams['in_channels'])
             datamodule.value_range = own
         if own.bands and len(found.bands) == len(own.bands):
             check_names(own.bands, found.bands, type(self).__name__, 'the datamodule')
@@ -163,9 +157,8 @@ def value_range_of(datamodule: object) -> ValueRange:
         built; there *low* and *high* may be one number for all bands.
     """
     known = getattr(datamodule, 'value_range', None)
-    known = known or getattr(datamodule, 'statistics', None)  # SHIM
     if known is not None:
-        return replace(known, bands=()) if known.bands == ('all',) else known  # SHIM
+        return known
     bands: list[str] = []
     # TorchGeo's know theirs, if not as one word for a set
     for holder in (datamodule, getattr(datamodule, 'train_dataset', None)):
