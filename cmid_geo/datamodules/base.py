@@ -18,7 +18,7 @@ from ..ops.value_range import ValueRange
 LISTED = ('bbox_xyxy', 'bbox', 'label', 'difficult')
 
 
-class RangedDataModule(BaseDataModule):
+class ScaledDataModule(BaseDataModule):
     """What our datamodules have in common.
 
     Attributes:
@@ -62,7 +62,7 @@ class RangedDataModule(BaseDataModule):
         image = self.value_range.scale(batch['image'])
         if 'valid' in batch:
             valid = batch['valid'].unsqueeze(-3)
-            image = image * (valid if valid.ndim == image.ndim else valid.unsqueeze(1))
+            image.mul_(valid if valid.ndim == image.ndim else valid.unsqueeze(1))
         return batch | {'image': image}
 
     def augment_batch(self, batch: Sample) -> Sample:

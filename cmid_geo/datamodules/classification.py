@@ -15,10 +15,10 @@ from ..datasets.image_folder import ImageFolders
 from ..datasets.label_fraction import check_fraction, hold_out
 from ..datasets.statistics import state_range
 from ..transforms.segmentation import LabelledAugmentation
-from .base import RangedDataModule
+from .base import ScaledDataModule
 
 
-class ImageFolderDataModule(RangedDataModule, NonGeoDataModule):
+class ImageFolderDataModule(ScaledDataModule, NonGeoDataModule):
     """Images of ``root/train/<class>/`` and, where they are, ``root/val`` and ``root/test``.
 
     Batches hold ``image`` (B, C, size, size) float32 in [0, 1] and ``label`` (B) int64. Without a

@@ -11,10 +11,10 @@ from torchgeo.datamodules import NonGeoDataModule
 from ..datasets.coco import CocoDetection, estimate_images
 from ..datasets.label_fraction import check_fraction, hold_out
 from ..transforms.detection import BoxAugmentation
-from .base import RangedDataModule, collate_boxes, show
+from .base import ScaledDataModule, collate_boxes, show
 
 
-class CocoDataModule(RangedDataModule, NonGeoDataModule):
+class CocoDataModule(ScaledDataModule, NonGeoDataModule):
     """Images with boxes, scaled to [0, 1] and in training augmented on the device.
 
     Batches hold ``image`` (B, C, H, W) float32 in [0, 1], and lists over the images of

@@ -15,13 +15,13 @@ from ..datasets.dota import OrientedChips, Pair, find_pairs, read_dota
 from ..datasets.label_fraction import check_fraction, draw_fraction
 from ..datasets.statistics import state_range
 from ..transforms.oriented import RandomTurns
-from .base import RangedDataModule, collate_boxes
+from .base import ScaledDataModule, collate_boxes
 
 #: Number of classes of each version of DOTA, without the background.
 CLASSES = {'1.0': 15, '1.5': 16, '2.0': 18}
 
 
-class OrientedDataModule(RangedDataModule, NonGeoDataModule):
+class OrientedDataModule(ScaledDataModule, NonGeoDataModule):
     """Chips with rotated boxes of folders in DOTA's layout, scaled to [0, 1] on the device.
 
     A folder holds ``images`` and ``labelTxt``. Batches hold ``image`` (B, C, H, W) float32 in

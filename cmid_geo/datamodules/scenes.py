@@ -18,10 +18,10 @@ from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
 from ..datasets.label_fraction import draw_fraction
 from ..datasets.samplers import ListedChips
 from ..ops.bands import find_bands
-from .base import RangedDataModule, show
+from .base import ScaledDataModule, show
 
 
-class SceneDataModule(RangedDataModule, GeoDataModule):
+class SceneDataModule(ScaledDataModule, GeoDataModule):
     """Random chips of scenes for pretraining, scaled to [0, 1] on the device.
 
     Batches hold ``image`` (B, C, H, W) float32 in [0, 1], 0 where not valid, and ``valid``

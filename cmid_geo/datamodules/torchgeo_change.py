@@ -20,10 +20,10 @@ from ..datasets.label_fraction import check_fraction, draw_fraction
 from ..ops.cells import CELL
 from ..ops.value_range import ValueRange
 from ..transforms.change import PairAugmentation
-from .base import RangedDataModule
+from .base import ScaledDataModule
 
 
-class _Pairs(RangedDataModule):
+class _Pairs(ScaledDataModule):
     """What both have in common: random crops to train on, whole images to judge by.
 
     TorchGeo's augmentations of two dates are Kornia's ``VideoSequential``, which raises with a
@@ -42,6 +42,9 @@ class _Pairs(RangedDataModule):
         self.length, self.seed = length, seed
         self.label_fraction = check_fraction(label_fraction)
         self.augmentation = augmentation
+        low, high = torch.tensor(found.low), torch.tensor(found.high)
+        # TorchGeo's own meaning: what was delivered, times std, plus mean is raw
+        self.mean, self.std = low, high - low
         # Whole images may be large, and of many sizes
         self.val_batch_size = self.test_batch_size = 1
 

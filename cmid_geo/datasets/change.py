@@ -5,6 +5,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 
 import numpy as np
@@ -16,7 +17,7 @@ from torchgeo.datasets.utils import Path, Sample
 
 from .chips import Chip
 from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters, stem
-from .grids import Bools, Grid, natural_res
+from .grids import Bools, natural_res
 from .reader import SceneReader
 from .scene import Declared, Scene, find_scenes, place
 
@@ -67,8 +68,8 @@ class ChangePairs(Dataset[Sample]):
         Args:
             root: A folder of folders, one a place, each with a mask and files of two dates.
             before: Instead of *root*: a folder, a glob, a file, or several, of the first dates.
-            after: Likewise of the second dates.
-            masks: Likewise of the masks. Files of the three are matched by name where the names
+            after: A folder, a glob, a file, or several, of the second dates.
+            masks: A folder, a glob, a file, or several, of the masks. Files of the three are matched by name where the names
                 are the same, else by their sorted order.
             bands: Bands in the order wanted, by name or position from 1; all by default.
             mask_name: With *root*, the mask's name without its ending.
@@ -78,7 +79,8 @@ class ChangePairs(Dataset[Sample]):
             date_regex: With *root*, finds the date in file names, in a group ``date``.
             zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
             transforms: Applied to each sample.
-            nodata: Fill value that files of dates do not declare; see :class:`SceneDataset`.
+            nodata: Fill value that files of dates do not declare: pixels that have it in all bands
+                are invalid.
             file_crs: The CRS of files that state none.
 
         Raises:
@@ -106,6 +108,7 @@ class ChangePairs(Dataset[Sample]):
             )
         if not found:
             raise DatasetNotFoundError(self)
+        _check_bands(found)
         self.places = tuple(name for name, *_ in found)
         self.bands = found[0][1].bands
         self.pairs = tuple(align(*trio) for trio in found)
@@ -159,20 +162,26 @@ class ChangePairs(Dataset[Sample]):
         if not isinstance(index, Chip):
             mask = self.scenes[index]
             index = Chip((int(index),), 0, 0, mask.width, mask.height)
-        window = (index.col, index.row, index.width, index.height)
         first, second, mask = self.pairs[index.scenes[0]]
-        target = mask.grid.window(*window)
-        dates = [self._reader.read(date, target) for date in (first, second)]
-        labels, known, inside = self._labels(mask, target, window)
-        valid = dates[0][1] & dates[1][1] & inside
+        target = mask.grid.window(*index.window)
+        (early, seen), (late, also_seen), (values, known) = (
+            self._reader.read(scene, target) for scene in (first, second, mask)
+        )
+        labels = values[0].round().astype(np.int64)
+        if self.binary:
+            labels = (labels != 0).astype(np.int64)
+        ends = max(mask.height - index.row, 0), max(mask.width - index.col, 0)
+        inside = np.zeros_like(known)
+        inside[max(-index.row, 0) : ends[0], max(-index.col, 0) : ends[1]] = True
+        valid = seen & also_seen & inside
         sample = {
-            'image': torch.from_numpy(np.stack([image * valid for image, _ in dates])),
+            'image': torch.from_numpy(np.stack([early * valid, late * valid])),
             'mask': torch.from_numpy(
                 np.where(inside & ~known, self.ignore_index, labels)
             ),
             'valid': torch.from_numpy(valid),
             'scene': torch.tensor(index.scenes[0]),
-            'window': torch.tensor(window),
+            'window': torch.tensor(index.window),
         }
         return sample if self.transforms is None else self.transforms(sample)
 
@@ -201,22 +210,6 @@ class ChangePairs(Dataset[Sample]):
         return (
             self._reader.read(first, coarse)[1] & self._reader.read(second, coarse)[1]
         )
-
-    def _labels(
-        self, mask: Scene, target: Grid, window: tuple[int, int, int, int]
-    ) -> tuple[np.ndarray, Bools, Bools]:
-        """Labels of a window, where they are known, and where the mask lies."""
-        values, known = self._reader.read(mask, target)
-        col, row, width, height = window
-        across, down = np.arange(col, col + width), np.arange(row, row + height)
-        inside = ((down >= 0) & (down < mask.height))[:, None] & (
-            (across >= 0) & (across < mask.width)
-        )
-        if mask.zero_is_nodata:
-            # Many masks declare 0 as nodata, to be shown as glass; it is no change all the same
-            known = inside
-        labels = values[0].round().astype(np.int64)
-        return (labels != 0).astype(np.int64) if self.binary else labels, known, inside
 
 
 def pairs_in_folders(root: Path, mask_name: str, scenes_of: ScenesOf) -> list[Place]:
@@ -257,7 +250,6 @@ def pairs_in_folders(root: Path, mask_name: str, scenes_of: ScenesOf) -> list[Pl
         inside = folder.is_relative_to(str(root)) and folder != PurePath(root)
         name = str(folder.relative_to(str(root))) if inside else folder.name
         found.append((name, images[0], images[1], scenes_of(masks, True)[0]))
-    _check_bands(found)
     return found
 
 
@@ -271,8 +263,8 @@ def pairs_in_lists(
 
     Args:
         before: A folder, a glob, a file, or several, of the first dates.
-        after: Likewise of the second dates.
-        masks: Likewise of the masks.
+        after: A folder, a glob, a file, or several, of the second dates.
+        masks: A folder, a glob, a file, or several, of the masks.
         scenes_of: From files to scenes.
 
     Returns:
@@ -294,9 +286,7 @@ def pairs_in_lists(
     named = [{stem(scene.files[0]): scene for scene in scenes} for scenes in several]
     if all(set(each) == set(names) and len(each) == len(names) for each in named):
         several = [[each[name] for name in names] for each in named]
-    found = list(zip(names, *several))
-    _check_bands(found)
-    return found
+    return list(zip(names, *several))
 
 
 def _listed(paths: Path | Iterable[Path]) -> list[str]:
@@ -319,7 +309,7 @@ def _check_bands(found: list[Place]) -> None:
 def align(
     name: str, first: Scene, second: Scene, mask: Scene
 ) -> tuple[Scene, Scene, Scene]:
-    """Lay both dates of a place on the grid of its mask.
+    """Bring both dates of a place to the grid of its mask.
 
     Args:
         name: Of the place.
@@ -349,4 +339,5 @@ def align(
                 f'{date.files[0]!r} and the mask {mask.files[0]!r} of {name!r} share no ground: match '
                 'them by their names, or list them in one order'
             )
-    return dates[0], dates[1], mask
+    # Many masks declare 0 as nodata, to be shown as glass; it is no change all the same
+    return dates[0], dates[1], replace(mask, zero_is_nodata=False)

@@ -125,12 +125,14 @@ class CocoDetection(NonGeoDataset):
             index: Which.
 
         Returns:
-            See the class.
+            ``image``, ``bbox_xyxy`` and ``label``.
 
         Raises:
             ValueError: If the file cannot be read, or is of another size than the annotations say.
         """
-        image, (height, width) = self._image(index)
+        with open_image(self.files[index]) as file:
+            self._check(file, self.sizes[index])
+            image, (height, width) = self._bands(file), file.shape
         scale = np.array([image.shape[2] / width, image.shape[1] / height] * 2)
         boxes = self.boxes[index].clip(0, [width, height, width, height])
         kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
@@ -166,12 +168,6 @@ class CocoDetection(NonGeoDataset):
         if suptitle is not None:
             figure.suptitle(suptitle)
         return figure
-
-    def _image(self, index: int) -> tuple[npt.NDArray[np.float32], tuple[int, int]]:
-        """Raw bands at the wanted scale, and the size of the file."""
-        with open_image(self.files[index]) as file:
-            self._check(file, self.sizes[index])
-            return self._bands(file), file.shape
 
     def _bands(self, file: Any) -> npt.NDArray[np.float32]:
         """Read the wanted bands of an open file, at the wanted scale."""
@@ -333,5 +329,5 @@ def estimate_images(
     dataset.fill, dataset.size = fill, size
     values = np.concatenate(parts, 1)
     bands = tuple(dataset.bands or range(1, len(values) + 1))
-    is_bytes = all(dataset.is_bytes(int(place)) for place in chosen)
+    is_bytes = low is None and all(dataset.is_bytes(int(i)) for i in chosen)
     return summarize(bands, values, check_limits(bands, low, high), is_bytes)

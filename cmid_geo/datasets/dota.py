@@ -113,7 +113,7 @@ class OrientedChips(NonGeoDataset):
             index: Of the chip.
 
         Returns:
-            See the class.
+            ``image``, ``bbox``, ``label``, ``difficult``, ``index`` and ``window``.
 
         Raises:
             ValueError: If the image cannot be read, or lacks bands.

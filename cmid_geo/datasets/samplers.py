@@ -5,6 +5,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class RandomChips(_Epochs):
             length: Chips in an epoch.
             dates: Dates of a chip. With more than one, other scenes of as many other dates are
                 drawn that cover the window wholly and are valid enough there as well.
-            min_valid: Least share of a chip that must be valid, in [0, 1].
+            min_valid: Least fraction of a chip that must be valid, in [0, 1].
             seed: Of the random numbers; None for ``torch.initial_seed()``, which
                 ``seed_everything`` sets.
 
@@ -118,21 +119,15 @@ class RandomChips(_Epochs):
 
     def _exclude_poor(self) -> np.ndarray:
         """Return which scenes have a chip, naming those that do not."""
-        usable = np.array(
-            [c.restrict(self.size, self.min_valid) for c in self.coverage]
-        )
-        small = [
-            f'{scene.files[0]!r} ({scene.width}x{scene.height})'
-            for scene in self.dataset.scenes
-            if min(scene.width, scene.height) < self.size
-        ]
-        empty = [
-            f'{scene.files[0]!r} ({cover.valid_fraction:.0%} valid)'
-            for scene, cover, use in zip(
-                self.dataset.scenes, self.coverage, usable, strict=True
-            )
-            if not use and min(scene.width, scene.height) >= self.size
-        ]
+        usable = np.zeros(len(self.coverage), bool)
+        small, empty = [], []
+        for i, scene in enumerate(self.dataset.scenes):
+            cover = self.coverage[i]
+            usable[i] = cover.restrict(self.size, self.min_valid)
+            if min(scene.width, scene.height) < self.size:
+                small.append(_sized(scene))
+            elif not usable[i]:
+                empty.append(f'{scene.files[0]!r} ({cover.valid_fraction:.0%} valid)')
         problems = []
         if small:
             problems.append(
@@ -156,16 +151,14 @@ class RandomChips(_Epochs):
             high = np.minimum(self._boxes[i, 2:], self._boxes[:, 2:])
             shared = usable & ((high - low) >= least).all(1)
             paired[i] = len(set(self._dates[shared])) >= self.dates
+        scenes = self.dataset.scenes
         lonely = [
-            repr(scene.files[0])
-            for scene, had, has in zip(self.dataset.scenes, usable, paired, strict=True)
-            if had and not has
+            repr(scenes[i].files[0]) for i in np.flatnonzero(usable & ~paired).tolist()
         ]
         if lonely:
-            undated = not any(scene.is_dated for scene in self.dataset.scenes)
-            cure = 'add scenes of the same ground, or use dates=1'
-            if undated:
-                cure = 'no file name holds a date: tell where it is by date_regex=, or use dates=1'
+            cure = 'no file name holds a date: tell where it is by date_regex=, or use dates=1'
+            if any(scene.is_dated for scene in scenes):
+                cure = 'add scenes of the same ground, or use dates=1'
             problem = f'{_some(lonely)}: no chip there is covered by {self.dates} dates; {cure}'
             self._report([problem], paired)
         return paired
@@ -203,20 +196,17 @@ class RandomChips(_Epochs):
         window = np.array([x, y - self.size * yres, x + self.size * xres, y])
         beyond = (window - self._boxes) * [1, 1, -1, -1]
         covers = (beyond >= -slack).all(1) & (self._dates != self._dates[scene])
-        chosen: list[int] = []
-        taken: set[int] = set()
-        for other in rng.permutation(np.flatnonzero(covers)):
-            left, top = self._boxes[other, 0], self._boxes[other, 3]
-            place = ((x - left) / xres, (top - y) / yres)
-            enough = self.min_valid - 1e-3  # a sliver is lost to the slack
-            if self._dates[other] in taken:
-                continue
-            if self.coverage[other].fraction(*place, self.size) >= enough:
-                chosen.append(int(other))
-                taken.add(self._dates[other])
+        chosen: dict[int, int] = {}
+        enough = self.min_valid - 1e-3  # a sliver is lost to the slack
+        for other in rng.permutation(np.flatnonzero(covers)).tolist():
             if len(chosen) == self.dates - 1:
                 break
-        return chosen
+            left, top = self._boxes[other, 0], self._boxes[other, 3]
+            place = ((x - left) / xres, (top - y) / yres)
+            fresh = self._dates[other] not in chosen
+            if fresh and self.coverage[other].fraction(*place, self.size) >= enough:
+                chosen[self._dates[other]] = other
+        return list(chosen.values())
 
 
 class ListedChips(_Epochs):
@@ -274,7 +264,7 @@ class GridChips(Sampler[Chip]):
         small = []
         for i, scene in enumerate(dataset.scenes):
             if min(scene.width, scene.height) < size:
-                small.append(f'{scene.files[0]!r} ({scene.width}x{scene.height})')
+                small.append(_sized(scene))
                 continue
             self.chips += [
                 Chip((i,), col, row, size, size)
@@ -312,6 +302,11 @@ def windows(places: HasScenes, size: int) -> list[Chip]:
         for row in range(0, mask.height, size)
         for col in range(0, mask.width, size)
     ]
+
+
+def _sized(scene: Any) -> str:
+    """Name a scene and its size."""
+    return f'{scene.files[0]!r} ({scene.width}x{scene.height})'
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -40,7 +40,7 @@ def estimate_statistics(
             uint8, else each band's 2nd and 98th percentile over valid pixels.
         patch_size: Side of the chips in pixels.
         chips: How many to read.
-        min_valid: Least share of a chip that must be valid.
+        min_valid: Least fraction of a chip that must be valid.
         seed: The same seed gives the same numbers, on every process.
 
     Returns:

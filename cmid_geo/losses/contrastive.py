@@ -20,7 +20,7 @@ def info_nce(
     weight: Float[Tensor, ' batch'] | None = None,
     filled: Int[Tensor, ''] | None = None,
 ) -> Float[Tensor, '']:
-    r"""How badly each query picks out its own key among the keys of a queue (InfoNCE).
+    r"""InfoNCE: minus the log probability that a query picks its own key among a queue's.
 
     .. math::
 

@@ -1,6 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
+from . import weights as weights
 from .backbones import MaskedBackbone as MaskedBackbone
 from .backbones import create_backbone as create_backbone
 from .bit import BIT as BIT

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ..ops.rotated_boxes import rotated_nms, shared_area
+from ..ops.rotated_boxes import rotated_iou, rotated_nms
 from .freezing import PARTS, KeepFrozen
 from .oriented_head import OrientedHead
 from .oriented_rpn import OrientedRPN
@@ -148,7 +148,7 @@ def _inside(target: Boxes, size: tuple[int, int]) -> Boxes:
     height, width = size
     boxes = target['boxes']
     image = boxes.new_tensor([[width / 2, height / 2, width, height, 0.0]])
-    seen = shared_area(boxes, image)[:, 0] > 0
+    seen = rotated_iou(boxes, image)[:, 0] > 0
     return {'boxes': boxes[seen], 'labels': target['labels'][seen]}
 
 

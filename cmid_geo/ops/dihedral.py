@@ -30,7 +30,7 @@ class Dihedral:
 
     @property
     def inverse(self) -> 'Dihedral':
-        """What undoes it: a flip after turns undoes itself."""
+        """The one that undoes it: a flip after a rotation undoes itself."""
         return self if self.flip else Dihedral(-self.quarters % 4)
 
     def image(self, image: Tensor) -> Tensor:

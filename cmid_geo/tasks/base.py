@@ -139,7 +139,6 @@ class Values(Restored, BaseTask):
         own, found = self.value_range, value_range_of(datamodule)
         known = bool((self.low != 0).any() or (self.high != 1).any())
         if known and getattr(datamodule, 'value_range', None) is not None:
-            # One range of pictures stands for all bands
             if len(found.low) > 1:
                 check_bands(len(found.low), self.hparams['in_channels'])
             datamodule.value_range = own

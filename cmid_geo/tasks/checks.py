@@ -28,7 +28,7 @@ def check_data(datamodule: object, parameters: Hyperparameters) -> None:
     """
     faults = []
     statistics = getattr(datamodule, 'statistics', None)
-    if statistics is not None:
+    if statistics is not None and len(statistics.low) > 1:
         faults += _band_faults(len(statistics.low), parameters['in_channels'], 'CMID')
     patch = getattr(datamodule, 'patch_size', None)
     sides = (patch,) if isinstance(patch, int) else tuple(patch or ())

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""From chips to located, masked views."""
+"""Transforms on batches: located and masked views, and augmentation of labelled images."""
 
 from ..ops.cells import expand_mask, hide_cells, random_cell_mask
 from .change import PairAugmentation

@@ -112,13 +112,13 @@ class PairAugmentation(nn.Module):
             group = dihedral_group(flip=self.flips)
         else:
             group = dihedral_group(False, self.flips, self.flips)
-        turns = draw_rotations(batch, group, image.device)
-        zoom = turns.new_empty(batch).uniform_(*self.zoom)
+        rotation = draw_rotations(batch, group, image.device)
+        zoom = rotation.new_empty(batch).uniform_(*self.zoom)
         centre = [
             _centres(extent, wanted / zoom)
             for extent, wanted in ((image.shape[-1], cols), (image.shape[-2], rows))
         ]
-        linear = turns * zoom[:, None, None]
+        linear = rotation * zoom[:, None, None]
         return around(linear, torch.stack(centre, -1), (rows, cols))
 
     def _size(self, image: Tensor) -> tuple[int, int]:

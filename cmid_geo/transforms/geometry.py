@@ -58,7 +58,7 @@ def around(
     return torch.cat([torch.cat([linear, offset[..., None]], 2), last], 1)
 
 
-def draw_turns(
+def draw_dihedrals(
     batch: int, group: tuple[Dihedral, ...], size: tuple[int, int], device: torch.device
 ) -> Float[Tensor, 'batch 3 3']:
     """Draw rotations and flips that leave images where they are.
@@ -81,7 +81,7 @@ def sampling_grid(
     image: Float[Tensor, 'batch *bands height width'],
     size: tuple[int, int],
 ) -> Float[Tensor, 'batch rows cols 2']:
-    """Where the pixels of the output lie on the image, as ``grid_sample`` counts.
+    """Places of the output's pixels on the image, as ``grid_sample`` counts.
 
     Args:
         geometry: Matrices from image to output.

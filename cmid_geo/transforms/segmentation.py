@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from ..ops.dihedral import dihedral_group
-from .geometry import draw_crops, draw_turns, sampling_grid, warp_image, warp_mask
+from .geometry import draw_crops, draw_dihedrals, sampling_grid, warp_image, warp_mask
 
 
 class LabelledAugmentation(nn.Module):
@@ -65,7 +65,7 @@ class LabelledAugmentation(nn.Module):
         """
         size = (image.shape[2], image.shape[3]) if self.crop is None else self.size
         group = dihedral_group(square=size[0] == size[1])
-        geometry = draw_turns(len(image), group, size, image.device)
+        geometry = draw_dihedrals(len(image), group, size, image.device)
         if self.crop is not None:
             geometry = geometry @ draw_crops(self.crop, image)
         grid = sampling_grid(geometry, image, size)

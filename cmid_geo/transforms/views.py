@@ -18,7 +18,7 @@ from ..ops.cells import CELL, random_cell_mask
 from ..ops.dihedral import dihedral_group
 from ..ops.value_range import normalize
 from .colour import strong_colour
-from .geometry import draw_crops, draw_turns, sampling_grid, warp_image
+from .geometry import draw_crops, draw_dihedrals, sampling_grid, warp_image
 
 #: The authors' statistics of RGB imagery in [0, 1], which they use for every pretraining set.
 RGB_MEAN = (0.33797, 0.3605, 0.3348)
@@ -189,8 +189,8 @@ class TwoViews(nn.Module):
             those of its view.
         """
         size = (self.size, self.size)
-        turns = draw_turns(len(chips), self.group, size, chips.device)
-        return turns @ draw_crops(self.crop, chips)
+        rotation = draw_dihedrals(len(chips), self.group, size, chips.device)
+        return rotation @ draw_crops(self.crop, chips)
 
     def draw_mask(self, chips: Float[Tensor, 'batch bands height width']) -> Tensor:
         """Draw the cells to hide.

@@ -4,6 +4,7 @@
 """What holds for all tasks: signatures, precision, data, names of classes and bands, logs."""
 
 import inspect
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -165,7 +166,8 @@ def test_processes_agree_on_what_is_logged_of_an_epoch(
 
     def watch(self: Any, name: str, value: Any, *args: Any, **options: Any) -> None:
         # TorchGeo's mixin logs what its metrics computed
-        if not any(each.filename == mixins.__file__ for each in inspect.stack(0)):
+        callers = (frame for frame, _ in traceback.walk_stack(None))
+        if not any(f.f_code.co_filename == mixins.__file__ for f in callers):
             logged[name] = options.get('sync_dist', False)
         log(self, name, value, *args, **options)
 
