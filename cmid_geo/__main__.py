@@ -7,89 +7,35 @@ import json
 import os
 import re
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jsonargparse import ArgumentParser, auto_cli
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torchgeo.datamodules import BaseDataModule
-from torchgeo.tasks import BaseTask
+from jsonargparse import ActionConfigFile, ArgumentParser, auto_cli
 
-# Imported so that classes are found by their name alone
-import cmid_geo.datamodules
-import cmid_geo.tasks
-from cmid_geo.demo import demo
-from cmid_geo.models.weights.checkpoint import open_checkpoint, refuse_url
-from cmid_geo.models.weights.export import Format, Side, export_backbone
-from cmid_geo.predict import map_scenes
-from cmid_geo.tasks.restoring import (
-    check_hyperparameters,
-    find_task,
-    restore_from_files,
-)
+# Torch and all that is built on it take seconds to import: only the commands that run need them
+from cmid_geo.datasets.gdal import COMMAND
+from cmid_geo.options import Format, Side
+from cmid_geo.predict.api import map_scenes
+from cmid_geo.version import __version__
 
 DESCRIPTION = """Self-supervised pretraining for Earth observation.
 Each command tells more with --help. Errors are told in a sentence; with the environment variable
 CMID_GEO_TRACEBACK=1 also where they came from."""
 
-#: For scenes read by URL; https://github.com/pangeo-data/cog-best-practices
-GDAL = {
-    'GDAL_MAX_RAW_BLOCK_CACHE_SIZE': '200000000',
-    'GDAL_SWATH_SIZE': '200000000',
-    'VSI_CURL_CACHE_SIZE': '200000000',
+#: Lightning's commands.
+LIGHTNING = {
+    'fit': 'Runs the full optimization routine.',
+    'validate': 'Perform one evaluation epoch over the validation set.',
+    'test': 'Perform one evaluation epoch over the test set.',
+    'predict': 'Run inference on your data.',
 }
 
-
-#: What the user can mend; other errors are the program's, and keep their traceback.
-MENDABLE = (
-    ValueError,
-    OSError,
-    ImportError,
-    FloatingPointError,
-    MisconfigurationException,
-)
-
-#: Seconds within which the first process ends, if it met the same error.
-GRACE = 20.0
-
-
-class Command(LightningCLI):
-    """Lightning's command line, in which checkpoints do not choose what is run."""
-
-    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        """Show our own commands among the others."""
-        super().setup_parser(*args, **kwargs)
-        commands: Any = self.parser._subcommands_action
-        for name, (_, _, text) in OWN.items():
-            commands.add_subcommand(name, ArgumentParser(description=text), help=text)
-
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse the words, and look at a checkpoint that they name before Lightning does."""
-        # Not the parent's, which warns of words that do not come from the shell
-        self.config = parser.parse_args(args)
-        if self.config.subcommand in OWN:
-            command = self.config.subcommand
-            parser.error(f'{command} comes first: cmid-geo {command} ...')
-        given = self.config[self.config.subcommand]
-        path = given.get('ckpt_path')
-        refuse_url(path)
-        if path and Path(path).is_file():
-            model = given.get('model')
-            named = model.as_dict() if model else {}
-            kind = find_task(named.get('class_path'))
-            own = named.get('init_args') or {}
-            check_hyperparameters(open_checkpoint(path), path, kind, own)
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make a Trainer that reads checkpoints safely, whosever the task is."""
-        trainer = super().instantiate_trainer(**kwargs)
-        restore_from_files(trainer)
-        return trainer
+#: Our own commands.
+OWN = {
+    'demo': 'All of it in a few minutes: pretrain on scenes, draw, map.',
+    'map': 'Map whole scenes with a checkpoint: CKPT SCENES... --out DIR',
+    'export': 'Write a backbone for use elsewhere: CKPT OUT',
+}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -99,41 +45,52 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words after ``cmid-geo``; those of the shell by default.
     """
     words = _list_bands(list(sys.argv[1:] if args is None else args))
-    for name, value in GDAL.items():
+    for name, value in COMMAND.items():
         os.environ.setdefault(name, value)
     command, launcher = ''.join(words[:1]), os.getppid()
     try:
-        if command == 'map':
-            _map(words[1:])
-        elif command in OWN:
-            function, positional, _ = OWN[command]
-            auto_cli(function, args=words[1:], as_positional=positional)
-        else:
-            _train(words)
-    except MENDABLE as error:
-        if os.environ.get('CMID_GEO_TRACEBACK'):
+        _run(command, words)
+    except Exception as error:
+        from cmid_geo.cli import MENDABLE, end
+
+        if os.environ.get('CMID_GEO_TRACEBACK') or not isinstance(error, MENDABLE):
             raise
-        _tell(command, error, launcher)
+        end(command, error, launcher)
 
 
-def _train(words: list[str]) -> None:
-    """Fit, validate, test or predict."""
-    try:
-        Command(
-            model_class=BaseTask,
-            datamodule_class=BaseDataModule,
-            seed_everything_default=0,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_kwargs={'overwrite': True},
-            parser_kwargs={'version': cmid_geo.__version__, 'description': DESCRIPTION},
-            args=words,
+def _run(command: str, words: list[str]) -> None:
+    """Run the command that the first word names, unless options come before it."""
+    named = next((word for word in words if word in LIGHTNING | OWN), None)
+    config_first = command.startswith(('-c', '--config'))
+    if command == 'map':
+        _map(words[1:])
+    elif command in OWN:
+        auto_cli(
+            {'demo': demonstrate, 'export': export}[command],
+            args=words[1:],
+            as_positional=command == 'export',
+            prog=f'cmid-geo {command}',
         )
-    except (NotADirectoryError, PermissionError) as error:
-        raise ValueError(
-            f'the output folder {error.filename} cannot be written ({error.strerror}): make it '
-            'writable, or choose another with --trainer.default_root_dir'
-        ) from error
+    elif named in LIGHTNING or (config_first and not named):
+        from cmid_geo.cli import train
+
+        train(words, version=__version__, description=DESCRIPTION)
+    else:
+        parser = _overview()
+        if config_first:
+            parser.error(f'{named} comes first: cmid-geo {named} ...')
+        parser.parse_args(words)
+
+
+def _overview() -> ArgumentParser:
+    """A parser that tells of all commands, and runs none."""
+    parser = ArgumentParser(version=__version__, description=DESCRIPTION)
+    text = 'Path to a configuration file in json or yaml format.'
+    parser.add_argument('-c', '--config', action=ActionConfigFile, help=text)
+    commands = parser.add_subcommands()
+    for name, text in (LIGHTNING | OWN).items():
+        commands.add_subcommand(name, ArgumentParser(description=text), help=text)
+    return parser
 
 
 def _map(words: list[str]) -> None:
@@ -147,26 +104,46 @@ def _map(words: list[str]) -> None:
         help='folders, globs, files or URLs; for change before and after, by turns',
     )
     tally = map_scenes(**vars(parser.parse_args(words)))
+    from lightning.pytorch.utilities import rank_zero_only
+
     rank_zero_only(print)(tally)
     if tally.failed:
         sys.exit(1)
 
 
-def _tell(command: str, error: Exception, launcher: int) -> None:
-    """End with the message, once for all processes that met the same."""
-    rank = getattr(rank_zero_only, 'rank', 0)
-    if rank:
-        # The first process, where it launched this one, ends if it met the same
-        until = time.monotonic() + GRACE
-        while time.monotonic() < until:
-            if os.getppid() != launcher:
-                sys.exit(1)
-            time.sleep(0.1)
-    process = f' (process {rank})' if rank else ''
-    # The parser repeats the whole configuration around what a constructor says
-    while 'Union subtypes' in str(error) and isinstance(error.__cause__, MENDABLE):
-        error = error.__cause__
-    sys.exit(f'cmid-geo {command}{process}: {error}')
+def demonstrate(
+    scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90
+) -> None:
+    """Pretrain a small backbone on scenes, and leave pictures of what it learned.
+
+    Args:
+        scenes: Folder, glob or file of GeoTIFFs; by default a landscape is made up.
+        out: Folder to leave everything in.
+        steps: Steps to train for.
+
+    Raises:
+        ValueError: If a folder cannot be written or the scenes cannot be used.
+    """
+    from cmid_geo.demo import run
+
+    run(scenes, Path(out), steps)
+
+
+def export(
+    checkpoint: str, out: str, source: Side | None = None, format: Format | None = None
+) -> None:
+    """Write a backbone for use elsewhere, with what it expects in the file.
+
+    Args:
+        checkpoint: Checkpoint of CMID, exported file, or name of released weights.
+        out: File to write, such as backbone.onnx.
+        source: Whose backbone to take; by default that which the task says.
+        format: Told by the ending of *out* by default.
+    """
+    from cmid_geo.models import export_backbone
+
+    path = export_backbone(checkpoint, out, source, format)
+    print(f'wrote {path} ({path.stat().st_size / 1e6:.1f} MB)')
 
 
 def _list_bands(words: list[str]) -> list[str]:
@@ -196,33 +173,6 @@ def _may_be_band(word: str) -> bool:
     """Whether a word that follows is one more band, and not a file or an option."""
     name = re.fullmatch(r'\w+', word) is not None and not os.path.exists(word)
     return word.isdecimal() or name
-
-
-def export(
-    checkpoint: str, out: str, source: Side | None = None, format: Format | None = None
-) -> None:
-    """Write a backbone for use elsewhere, with what it expects in the file.
-
-    Args:
-        checkpoint: Checkpoint of CMID, exported file, or name of released weights.
-        out: File to write, such as backbone.onnx.
-        source: Whose backbone to take; by default that which the task says.
-        format: Told by the ending of *out* by default.
-    """
-    path = export_backbone(checkpoint, out, source, format)
-    print(f'wrote {path} ({path.stat().st_size / 1e6:.1f} MB)')
-
-
-#: Our own commands: function, whether its arguments go by position, and a text.
-OWN: dict[str, tuple[Callable[..., Any], bool, str]] = {
-    'demo': (demo, False, 'All of it in a few minutes: pretrain on scenes, draw, map.'),
-    'map': (
-        map_scenes,
-        True,
-        'Map whole scenes with a checkpoint: CKPT SCENES... --out DIR',
-    ),
-    'export': (export, True, 'Write a backbone for use elsewhere: CKPT OUT'),
-}
 
 
 if __name__ == '__main__':

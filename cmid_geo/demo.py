@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import matplotlib
-
-matplotlib.use('Agg')
-
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
@@ -28,13 +25,16 @@ from .tasks import CMID
 #: Chips a step.
 BATCH = 16
 
+#: Longest side of what is drawn of a scene, and distance of its vectors, in pixels.
+PART, STRIDE = 1024, 8
 
-def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90) -> None:
+
+def run(scenes: str | None, folder: Path, steps: int) -> None:
     """Pretrain a small backbone on scenes, and leave pictures of what it learned.
 
     Args:
-        scenes: Folder, glob or file of GeoTIFFs; by default a landscape is made up.
-        out: Folder to leave everything in.
+        scenes: Folder, glob or file of GeoTIFFs; None for a landscape that is made up.
+        folder: To leave everything in.
         steps: Steps to train for.
 
     Raises:
@@ -44,7 +44,6 @@ def demo(scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90) -> 
         raise ValueError(
             f'steps={steps}: the schedules need at least 20, use --steps 90'
         )
-    folder = Path(out)
     check_writable(folder, '--out DIR')
     seed_everything(0)
     if scenes is None:
@@ -151,6 +150,8 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
         metrics: Logged by the run.
     """
     print('\nDrawing ...', flush=True)
+    # Pictures go to files, with or without a display
+    matplotlib.use('Agg')
     bands = datamodule.bands or ()
     torch.manual_seed(0)
     batch = datamodule.on_after_batch_transfer(
@@ -167,13 +168,14 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
 
     dataset = cast(SceneDataset, datamodule.dataset)
     scene = dataset.scenes[0]
-    # Finer maps of smaller scenes, so that each takes seconds
-    stride = 8 if scene.width * scene.height < 1.5e6 else 16
-    features, valid = embed_scene(task, dataset, 0, stride)
-    colours = principal_colours(features, valid, stride)
-    write_map(colours, dataset, 0, folder / 'features.tif')
-    whole = dataset[Chip((0,), 0, 0, scene.width, scene.height)]['image']
-    plot_map(whole, colours, bands).savefig(folder / 'features.png')
+    # Of a large scene its middle, so that each takes seconds
+    width, height = min(scene.width, PART), min(scene.height, PART)
+    part = (scene.width - width) // 2, (scene.height - height) // 2, width, height
+    features, valid = embed_scene(task, dataset, 0, STRIDE, part=part)
+    colours = principal_colours(features, valid, STRIDE)
+    write_map(colours, dataset, 0, folder / 'features.tif', part)
+    image = dataset[Chip((0,), *part)]['image']
+    plot_map(image, colours, bands).savefig(folder / 'features.png')
     plt.close('all')
 
 
@@ -220,7 +222,7 @@ In {folder}:
   views.png            two views of each chip, their masks and matched cells
   reconstructions.png  what the student makes of what it sees
   curves.png           losses; logs/ holds all numbers, also for TensorBoard
-  features.png, .tif   a scene's features as colours; the map opens over the scene in a GIS
+  features.png, .tif   features as colours, of a large scene's middle; the map opens over it in a GIS
 
 What next:
   your own scenes      cmid-geo demo --scenes FOLDER

@@ -3,8 +3,9 @@
 
 """What all tests share."""
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 import matplotlib
 import pytest
 import torch
-from chips import SMALL
+from chips import SMALL, Chips
 
 # Before the package is imported: its shape annotations are checked in the tests only
 from jaxtyping import install_import_hook
+from torch.utils.data import DataLoader
 
 install_import_hook('cmid_geo', 'checker.check')
 matplotlib.use('Agg')
@@ -52,3 +54,34 @@ def real_data() -> Path:
 def unused_port() -> int:
     # Asking the system for a free one would need a socket, which tests may not open
     return 20000 + os.getpid() % 20000
+
+
+@pytest.fixture
+def loader() -> DataLoader:
+    return DataLoader(Chips(), batch_size=4, drop_last=True)
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    def make(**options: Any) -> Any:
+        from lightning.pytorch import Trainer
+        from lightning.pytorch.callbacks import Checkpoint
+
+        defaults = {
+            'accelerator': 'cpu',
+            'devices': 1,
+            'logger': False,
+            'default_root_dir': tmp_path,
+            # A checkpoint of the smallest task is 150 MB: only where one is asked for
+            'enable_checkpointing': any(
+                isinstance(callback, Checkpoint)
+                for callback in options.get('callbacks', ())
+            ),
+            'enable_progress_bar': False,
+            'enable_model_summary': False,
+        }
+        return Trainer(**(defaults | options))
+
+    yield make
+    # Trainers and tasks point at each other: hundreds of networks would wait for the collector
+    gc.collect()

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / 'cmid_geo'
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / 'cmid_geo'
 FILES = sorted(PACKAGE.rglob('*.py'))
+TESTS = sorted((ROOT / 'tests').rglob('test_*.py'))
 TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in FILES}
 
 #: The floors of the package, lowest first: a part knows its own files and the floors below.
 FLOORS = (
-    ('ops', 'version'),
+    ('ops', 'version', 'options'),
     # Datasets and tasks draw samples and predictions: these figures know tensors only
     ('metrics', 'plots/predictions', 'plots/boxes'),
     ('losses', 'transforms'),
@@ -24,7 +26,7 @@ FLOORS = (
     ('datamodules', 'callbacks'),
     ('tasks',),
     ('predict', 'plots'),
-    ('demo',),
+    ('demo', 'cli'),
     ('__main__', '__init__'),
 )
 
@@ -34,14 +36,16 @@ HOMES = {
     'geopandas': ('datasets', 'predict/vectors'),
     'jsonargparse': ('tasks/restoring', '__main__'),
     'kornia': ('transforms',),
-    'lightning': ('datamodules', 'callbacks', 'tasks', 'predict', 'demo', '__main__'),
-    'matplotlib': (
-        'plots',
-        'datasets/coco',
-        'predict/layers',
-        'tasks/detection',
+    'lightning': (
+        'datamodules',
+        'callbacks',
+        'tasks',
+        'predict',
         'demo',
+        'cli',
+        '__main__',
     ),
+    'matplotlib': ('plots', 'datasets/coco', 'predict/outputs', 'demo'),
     'pandas': ('datasets',),
     'pyogrio': ('predict',),
     'pyproj': ('datasets', 'predict'),
@@ -58,7 +62,7 @@ HOMES = {
         'datamodules',
         'tasks',
         'predict',
-        '__main__',
+        'cli',
     ),
     'torchmetrics': ('metrics', 'tasks'),
     'torchvision': ('models', 'tasks', 'transforms', 'datamodules'),
@@ -205,3 +209,27 @@ def test_the_laws_have_teeth() -> None:
     )
     text = '''"""A module."""\n\n# Why\ndef f(\n    x: int,\n) -> int:\n    """Say."""\n    return x\n'''
     assert code_lines(text) == 1
+
+
+def checks(function: ast.AST, beside: dict[str, ast.AST]) -> bool:
+    """Whether a test asserts something, itself or by a function beside it."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func).split('.')[-1]
+            others = {other: f for other, f in beside.items() if other != name}
+            known = name in beside and checks(beside[name], others)
+            if known or name in ('raises', 'warns') or name.startswith('assert_'):
+                return True
+    return False
+
+
+@pytest.mark.parametrize('path', TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_assert(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    functions: dict[str, ast.AST] = {
+        n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)
+    }
+    for name, function in functions.items():
+        assert not name.startswith('test') or checks(function, functions), name

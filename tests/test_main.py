@@ -20,10 +20,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from rasterfiles import noise, write
 
 from cmid_geo import CMID, SceneDataModule
-from cmid_geo.__main__ import _list_bands, main
+from cmid_geo.__main__ import _list_bands, demonstrate, main
 from cmid_geo.callbacks.export_backbone import check_writable
 from cmid_geo.datasets import write_synthetic_scenes
-from cmid_geo.demo import demo
 from cmid_geo.models import export_backbone
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -136,7 +135,7 @@ def test_demo_leaves_what_it_promises(
 
 def test_demo_refuses_early(folder: Path) -> None:
     with pytest.raises(ValueError, match=r'steps=5: .*at least 20'):
-        demo(steps=5)
+        demonstrate(steps=5)
     (folder / 'file').touch()
     with pytest.raises(ValueError, match='cannot be written.*--out DIR'):
         check_writable(folder / 'file' / 'inside', '--out DIR')
@@ -352,13 +351,13 @@ def test_errors_are_a_sentence(
     def broken(**_: Any) -> None:
         raise TypeError('a mistake of ours')
 
-    monkeypatch.setattr('cmid_geo.__main__.Command', broken)
+    monkeypatch.setattr('cmid_geo.cli.Command', broken)
     with pytest.raises(TypeError, match='a mistake of ours'):
         main(['fit', *flags])
 
 
 def test_an_error_of_one_process_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('cmid_geo.__main__.GRACE', 0.2)
+    monkeypatch.setattr('cmid_geo.cli.GRACE', 0.2)
     monkeypatch.setattr(rank_zero_only, 'rank', 1)
     with pytest.raises(SystemExit, match=r'^cmid-geo map \(process 1\): .*nowhere'):
         main(['map', 'nowhere.ckpt', 'x.tif', '--out', 'maps'])

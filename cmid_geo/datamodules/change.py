@@ -12,8 +12,8 @@ from torchgeo.datasets.utils import Sample
 from ..datasets import Chip, SceneDataset, estimate_statistics
 from ..datasets.change import ChangePairs
 from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
-from ..datasets.label_fraction import ListedChips, stratified_fraction
-from ..datasets.windows import windows
+from ..datasets.label_fraction import draw_fraction
+from ..datasets.samplers import ListedChips, windows
 from ..transforms.change import PairAugmentation
 from .scenes import SceneDataModule, _show
 
@@ -226,7 +226,7 @@ class ChangeDataModule(SceneDataModule):
             bool(((each['mask'] > 0) & (each['mask'] != unknown) & each['valid']).any())
             for each in samples
         ]
-        kept = stratified_fraction(changed, self.label_fraction, self.seed or 0)
+        kept = draw_fraction(changed, self.label_fraction, self.seed or 0)
         _show(f'{len(kept)} of {len(chips)} windows are trained on')
         return ListedChips([chips[i] for i in kept], self.epoch_length, self.seed or 0)
 

@@ -14,7 +14,7 @@ from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets.utils import Sample
 
 from ..datasets.image_folder import ImageFolders
-from ..datasets.label_fraction import stratified_fraction
+from ..datasets.label_fraction import draw_fraction
 from ..datasets.statistics import BandStatistics
 from ..transforms.segmentation import LabelledAugmentation
 
@@ -90,10 +90,10 @@ class ImageFolderDataModule(NonGeoDataModule):
             held: set[int] = set()
             self.val_dataset = self._same(train, 'val')
         else:
-            held = set(stratified_fraction(train.labels, self.val_fraction, self.seed))
+            held = set(draw_fraction(train.labels, self.val_fraction, self.seed))
             self.val_dataset = Subset(train, sorted(held))
         rest = sorted(everything - held)
-        drawn = stratified_fraction(train.labels[rest], self.label_fraction, self.seed)
+        drawn = draw_fraction(train.labels[rest], self.label_fraction, self.seed)
         self.train_dataset = Subset(train, [rest[index] for index in drawn])
         if stage in ('test', 'predict'):
             self.test_dataset = self.predict_dataset = self._same(train, 'test')

@@ -15,8 +15,8 @@ from torchgeo.datamodules.utils import collate_fn_detection
 from torchgeo.datasets.utils import Sample
 
 from ..datasets import BandStatistics
-from ..datasets.annotations import spread_fraction
 from ..datasets.coco import CocoDetection, estimate_images
+from ..datasets.label_fraction import draw_fraction
 from ..transforms.detection import BoxAugmentation
 
 
@@ -205,14 +205,16 @@ class CocoDataModule(NonGeoDataModule):
         counts, places = whole.counts(), np.arange(len(whole))
         held: Any = None
         if self.val is None:
-            held = spread_fraction(counts, self.val_fraction, self.seed)
+            held = draw_fraction(whole.labels, self.val_fraction, self.seed)
             places = np.setdiff1d(places, held)
             if not len(places):
                 raise ValueError(
                     f'val_fraction={self.val_fraction} of {len(whole)} images leaves none to train on: '
                     'lower it, or give val='
                 )
-        drawn = spread_fraction(counts[places], self.label_fraction, self.seed)
+        drawn = draw_fraction(
+            [whole.labels[i] for i in places], self.label_fraction, self.seed
+        )
         places = places[drawn]
         self.statistics = estimate_images(
             whole, places.tolist(), self.low, self.high, self.seed

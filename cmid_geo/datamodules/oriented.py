@@ -15,8 +15,8 @@ from torchgeo.datasets.utils import Sample
 
 from ..datasets import BandStatistics
 from ..datasets.dota import OrientedChips, Pair, find_pairs, read_dota
+from ..datasets.label_fraction import draw_fraction
 from ..transforms.oriented import RandomTurns
-from .few import few_images
 
 #: Number of classes of each version of DOTA, without the background.
 CLASSES = {'1.0': 15, '1.5': 16, '2.0': 18}
@@ -72,7 +72,7 @@ class OrientedDataModule(NonGeoDataModule):
             low: Raw value, or one a band, that becomes 0.
             high: Raw value, or one a band, that becomes 1.
             label_fraction: Share of the training images to use, in (0, 1], see
-                :func:`~cmid_geo.datamodules.few.few_images`.
+                :func:`~cmid_geo.datasets.label_fraction.draw_fraction`.
             seed: Of the choice of images.
             min_share: Least share of a box in a chip, in (0, 1].
             skip_empty: Whether to leave out training chips without boxes.
@@ -104,7 +104,7 @@ class OrientedDataModule(NonGeoDataModule):
         if stage == 'fit' and self.train_dataset is None:
             pairs = self._pairs('train')
             labels = [read_dota(own, self.classes).labels for _, own in pairs]
-            chosen = few_images(labels, self.label_fraction, self.seed)
+            chosen = draw_fraction(labels, self.label_fraction, self.seed)
             pairs = [pairs[index] for index in chosen]
             chips = self._chips(pairs, self.skip_empty)
             if len(chips) < self.batch_size:
@@ -196,7 +196,7 @@ class DOTADataModule(OrientedDataModule):
             batch_size: Chips of a batch.
             num_workers: Processes that load data, for each process that trains.
             label_fraction: Share of the training images to use, in (0, 1], see
-                :func:`~cmid_geo.datamodules.few.few_images`.
+                :func:`~cmid_geo.datasets.label_fraction.draw_fraction`.
             seed: Of the choice of images.
             min_share: Least share of a box in a chip, in (0, 1].
             skip_empty: Whether to leave out training chips without boxes.
@@ -274,8 +274,5 @@ def _limits(
         raise ValueError(
             f'low={low} and high={high} for {len(bands)} bands: give one number or one a band, low < high'
         )
-    names = tuple(f'B{band}' for band in bands)
     ones = (1.0,) * len(bands)
-    return BandStatistics(
-        names, pair[0], pair[1], (0.0,) * len(bands), ones, tuple(bands)
-    )
+    return BandStatistics(tuple(bands), pair[0], pair[1], (0.0,) * len(bands), ones)

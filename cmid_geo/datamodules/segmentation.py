@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
 from ..datasets import Chip, RandomChips, SceneDataset
-from ..datasets.label_fraction import ListedChips, covering_fraction
+from ..datasets.label_fraction import draw_fraction
 from ..datasets.masks import LabelledScenes, MaskDataset
-from ..datasets.windows import windows
+from ..datasets.samplers import ListedChips, windows
 from ..transforms.segmentation import LabelledAugmentation
 from .scenes import SceneDataModule
 
@@ -192,7 +192,11 @@ class SegmentationDataModule(SceneDataModule):
         counts = count_classes(labelled.masks, chips)
         some = counts.sum(1) >= max(1, self.min_valid * size * size)
         chips = [chip for chip, use in zip(chips, some, strict=True) if use]
-        drawn = covering_fraction(counts[some], self.label_fraction, self.seed or 0)
+        drawn = draw_fraction(
+            [np.flatnonzero(row) for row in counts[some]],
+            self.label_fraction,
+            self.seed or 0,
+        )
         print(f'{len(drawn)} of {len(chips)} labelled chips are learned from')
         return ListedChips([chips[i] for i in drawn], length, self.seed or 0)
 

@@ -15,7 +15,7 @@ from torchgeo.datasets import LEVIRCD, OSCD
 from torchgeo.datasets.utils import Sample
 
 from ..datasets import BandStatistics
-from ..datasets.label_fraction import stratified_fraction
+from ..datasets.label_fraction import draw_fraction
 from ..ops.cells import CELL
 from ..transforms.change import PairAugmentation
 from .change import alter
@@ -74,7 +74,7 @@ class _Pairs(torchgeo.datamodules.NonGeoDataModule):
         """The share of a dataset whose labels are used."""
         if self.label_fraction == 1:
             return dataset
-        kept = stratified_fraction([0] * len(dataset), self.label_fraction, self.seed)
+        kept = draw_fraction([0] * len(dataset), self.label_fraction, self.seed)
         return Subset(dataset, kept)
 
     def _dataloader_factory(self, split: str) -> DataLoader[Sample]:

@@ -3,22 +3,6 @@
 
 """Tasks: the methods, as TorchGeo's users run them."""
 
-from ..callbacks.remember import Remember
-from ..metrics.rotated_mean_average_precision import RotatedMAP
-from .change import ChangeDetection
-from .classification import Classification
-from .cmid import CMID
-from .detection import ObjectDetection
-from .oriented import OrientedDetection
-from .segmentation import SemanticSegmentation
+import lazy_loader
 
-__all__ = (
-    'CMID',
-    'ChangeDetection',
-    'Classification',
-    'ObjectDetection',
-    'OrientedDetection',
-    'Remember',
-    'RotatedMAP',
-    'SemanticSegmentation',
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

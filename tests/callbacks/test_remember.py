@@ -9,13 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
-import torch.multiprocessing as mp
 from chips import SMALL, Chips
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
+from processes import start
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -175,15 +174,15 @@ class Shares(torch.utils.data.Sampler):
         self.rank, self.each = rank, 8 // world
 
     def __iter__(self) -> Any:
-        for start in range(0, 24, 8):
-            first = start + self.rank * self.each
+        for batch in range(0, 24, 8):
+            first = batch + self.rank * self.each
             yield from range(first, first + self.each)
 
     def __len__(self) -> int:
         return 24 // 8 * self.each
 
 
-def train(rank: int, world: int, folder: str) -> None:
+def train(rank: int, world: int, folder: str, port: str) -> None:
     """Three steps of one of *world* processes; the first one saves."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -199,7 +198,7 @@ def train(rank: int, world: int, folder: str) -> None:
     strategy: Any = 'auto'
     if world > 1:
         os.environ.update(
-            MASTER_ADDR='127.0.0.1', MASTER_PORT=os.environ['CMID_TEST_PORT'], LOCAL_RANK=str(rank),
+            MASTER_ADDR='127.0.0.1', MASTER_PORT=port, LOCAL_RANK=str(rank),
             NODE_RANK='0', WORLD_SIZE=str(world), RANK=str(rank), GROUP_RANK='0', LOCAL_WORLD_SIZE=str(world),
             TORCHELASTIC_RUN_ID='test',
         )  # fmt: skip
@@ -216,14 +215,11 @@ def train(rank: int, world: int, folder: str) -> None:
     torch.save(task.state_dict(), f'{folder}/end{world}_{rank}.pt')
 
 
-def test_two_processes_equal_one(
-    tmp_path: Path, unused_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv('CMID_TEST_PORT', str(unused_port))
-    mp.spawn(train, (1, str(tmp_path)), nprocs=1)
-    mp.spawn(train, (2, str(tmp_path)), nprocs=2)
+def test_two_processes_equal_one(tmp_path: Path, unused_port: int) -> None:
+    for world in (1, 2):
+        start(train, (world, str(tmp_path), str(unused_port)), nprocs=world)
     names = ('start', 'end1_0', 'end2_0', 'end2_1')
-    start, one, first, second = (torch.load(tmp_path / f'{name}.pt') for name in names)
+    begun, one, first, second = (torch.load(tmp_path / f'{name}.pt') for name in names)
     assert int(one['queue.seen']) == int(first['queue.seen']) == 48
     for name, value in one.items():
         for other in (first, second):
@@ -235,7 +231,7 @@ def test_two_processes_equal_one(
                 msg=lambda text, name=name: f'{name}: {text}',
             )
     for part in ('queue.keys', 'assign.center', 'student.', 'teacher.'):
-        moved = max((one[n] - start[n]).abs().max() for n in one if n.startswith(part))
+        moved = max((one[n] - begun[n]).abs().max() for n in one if n.startswith(part))
         assert moved > 1e-3, part
 
 
@@ -252,6 +248,6 @@ def draw(rank: int, world: int, folder: str) -> None:
 
 
 def test_processes_seeded_alike_draw_other_views(tmp_path: Path) -> None:
-    mp.spawn(draw, (2, str(tmp_path)), nprocs=2)
+    start(draw, (2, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
     assert not any(torch.allclose(a, b) for a, b in zip(first, second))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 SMALL = {
-    'model': 'resnet18',
+    'model': 'resnet10t',
     'size': 64,
     'queue_size': 24,
     'hidden_dim': 16,

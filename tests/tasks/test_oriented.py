@@ -15,8 +15,12 @@ from torch.utils.data import DataLoader
 
 from cmid_geo.metrics.rotated_mean_average_precision import RotatedMAP
 from cmid_geo.ops.rotated_boxes import corners, rotated_iou
-from cmid_geo.tasks.oriented import OrientedDetection
-from cmid_geo.tasks.oriented_targets import check_boxes, rectangles, targets_of
+from cmid_geo.tasks.oriented import (
+    OrientedDetection,
+    check_boxes,
+    rectangles,
+    targets_of,
+)
 
 SMALL: dict[str, Any] = {
     'backbone': 'resnet18', 'num_classes': 3, 'fpn_channels': 16, 'head_channels': 32,
@@ -208,8 +212,11 @@ class TestTargets:
             )
 
     def test_boxes_outside_and_none_are_fine(self) -> None:
-        check_boxes(torch.tensor([[-50.0, 900, 5, 2, 9]]), torch.tensor([2]), 3)
-        check_boxes(torch.zeros(0, 5), torch.zeros(0, dtype=torch.long), 3)
+        boxes = torch.tensor([[-50.0, 900, 5, 2, 9]])
+        given = boxes.clone()
+        check_boxes(boxes, torch.tensor([2]), 3)
+        check_boxes(boxes[:0], torch.zeros(0, dtype=torch.long), 3)
+        assert torch.equal(boxes, given)
 
 
 class TestRefused:

@@ -143,8 +143,11 @@ def test_what_is_no_box_is_refused(boxes: list, labels: list, message: str) -> N
 
 
 def test_boxes_at_the_limits_pass() -> None:
-    check_boxes(torch.tensor([[-5.0, 0, 900, 0]]), torch.tensor([2]), 3)
-    check_boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 3)
+    boxes = torch.tensor([[-5.0, 0, 900, 0]])
+    given = boxes.clone()
+    check_boxes(boxes, torch.tensor([2]), 3)
+    check_boxes(boxes[:0], torch.zeros(0, dtype=torch.long), 3)
+    assert torch.equal(boxes, given)
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,19 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ...options import Format, Side
 from ...version import __version__
 from ..backbones import create_backbone
 from .checkpoint import ABOUT, write_atomically
 from .export_onnx import VALUES, RawBackbone, write_onnx, write_torchscript
 from .loading import load_backbone
 from .sources import VERSION, Source, read_source
-
-Side = Literal['teacher', 'student']
-Format = Literal['ckpt', 'safetensors', 'onnx', 'torchscript']
 
 #: Formats by the ending of a file's name.
 ENDINGS: dict[str, Format] = {
@@ -143,10 +141,10 @@ def _describe(weights: Any, side: Side | None) -> tuple[Source, dict[str, Any]]:
         raise ValueError(
             f'{found.name} holds no backbone of the {side}, leave out source=...'
         )
-    first = next(tensor for tensor in found.tensors.values() if tensor.ndim == 4)
     about = {
         'model': found.model,
-        'in_channels': first.shape[1],
+        # Not by the first convolution: of files that sort names it may be one in the depth
+        'in_channels': len(known['low']),
         'size': known.get('size', 224),
         'bands': list(known.get('bands') or ()),
         'source': known.get('source', 'student'),
