@@ -289,24 +289,23 @@ def map_scenes(
     )  # fmt: skip
     if devices * num_nodes > 1:
         trainer = Trainer(
-            accelerator=device, devices=devices, num_nodes=num_nodes, precision=precision,
-            callbacks=[MapWriter(progress=True)], logger=False, enable_progress_bar=False,
-            enable_model_summary=False,
+            accelerator=device, devices=devices, num_nodes=num_nodes, precision=precision, logger=False,
+            callbacks=[MapWriter(progress=True)], enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.predict(mapper, windows, return_predictions=False)
         return windows.tally
     check_counts(num_workers=num_workers)
-    found, tally = windows.find_scenes(mapper), windows.tally
+    tally, found = windows.tally, windows.find_scenes(mapper)
     with mapper.running(device, precision):
         for number, scene in enumerate(found, 1):
             say = f'[{number}/{len(found)}] {scene.out.name}'
             with tally.trying(scene.name):
                 job = windows.plan(mapper, scene, precision)
-                if job is not None:
+                if job is None:
+                    print(f'{say} is there', file=sys.stderr)
+                else:
                     write_job(mapper, job, batch_size, num_workers, progress=say)
                     tally.made.append(scene.out)
             if scene.name in tally.failed:
                 print(f'{say} failed: {tally.failed[scene.name]}', file=sys.stderr)
-            elif scene.out in tally.skipped:
-                print(f'{say} is there', file=sys.stderr)
     return tally

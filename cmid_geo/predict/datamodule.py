@@ -83,9 +83,7 @@ class SceneWindows(LightningDataModule):
         """
         product = mapper.product
         ending = f'.{self.format}' if product.kind == 'objects' else '.tif'
-        return list_scenes(
-            self.scenes, self.out, product.dates, ending, self.declared
-        )
+        return list_scenes(self.scenes, self.out, product.dates, ending, self.declared)
 
     def plan(
         self,

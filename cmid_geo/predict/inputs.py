@@ -6,6 +6,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -169,7 +170,7 @@ def open_source(
 
 
 def _open_one(
-    given: SceneFile,
+    given: Any,
     bands: Sequence[str | int] | None,
     declared: Declared,
     choose: Choice | None,

@@ -153,7 +153,9 @@ def _names(found: Sequence[tuple[Found, ...]]) -> list[str]:
     plain = ['_'.join(dict.fromkeys(map(_name, dates))) for dates in found]
     counts = Counter(plain)
     names = [
-        name if counts[name] == 1 else f'{PurePath(_files(dates[0])[0]).parent.name}_{name}'
+        name
+        if counts[name] == 1
+        else f'{PurePath(_files(dates[0])[0]).parent.name}_{name}'
         for name, dates in zip(plain, found, strict=True)
     ]
     # Beside a map may lie its probabilities

@@ -58,7 +58,7 @@ class Layer:
     decide: Step = unchanged
     names: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
-    colours: tuple[tuple[int, int, int], ...] = ()
+    colours: tuple[tuple[int, ...], ...] = ()
     masked: bool = False
 
     def finish(self, values: Tensor, valid: Tensor) -> np.ndarray:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import rasterio
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, UInt8
@@ -19,6 +18,7 @@ from ..ops.cells import CELL
 from ..tasks import CMID
 from .cog import RasterFile
 from .inputs import SceneSource
+from .outputs import Layer
 from .predictor import SceneMapper
 
 #: A part of a scene: first column, first row, width and height in pixels.
@@ -40,9 +40,11 @@ def principal_axes(
     Returns:
         The mean, and the axes by falling variance.
     """
-    sums = [(part.sum(0), len(part)) for part in vectors()]
-    mean = sum(total for total, _ in sums) / max(sum(number for _, number in sums), 1)
-    spread = sum((part - mean).T @ (part - mean) for part in vectors())
+    sums, numbers = zip(*((part.sum(0), len(part)) for part in vectors()), strict=True)
+    mean = np.sum(sums, axis=0) / max(sum(numbers), 1)
+    spread = np.zeros((len(mean), len(mean)))
+    for part in vectors():
+        spread += (part - mean).T @ (part - mean)
     axes = np.linalg.eigh(spread)[1][:, ::-1][:, :count].T
     largest = np.take_along_axis(axes, abs(axes).argmax(1)[:, None], 1)
     return mean, axes * np.sign(largest)
@@ -181,7 +183,7 @@ def write_map(
         colours: On the scene's grid, 0 where there is no data.
         dataset: Holds the scene.
         scene: Index of the scene in ``dataset.scenes``.
-        path: GeoTIFF to write, tiled and compressed, with the scene's CRS and transform.
+        path: Cloud-optimised GeoTIFF to write, with the scene's CRS and transform.
         part: First column, first row, width and height in pixels; by default the whole scene.
     """
     grid = dataset.scenes[scene].grid
@@ -192,9 +194,7 @@ def write_map(
             f'a map of {height}x{width} pixels does not line up with a scene of '
             f'{grid.height}x{grid.width}: pass one value a pixel'
         )
-    options = {'tiled': True, 'blockxsize': 256, 'blockysize': 256, 'compress': 'deflate'}  # fmt: skip
-    with rasterio.open(
-        path, 'w', driver='GTiff', count=bands, height=height, width=width, dtype='uint8',
-        crs=dataset.crs.to_wkt(), transform=grid.transform, nodata=0, **options,
-    ) as file:  # fmt: skip
-        file.write(colours)
+    layer = Layer('', bands, 'uint8', 0)
+    file = RasterFile(path.parent, path.name, layer, grid)
+    file.write((0, 0), colours)
+    file.close()

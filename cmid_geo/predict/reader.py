@@ -126,7 +126,7 @@ class Windows:
         yield from map(self._join, held.values())
 
     def _join(self, windows: Sequence[Batch]) -> Batch:
-        batch = {name: [window[name] for window in windows] for name in windows[0]}
+        batch: Batch = {name: [each[name] for each in windows] for name in windows[0]}
         for name in ('image', 'valid'):
             joined = torch.from_numpy(np.stack(batch[name]))
             # Pinned memory is copied while the GPU computes

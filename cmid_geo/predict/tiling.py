@@ -50,14 +50,16 @@ class Axis:
             found.append((low, high, tuple(range(first, last))))
         return tuple(found)
 
-    @functools.cached_property
-    def segments_of(self) -> tuple[tuple[int, ...], ...]:
-        """The segments of each window."""
-        found: list[list[int]] = [[] for _ in self.starts]
-        for number, (_, _, windows) in enumerate(self.segments):
-            for window in windows:
-                found[window].append(number)
-        return tuple(map(tuple, found))
+    def segments_of(self, window: int) -> list[int]:
+        """Find the segments of a window.
+
+        Args:
+            window: Its number.
+
+        Returns:
+            Numbers of the segments, rising.
+        """
+        return [n for n, segment in enumerate(self.segments) if window in segment[2]]
 
     @functools.cached_property
     def weights(self) -> Float[np.ndarray, 'size']:
@@ -156,8 +158,8 @@ class Tiling:
             The regions, which together are the window's part of the scene.
         """
         row, col = divmod(window, len(self.across.starts))
-        for one in self.down.segments_of[row]:
-            for other in self.across.segments_of[col]:
+        for one in self.down.segments_of(row):
+            for other in self.across.segments_of(col):
                 yield self.region(one, other)
 
     def region(self, row: int, col: int) -> Region:

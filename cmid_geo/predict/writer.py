@@ -25,7 +25,7 @@ from .job import Job
 from .pca import write_components
 from .predictor import SceneMapper
 from .reader import Batch, Windows
-from .vectors import Objects, merge_objects, objects_of_window, write_objects
+from .vectors import OBJECT, merge_objects, objects_of_window, write_objects
 
 #: How many windows with data tell whether a scene's values fit.
 WATCHED = 4
@@ -45,9 +45,8 @@ class RangeWatch:
             low: Raw value of each band, or of all, that becomes 0; None where not known.
             high: Raw value of each band, or of all, that becomes 1; None where not known.
         """
-        self.name, self.low, self.high = name, low, high
-        self._left = 0 if low is None else WATCHED
-        self._seen: list[tuple[int, int, float, float]] = []
+        self.name, self.limits = name, None if low is None else (low, high)
+        self._seen: list[Tensor] = []
 
     def see(self, image: Tensor, valid: Tensor, is_last: bool) -> None:
         """Look at a window; at the last of the first ones, say what was seen.
@@ -57,32 +56,30 @@ class RangeWatch:
             valid: (rows, cols).
             is_last: Whether no window follows.
         """
-        if not self._left:
+        if self.limits is None:
             return
         values = image[..., valid].cpu()
-        if values.numel():
-            low, high = (torch.tensor(v).view(-1, 1) for v in (self.low, self.high))
-            outside = int(((values < low) | (values > high)).sum())
-            ends = float(values.min()), float(values.max())
-            self._seen.append((outside, values.numel(), *ends))
-            self._left -= 1
-        if self._seen and (is_last or not self._left):
-            self._left = 0
-            self._tell()
+        self._seen += [values] if values.numel() else []
+        if is_last or len(self._seen) == WATCHED:
+            self._tell(*self.limits)
+            self.limits, self._seen = None, []
 
-    def _tell(self) -> None:
-        outside, total, least, most = zip(*self._seen, strict=True)
-        fraction = sum(outside) / sum(total)
-        if fraction <= 0.5:
+    def _tell(self, *limits: list[float] | float) -> None:
+        values = torch.cat(self._seen, -1) if self._seen else torch.zeros(0)
+        low, high = (torch.tensor(limit).view(-1, 1) for limit in limits)
+        outside = ((values < low) | (values > high)).double().mean().item()
+        # Nothing at all is no half
+        if not outside > 0.5:
             return
+        # One that all bands share is said once
         low, high = (
-            each if not isinstance(each, list) or len(set(each)) > 1 else each[0]
-            for each in (self.low, self.high)
+            limit if len(set(each.flatten().tolist())) > 1 else each[0].item()
+            for each, limit in zip((low, high), limits, strict=True)
         )
         warnings.warn(
-            f'{100 * fraction:.0f} % of the values of {self.name} in its first windows, from '
-            f'{min(least):g} to {max(most):g}, lie outside of {low} to {high}, which the network knows as 0 '
-            'and 1, and are clamped: the map can say little. Give the raw values of this scene that stand '
+            f'{100 * outside:.0f} % of the values of {self.name} in its first windows, from '
+            f'{values.min():g} to {values.max():g}, lie outside of {low} to {high}, which the network knows as '
+            '0 and 1, and are clamped: the map can say little. Give the raw values of this scene that stand '
             'for 0 and 1 by --low and --high (low= and high=)',
             stacklevel=2,
         )
@@ -203,7 +200,7 @@ class ObjectsInMaking(MapInMaking):
     def __init__(self, job: Job, mine: range, rank: int = 0) -> None:
         """Begin with none."""
         super().__init__(job, mine, rank)
-        self._found: list[Objects] = []
+        self._found = [np.zeros(0, OBJECT)]
 
     def _take(self, window: int, prediction: Any, valid: Tensor) -> None:
         if prediction is None:
@@ -213,21 +210,20 @@ class ObjectsInMaking(MapInMaking):
             prediction, col, row, job.size, job.grid.width, job.grid.height,
             threshold=job.product.threshold,
         )  # fmt: skip
-        centres = found.corners.mean(axis=1) - (col, row)
+        centres = found['corners'].mean(axis=1) - (col, row)
         x, y = centres.astype(int).clip(0, job.size - 1).T
-        found = found.take(valid.cpu().numpy()[y, x])
+        found = found[valid.cpu().numpy()[y, x]]
         if self.is_whole:
             self._found.append(found)
         else:
-            arrays = found.corners, found.scores, found.labels, found.cut
-            self.spill.put((window,), *arrays)
+            self.spill.put((window,), found)
 
     def finish(self, spills: Sequence[Spill] = ()) -> list[Path]:
         """Merge what all windows hold."""
         for spill in spills:
-            self._found += [Objects(*spill.take(key)) for key in list(spill.places)]
+            self._found += [spill.take(key)[0] for key in list(spill.places)]
         job, path = self.job, self.job.folder / self.job.out.name
-        merged = merge_objects(Objects.join(self._found), job.product.nms_thresh)
+        merged = merge_objects(np.concatenate(self._found), job.product.nms_thresh)
         notes = json.dumps(job.notes, sort_keys=True)
         write_objects(merged, path, job.grid, job.product.classes, notes)
         return [path]
@@ -338,11 +334,15 @@ class Maps:
             self._waiting.popleft().result()
         for number, making in list(self._making.items()):
             if making.left:
-                self.failed[number] = ValueError('not all of its windows were predicted')
+                self.failed[number] = ValueError(
+                    'not all of its windows were predicted'
+                )
                 self._making.pop(number).drop()
         return {number: making.spill for number, making in self._making.items()}
 
-    def put_together(self, spills: Sequence[dict[int, Spill]], failed: set[int]) -> None:
+    def put_together(
+        self, spills: Sequence[dict[int, Spill]], failed: set[int]
+    ) -> None:
         """Finish the maps that this process puts together.
 
         Args:

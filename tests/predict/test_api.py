@@ -17,8 +17,8 @@ from rasterfiles import noise, tear, truncate, write
 
 from cmid_geo import SemanticSegmentation
 from cmid_geo.__main__ import main
-from cmid_geo.predict import SceneMapper, map_scenes, predict_scene
 from cmid_geo.datasets.scene import Declared
+from cmid_geo.predict import SceneMapper, map_scenes, predict_scene
 from cmid_geo.predict.api import Tally
 from cmid_geo.predict.job import plan_map
 from cmid_geo.predict.listing import list_scenes

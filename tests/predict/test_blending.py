@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmid_geo.predict.blending import Blender, blend
-from cmid_geo.predict.blending import Spill
+from cmid_geo.predict.blending import Blender, Spill, blend
 from cmid_geo.predict.tiling import Tiling, cut_scene
 
 SIZE = 16
