@@ -1,37 +1,53 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Base of the datamodules: value range, scaling and augmentation on the device, loaders."""
+"""Base of all datamodules: batches scaled to [0, 1] and, in training, augmented on the device."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader
+from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets.utils import Sample
 
 from ..ops.value_range import ValueRange
 
+#: Entries of samples that differ in length from image to image: batches hold lists of them.
+LISTED = ('bbox_xyxy', 'bbox', 'label', 'difficult')
 
-class ScaledDataModule(LightningDataModule):
-    """A datamodule that scales batches of raw values to [0, 1], with or without a trainer.
+
+class ScaledDataModule(BaseDataModule):
+    """What our datamodules have in common.
 
     Attributes:
-        value_range: By which batches are scaled. A trained task puts its own here: new images are
-            read as its network knows them.
-        statistics: Value range of the training data, once set up; a fit begins with it.
+        value_range: Raw values that become 0 and 1, known after ``setup``. A task may replace it by
+            its own, so that images are read as its network knows them, until ``setup('fit')``.
+        augmentation: Takes the entries *augmented* of a training batch in [0, 1] and returns them
+            altered; None for no augmentation.
     """
 
     value_range: ValueRange | None = None
-    statistics: ValueRange | None = None
+    augmentation: nn.Module | None = None
+    augmented: tuple[str, ...] = ('image', 'mask', 'valid')
+    #: Arguments that tell where the data of a split are.
+    given_by = '{split}=...'
+
+    collate_fn: Any
+    _statistics: ValueRange | None = None
+
+    @property
+    def statistics(self) -> ValueRange | None:
+        """The value range that was stated, or estimated from what is trained on."""
+        return self._statistics
 
     def scale(self, batch: Sample) -> Sample:
-        """Bring a batch of raw values to [0, 1].
+        """Bring a batch of raw images to [0, 1].
 
         Args:
-            batch: With ``image`` (..., C, H, W), raw, and optionally ``valid`` (B, H, W) or
-                (..., H, W) bool.
+            batch: With ``image`` (B, ..., C, H, W), raw, and ``valid`` (B, ..., H, W) bool where
+                images have it, of each date or of all together.
 
         Returns:
             The batch with ``image`` in [0, 1], 0 where not valid.
@@ -43,29 +59,32 @@ class ScaledDataModule(LightningDataModule):
             raise ValueError(
                 "the range of the bands is not known yet: call setup('fit') before using batches"
             )
-        image, valid = self.value_range.scale(batch['image']), batch.get('valid')
-        if valid is not None:
-            # Of several dates each has its own, or they share one
-            shared = image.ndim - 1 > valid.ndim
-            image.mul_((valid.unsqueeze(1) if shared else valid).unsqueeze(-3))
-        return {**batch, 'image': image}
+        image = self.value_range.scale(batch['image'])
+        if 'valid' in batch:
+            valid = batch['valid'].unsqueeze(-3)
+            image.mul_(valid if valid.ndim == image.ndim else valid.unsqueeze(1))
+        return batch | {'image': image}
 
     def augment_batch(self, batch: Sample) -> Sample:
-        """Augment a batch of training; not by default.
+        """Augment a batch of training.
 
         Args:
-            batch: In [0, 1].
+            batch: With images in [0, 1].
 
         Returns:
-            The batch, augmented.
+            The batch with its entries *augmented* altered alike; those that it lacks are left out.
         """
-        return batch
+        if self.augmentation is None:
+            return batch
+        altered = self.augmentation(*(batch.get(name) for name in self.augmented))
+        found = zip(self.augmented, altered, strict=True)
+        return batch | {name: value for name, value in found if value is not None}
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Scale a batch on its device and, in training, augment it.
+        """Scale a batch on its device, with or without a trainer, and augment it in training.
 
         Args:
-            batch: Of raw values.
+            batch: A batch of raw images.
             dataloader_idx: Not used.
 
         Returns:
@@ -75,47 +94,69 @@ class ScaledDataModule(LightningDataModule):
         training = self.trainer is not None and self.trainer.training
         return self.augment_batch(batch) if training else batch
 
-    def make_loader(
-        self, dataset: Dataset[Sample], split: str, drop_last: bool, **options: Any
-    ) -> DataLoader[Sample]:
-        """Make a loader with the batch size and the workers of the datamodule.
+    def val_dataloader(self) -> Any:
+        """Return the validation batches; of a fit none where nothing is held out."""
+        held = self.val_dataset is not None or self.train_dataset is None
+        return super().val_dataloader() if held else []
 
-        Args:
-            dataset: To load from.
-            split: Either 'train', 'val', 'test' or 'predict'.
-            drop_last: Whether training drops an incomplete last batch.
-            **options: Of the loader, such as ``sampler`` or ``shuffle``.
-
-        Returns:
-            The loader.
-        """
-        module: Any = self
+    def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
+        """Make a loader; only training drops an incomplete last batch, if it is not the only one."""
+        dataset, train = self._valid_attribute(f'{split}_dataset'), split == 'train'
+        size = self._valid_attribute(f'{split}_batch_size', 'batch_size')
+        sampler = getattr(self, f'{split}_sampler', None)
         return DataLoader(
-            dataset,
-            batch_size=module.batch_size,
-            num_workers=module.num_workers,
-            collate_fn=module.collate_fn,
-            drop_last=split == 'train' and drop_last,
-            persistent_workers=module.num_workers > 0,
+            dataset=dataset,
+            batch_size=size,
+            shuffle=train and sampler is None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+            drop_last=train and len(dataset if sampler is None else sampler) >= size,
+            persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            **options,
+        )
+
+    def _learn(self, found: ValueRange) -> None:
+        """Take over the value range of what is trained on."""
+        self._statistics = self.value_range = found
+
+    def _begin(self, stage: str) -> None:
+        """Forget the value range of the task before, where another begins to train."""
+        if stage == 'fit':
+            self.value_range = self.statistics
+
+    def _refuse(self, split: str) -> NoReturn:
+        """Refuse a split of which the user gave no data."""
+        verb = 'validate' if split == 'val' else split
+        given = self.given_by.format(split=split)
+        raise ValueError(
+            f'{given.split("=")[0]}=None: there is nothing to {verb} on: give {type(self).__name__}({given})'
         )
 
 
-def check_fraction(name: str, value: float) -> None:
-    """Refuse a fraction of the data that is none.
+def collate_boxes(samples: list[Sample]) -> dict[str, Any]:
+    """Make a batch of images of one size: boxes and their labels are listed, all else is stacked.
 
     Args:
-        name: Of the argument.
-        value: The fraction.
+        samples: With ``image``, and boxes.
+
+    Returns:
+        The batch.
 
     Raises:
-        ValueError: If it is not in (0, 1].
+        ValueError: If sizes or bands differ.
     """
-    if not 0 < value <= 1:
+    shapes = sorted({tuple(sample['image'].shape) for sample in samples})
+    if len(shapes) > 1:
         raise ValueError(
-            f'{name}={value} is a fraction of the data: give one above 0, at most 1'
+            f'images of (bands, height, width) {shapes[0]} and {shapes[1]} are in one batch: bring them '
+            'to one size by size=, and choose bands that all have by bands='
         )
+    columns = {key: [sample[key] for sample in samples] for key in samples[0]}
+    return {
+        key: column if key in LISTED else torch.stack(column)
+        for key, column in columns.items()
+    }
 
 
 @rank_zero_only
@@ -123,6 +164,6 @@ def show(text: str) -> None:
     """Print on the first process only.
 
     Args:
-        text: To print.
+        text: What to print.
     """
     print(text)

@@ -9,22 +9,23 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Sampler
 from torchgeo.datasets.utils import Sample
 
-from ..datasets import Chip, SceneDataset, estimate_statistics
+from ..datasets import Chip, SceneDataset
 from ..datasets.change import ChangePairs
 from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
-from ..datasets.label_fraction import draw_fraction
-from ..datasets.samplers import ListedChips, windows
+from ..datasets.label_fraction import check_fraction
+from ..datasets.samplers import windows
 from ..transforms.change import PairAugmentation
-from .base import check_fraction, show
 from .scenes import SceneDataModule
 
 
 class ChangeDataModule(SceneDataModule):
-    """Chips of places seen at two dates, scaled to [0, 1] and altered on the device.
+    """Chips of places seen at two dates, scaled to [0, 1] and augmented on the device.
 
     Batches hold ``image`` (B, 2, C, H, W) float32 in [0, 1], ``mask`` (B, H, W) int64 and
-    ``valid`` (B, H, W) bool. Training draws windows anew each epoch and alters them; validation
-    and test cover their places once, window by window, so that every pixel counts once.
+    ``valid`` (B, H, W) bool. Training draws windows anew each epoch and augments them; with a
+    *label_fraction* below 1 places are cut into windows of *patch_size*, of which that fraction is
+    kept, of those with change and of those without alike. Validation and test cover their places
+    once, window by window, so that every pixel counts once.
 
     Attributes:
         names: Of the places of each split, once set up.
@@ -67,25 +68,25 @@ class ChangeDataModule(SceneDataModule):
         Args:
             root: A folder of folders, one a place, each with a mask and two dates.
             before: Instead of *root*: a folder, a glob, a file, or several, of the first dates.
-            after: Likewise of the second dates.
-            masks: Likewise of the masks.
-            patch_size: Side of a chip in pixels, a multiple of 32.
+            after: Instead of *root*: a folder, a glob, a file, or several, of the second dates.
+            masks: Instead of *root*: a folder, a glob, a file, or several, of the masks.
+            patch_size: Side of the chips in pixels, a multiple of 32 for most networks.
             length: Chips in a training epoch, over all processes.
-            batch_size: Chips in a batch, in each process.
+            batch_size: Samples in a batch of training, in each process.
             num_workers: Processes that load data, for each process that trains.
-            bands: Bands by name or position from 1; all by default.
+            bands: Bands in the order wanted: positions from 1 or, of scenes, names. All where the default is
+                None.
             low: Raw value, or one a band, that becomes 0.
-            high: Raw value, or one a band, that becomes 1. By default 0 and 255 for uint8, else
-                the 2nd and 98th percentiles of the places to train on.
+            high: Raw value, or one a band, that becomes 1. Where the default is None, by default 0 and 255 for
+                uint8, else the 2nd and 98th percentiles of what is trained on.
             val_places: Names of places to validate on; by default those to train on, which tells
                 whether training works but not whether it generalises.
             test_places: Names of places to test on; by default those of validation.
-            label_fraction: Share of the training windows that are used, in (0, 1]. Below 1 places
-                are cut into windows of *patch_size*, of which that share is kept, of those with
-                change and of those without alike; more labels contain fewer.
-            seed: Of the chips, and of the windows that are kept.
-            min_valid: Least share of a training chip that must be valid, in [0, 1].
-            augment: Whether to alter training chips.
+            label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
+            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
+                ``seed_everything`` sets.
+            min_valid: Least fraction of a training chip that must be valid, in [0, 1].
+            augment: Whether to augment training batches on the device.
             zoom: Smallest and largest enlargement of training chips.
             binary: Whether any value of a mask but 0 is change.
             ignore_index: Label to give where a mask holds no data.
@@ -98,24 +99,22 @@ class ChangeDataModule(SceneDataModule):
             file_crs: The CRS of files that state none, such as EPSG:32633.
 
         Raises:
-            ValueError: If an epoch is shorter than a batch, or the share is none.
+            ValueError: If a fraction is out of range.
         """
         super().__init__(
-            root or masks or '', patch_size, length, batch_size, num_workers, low=low,
-            high=high, min_valid=min_valid, seed=seed,
+            root or masks or '', patch_size, length, batch_size, num_workers, bands=bands, low=low,
+            high=high, min_valid=min_valid, seed=seed, band_regex=band_regex, date_regex=date_regex,
+            zero_is_nodata=zero_is_nodata, nodata=nodata, file_crs=file_crs,
         )  # fmt: skip
-        check_fraction('label_fraction', label_fraction)
-        self.shared: dict[str, Any] = {
+        self.options: dict[str, Any] = {
+            'root': root, 'before': before, 'after': after, 'masks': masks,
+            'mask_name': mask_name, 'binary': binary, 'ignore_index': ignore_index,
             'bands': bands, 'band_regex': band_regex, 'date_regex': date_regex,
             'zero_is_nodata': zero_is_nodata, 'nodata': nodata, 'file_crs': file_crs,
         }  # fmt: skip
-        self.options: dict[str, Any] = self.shared | {
-            'root': root, 'before': before, 'after': after, 'masks': masks,
-            'mask_name': mask_name, 'binary': binary, 'ignore_index': ignore_index,
-        }  # fmt: skip
         self.held = {'val': val_places, 'test': test_places}
-        self.label_fraction = label_fraction
-        self.augment = PairAugmentation(zoom=zoom) if augment else None
+        self.label_fraction = check_fraction(label_fraction)
+        self.augmentation = PairAugmentation(zoom=zoom) if augment else None
         self.names: dict[str, tuple[str, ...]] = {}
 
     def setup(self, stage: str) -> None:
@@ -125,12 +124,11 @@ class ChangeDataModule(SceneDataModule):
             stage: Either 'fit', 'validate', 'test' or 'predict'.
 
         Raises:
-            ValueError: If the places cannot be used, with what to do.
+            ValueError: If an epoch is shorter than a batch, or the places cannot be used, with what to
+                do.
         """
-        self._check_length(self.trainer.world_size if self.trainer else 1)
+        self._begin(stage)
         self._say_what_is_not_held_out(stage)
-        if stage == 'fit':
-            self.value_range = self.statistics
         if isinstance(self.dataset, ChangePairs):
             return
         self.dataset = pairs = ChangePairs(**self.options)
@@ -138,20 +136,12 @@ class ChangeDataModule(SceneDataModule):
         self.train_dataset = train = pairs.select(self.names['train'])
         self.val_dataset = pairs.select(self.names['val'])
         self.test_dataset = self.predict_dataset = pairs.select(self.names['test'])
-        self.statistics = self.value_range = estimate_statistics(
-            SceneDataset(train.files, **self.shared), self.low, self.high,
-            min(64, self.chip_size), min_valid=self.min_valid,
-        )  # fmt: skip
-        show(f'places {self.names}; raw values low and high become 0 and 1:')
-        show(str(self.statistics))
-        self.train_sampler = self._train_sampler(train)
+        scenes = SceneDataset(train.files, **self.kwargs)
+        self._estimate(scenes, min(64, self.chip_size), f'places {self.names};')
+        self.train_sampler = self._training_chips(train)
         self.val_sampler = windows(self.val_dataset, self.chip_size)
         self.test_sampler = windows(self.test_dataset, self.chip_size)
         self.predict_sampler = self.test_sampler
-
-    def augment_batch(self, batch: Sample) -> Sample:
-        """Augment pairs and masks of training alike."""
-        return batch if self.augment is None else alter(self.augment, batch)
 
     def _say_what_is_not_held_out(self, stage: str) -> None:
         """Warn of a stage that sees the places that are trained on."""
@@ -188,37 +178,14 @@ class ChangeDataModule(SceneDataModule):
         test = [name for name in pairs.places if name in held['test']] or val
         return {'train': tuple(train), 'val': tuple(val), 'test': tuple(test)}
 
-    def _train_sampler(self, pairs: ChangePairs) -> Sampler[Chip]:
+    def _training_chips(self, pairs: ChangePairs) -> Sampler[Chip]:
         """Random windows of all places, or of the few whose labels are used."""
         if self.label_fraction == 1:
-            return self._random_chips(pairs, self.epoch_length, 0)
+            return self._random_chips(pairs, self.epoch_length)
         chips = windows(pairs, self.chip_size)
-        samples = [pairs[chip] for chip in chips]
-        unknown = self.options['ignore_index']
-        changed = [
-            bool(((each['mask'] > 0) & (each['mask'] != unknown) & each['valid']).any())
-            for each in samples
-        ]
-        kept = draw_fraction(changed, self.label_fraction, self.seed or 0)
-        show(f'{len(kept)} of {len(chips)} windows are trained on')
-        return ListedChips([chips[i] for i in kept], self.epoch_length, self.seed or 0)
+        return self._few_chips(chips, [self._has_change(pairs[chip]) for chip in chips])
 
-
-def alter(augment: PairAugmentation, batch: Sample) -> Sample:
-    """Alter a batch; TorchGeo's masks, which have a band, keep it.
-
-    Args:
-        augment: How.
-        batch: With ``image`` in [0, 1], ``mask`` and optionally ``valid``.
-
-    Returns:
-        The batch with all three anew.
-    """
-    mask = batch['mask']
-    banded = mask.ndim == 4
-    image, labels, valid = augment(
-        batch['image'], mask.squeeze(1) if banded else mask, batch.get('valid')
-    )
-    return batch | {
-        'image': image, 'mask': labels.unsqueeze(1) if banded else labels, 'valid': valid,
-    }  # fmt: skip
+    def _has_change(self, sample: Sample) -> bool:
+        """Tell whether a chip shows change where both dates are valid."""
+        known = sample['valid'] & (sample['mask'] != self.options['ignore_index'])
+        return bool((known & (sample['mask'] > 0)).any())

@@ -3,16 +3,17 @@
 
 """Batches of labelled images from folders, one folder a class."""
 
+import functools
 from pathlib import Path
 
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets.utils import Sample
 
 from ..datasets.image_folder import ImageFolders
-from ..datasets.label_fraction import draw_fraction
-from ..ops.value_range import ValueRange
+from ..datasets.label_fraction import check_fraction, hold_out
+from ..datasets.statistics import state_range
 from ..transforms.segmentation import LabelledAugmentation
 from .base import ScaledDataModule
 
@@ -30,8 +31,8 @@ class ImageFolderDataModule(ScaledDataModule, NonGeoDataModule):
         size: int = 224,
         batch_size: int = 64,
         num_workers: int = 0,
-        low: float = 0.0,
-        high: float = 255.0,
+        low: float | list[float | int] = 0.0,
+        high: float | list[float | int] = 255.0,
         val_fraction: float = 0.1,
         label_fraction: float = 1.0,
         augment: bool = True,
@@ -43,32 +44,29 @@ class ImageFolderDataModule(ScaledDataModule, NonGeoDataModule):
         Args:
             root: Folder of ``train``, and of ``val`` and ``test`` where there are.
             size: Side that images are brought to, in pixels, a multiple of 32 for most networks.
-            batch_size: Images in a batch, in each process.
+            batch_size: Samples in a batch of training, in each process.
             num_workers: Processes that load data, for each process that trains.
-            low: Raw value that becomes 0.
-            high: Raw value that becomes 1.
-            val_fraction: Share of the training images that validates where there is no ``val``.
-            label_fraction: Share of the other training images to learn from, of each class alike,
-                in (0, 1].
-            augment: Whether to flip, turn, enlarge and brighten training images.
-            scale: Share of an image's area that is enlarged to all of it; None for all.
-            seed: Of the shares.
+            low: Raw value, or one a band, that becomes 0.
+            high: Raw value, or one a band, that becomes 1. Where the default is None, by default 0 and 255 for
+                uint8, else the 2nd and 98th percentiles of what is trained on.
+            val_fraction: Fraction of the training images that is held out, where there are none to validate on, in
+                (0, 1), of each class alike.
+            label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
+            augment: Whether to augment training batches on the device.
+            scale: Smallest and largest area of a training crop, as fractions of the image's, enlarged to all of
+                it; None for whole images.
+            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
+                ``seed_everything`` sets.
 
         Raises:
-            ValueError: If *high* is not above *low*.
+            ValueError: If *high* is not above *low*, or a fraction is out of range.
         """
         super().__init__(ImageFolders, batch_size, num_workers)
-        if high <= low:
-            raise ValueError(
-                f'low={low} and high={high}: the raw value that becomes 1 must be above that which '
-                'becomes 0'
-            )
+        self._learn(state_range(low, high))
         self.root, self.size, self.seed = Path(root), size, seed
-        self.val_fraction, self.label_fraction = val_fraction, label_fraction
+        self.val_fraction = check_fraction(val_fraction, 'val_fraction', False)
+        self.label_fraction = check_fraction(label_fraction)
         self.augmentation = LabelledAugmentation(size, scale) if augment else None
-        # By these a task learns which raw values are 0 and 1, in all bands
-        self.statistics = ValueRange((), (low,), (high,), (0.0,), (1.0,))
-        self.value_range = self.statistics
         self.classes: list[str] | None = None
 
     def setup(self, stage: str) -> None:
@@ -79,50 +77,46 @@ class ImageFolderDataModule(ScaledDataModule, NonGeoDataModule):
 
         Raises:
             DatasetNotFoundError: If there is no image.
-            ValueError: If the folders do not hold the same classes, or a share is out of range.
+            ValueError: If the folders do not hold the same classes.
         """
-        train = ImageFolders(self.root / 'train', transforms=self.resize)
-        self.classes = train.classes
-        everything = set(range(len(train)))
-        if (self.root / 'val').is_dir():
-            held: set[int] = set()
-            self.val_dataset = self._same(train, 'val')
-        else:
-            held = set(draw_fraction(train.labels, self.val_fraction, self.seed))
-            self.val_dataset = Subset(train, sorted(held))
-        rest = sorted(everything - held)
-        drawn = draw_fraction(train.labels[rest], self.label_fraction, self.seed)
-        self.train_dataset = Subset(train, [rest[index] for index in drawn])
+        self._begin(stage)
+        train = self._open('train')
+        fraction = None if (self.root / 'val').is_dir() else self.val_fraction
+        drawn, held = hold_out(train.labels, fraction, self.label_fraction, self.seed)
+        self.train_dataset = Subset(train, drawn)
+        self.val_dataset = Subset(train, held) if held else self._open('val')
         if stage in ('test', 'predict'):
-            self.test_dataset = self.predict_dataset = self._same(train, 'test')
+            self.test_dataset = self.predict_dataset = self._open('test')
 
-    def resize(self, sample: Sample) -> Sample:
-        """Bring the image of a sample to one size."""
-        size, image = (self.size, self.size), sample['image']
-        if image.shape[1:] == size:
-            return sample
-        resized = F.interpolate(image[None], size, mode='bilinear', antialias=True)[0]
-        return sample | {'image': resized}
-
-    def augment_batch(self, batch: Sample) -> Sample:
-        """Augment images of training."""
-        if self.augmentation is None:
-            return batch
-        return batch | {'image': self.augmentation(batch['image'])[0]}
-
-    def _same(self, train: ImageFolders, split: str) -> ImageFolders:
-        """Open another split, and refuse one of other classes: its labels would be others."""
-        found = ImageFolders(self.root / split, transforms=self.resize)
-        if found.classes != train.classes:
-            differ = sorted(set(found.classes) ^ set(train.classes))
+    def _open(self, split: str) -> ImageFolders:
+        """Open a split, and refuse one of other classes: its labels would be others."""
+        found = ImageFolders(
+            self.root / split, functools.partial(resize_image, size=self.size)
+        )
+        if split == 'train':
+            self.classes = found.classes
+        differ = sorted({*found.classes} ^ {*(self.classes or ())})
+        if differ:
             raise ValueError(
                 f'{split} and train do not hold the same classes ({", ".join(differ[:5])}): give each '
                 'class a folder with an image in both'
             )
         return found
 
-    def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
-        """Make a loader; few labels may be fewer than a batch, and are trained on all the same."""
-        dataset = self._valid_attribute(f'{split}_dataset')
-        whole = len(dataset) >= self.batch_size
-        return self.make_loader(dataset, split, whole, shuffle=split == 'train')
+
+def resize_image(sample: Sample, size: int) -> Sample:
+    """Resize the image of a sample.
+
+    Args:
+        sample: With ``image`` (C, H, W).
+        size: Side in pixels.
+
+    Returns:
+        The sample with ``image`` (C, size, size).
+    """
+    image = sample['image']
+    if image.shape[1:] != (size, size):
+        image = F.interpolate(
+            image[None], (size, size), mode='bilinear', antialias=True
+        )[0]
+    return sample | {'image': image}

@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import DOTA
 from torchgeo.datasets.utils import Sample
 
 from ..datasets.dota import OrientedChips, Pair, find_pairs, read_dota
-from ..datasets.label_fraction import draw_fraction
-from ..ops.value_range import ValueRange
+from ..datasets.label_fraction import check_fraction, draw_fraction
+from ..datasets.statistics import state_range
 from ..transforms.oriented import RandomTurns
-from .base import ScaledDataModule
+from .base import ScaledDataModule, collate_boxes
 
 #: Number of classes of each version of DOTA, without the background.
 CLASSES = {'1.0': 15, '1.5': 16, '2.0': 18}
@@ -29,11 +27,11 @@ class OrientedDataModule(ScaledDataModule, NonGeoDataModule):
     A folder holds ``images`` and ``labelTxt``. Batches hold ``image`` (B, C, H, W) float32 in
     [0, 1], lists ``bbox``, ``label`` and ``difficult`` with an entry an image, and ``index`` and
     ``window``; see :class:`~cmid_geo.datasets.dota.OrientedChips`, which also tells which boxes
-    belong to a chip. In training images are laid in one of eight ways.
+    belong to a chip. An image of one band stands for all *bands*. Training images are rotated by
+    quarter turns and flipped; few labels are whole images.
 
     Attributes:
         classes: Names of the classes; the first has label 1.
-        statistics: Raw values that become 0 and 1. Mean and spread are not estimated.
     """
 
     def __init__(
@@ -47,8 +45,8 @@ class OrientedDataModule(ScaledDataModule, NonGeoDataModule):
         batch_size: int = 2,
         num_workers: int = 0,
         bands: Sequence[int] = (1, 2, 3),
-        low: float | Sequence[float] = 0.0,
-        high: float | Sequence[float] = 255.0,
+        low: float | Sequence[float | int] = 0.0,
+        high: float | Sequence[float | int] = 255.0,
         label_fraction: float = 1.0,
         seed: int = 0,
         min_share: float = 0.7,
@@ -63,33 +61,35 @@ class OrientedDataModule(ScaledDataModule, NonGeoDataModule):
             val: Folder to validate on; by default that to test on.
             test: Folder to test and predict on; by default that to validate on.
             classes: Names of the classes.
-            patch_size: Side of the chips in pixels.
+            patch_size: Side of the chips in pixels, a multiple of 32 for most networks.
             overlap: Of neighbouring chips, in pixels.
-            batch_size: Chips of a batch.
+            batch_size: Samples in a batch of training, in each process.
             num_workers: Processes that load data, for each process that trains.
-            bands: Positions of bands, from 1. An image of one band stands for all of them.
+            bands: Bands in the order wanted: positions from 1 or, of scenes, names. All where the default is
+                None.
             low: Raw value, or one a band, that becomes 0.
-            high: Raw value, or one a band, that becomes 1.
-            label_fraction: Share of the training images to use, in (0, 1], see
-                :func:`~cmid_geo.datasets.label_fraction.draw_fraction`.
-            seed: Of the choice of images.
-            min_share: Least share of a box in a chip, in (0, 1].
+            high: Raw value, or one a band, that becomes 1. Where the default is None, by default 0 and 255 for
+                uint8, else the 2nd and 98th percentiles of what is trained on.
+            label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
+            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
+                ``seed_everything`` sets.
+            min_share: Least fraction of a box in a chip, in (0, 1].
             skip_empty: Whether to leave out training chips without boxes.
-            augment: Whether to flip and turn training images.
-            rotate: Share of the training images that are turned by any angle.
+            augment: Whether to augment training batches on the device.
+            rotate: Fraction of the training images that are rotated by any angle.
 
         Raises:
             ValueError: If a number is off.
         """
         super().__init__(OrientedChips, batch_size, num_workers)
+        self._learn(state_range(low, high, bands))
         self.folders = {'train': train, 'val': val or test, 'test': test or val}
         self.classes, self.bands = tuple(classes), tuple(bands)
         self.patch_size, self.overlap, self.min_share = patch_size, overlap, min_share
-        self.label_fraction, self.seed = label_fraction, seed
+        self.label_fraction, self.seed = check_fraction(label_fraction), seed
         self.skip_empty = skip_empty
-        self.turns = RandomTurns(rotate) if augment else None
-        self.statistics = self.value_range = _limits(self.bands, low, high)
-        self.collate_fn = collate
+        self.augmentation = RandomTurns(rotate) if augment else None
+        self.collate_fn = collate_boxes
 
     def setup(self, stage: str) -> None:
         """Find images, read labels and lay chips, each once.
@@ -100,6 +100,7 @@ class OrientedDataModule(ScaledDataModule, NonGeoDataModule):
         Raises:
             ValueError: If images or labels cannot be used, with what to do.
         """
+        self._begin(stage)
         if stage == 'fit' and self.train_dataset is None:
             pairs = self._pairs('train')
             labels = [read_dota(own, self.classes).labels for _, own in pairs]
@@ -120,17 +121,20 @@ class OrientedDataModule(ScaledDataModule, NonGeoDataModule):
         self.predict_dataset = self.test_dataset
 
     def augment_batch(self, batch: Sample) -> Sample:
-        """Rotate and flip images and boxes of training alike."""
-        return batch if self.turns is None else self.turns(batch)
+        """Rotate and flip a batch of training.
+
+        Args:
+            batch: With images in [0, 1].
+
+        Returns:
+            The batch with its images and boxes altered alike.
+        """
+        return batch if self.augmentation is None else self.augmentation(batch)
 
     def _pairs(self, split: str) -> list[Pair]:
         """Images of a split and their labels."""
         folder = self.folders[split]
-        if folder is None:
-            raise ValueError(
-                f'{split}=None: give OrientedDataModule({split}=...) a folder with images and labelTxt'
-            )
-        return find_pairs(folder)
+        return self._refuse(split) if folder is None else find_pairs(folder)
 
     def _chips(self, pairs: list[Pair], skip_empty: bool = False) -> OrientedChips:
         """Chips of images."""
@@ -170,17 +174,17 @@ class DOTADataModule(OrientedDataModule):
             root: Folder of the dataset.
             version: '1.0' has 15 classes, '1.5' 16 and '2.0' 18; ``OrientedDetection`` counts the
                 background too: num_classes is 16, 17 or 19.
-            patch_size: Side of the chips in pixels.
+            patch_size: Side of the chips in pixels, a multiple of 32 for most networks.
             overlap: Of neighbouring chips, in pixels.
-            batch_size: Chips of a batch.
+            batch_size: Samples in a batch of training, in each process.
             num_workers: Processes that load data, for each process that trains.
-            label_fraction: Share of the training images to use, in (0, 1], see
-                :func:`~cmid_geo.datasets.label_fraction.draw_fraction`.
-            seed: Of the choice of images.
-            min_share: Least share of a box in a chip, in (0, 1].
+            label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
+            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
+                ``seed_everything`` sets.
+            min_share: Least fraction of a box in a chip, in (0, 1].
             skip_empty: Whether to leave out training chips without boxes.
-            augment: Whether to flip and turn training images.
-            rotate: Share of the training images that are turned by any angle.
+            augment: Whether to augment training batches on the device.
+            rotate: Fraction of the training images that are rotated by any angle.
             download: Whether to download the dataset where it is not there.
             checksum: Whether to check downloaded files.
 
@@ -219,39 +223,3 @@ class DOTADataModule(OrientedDataModule):
         """TorchGeo's dataset, which finds, checks and downloads the files."""
         version: Any = self.version
         return DOTA(self.root, split, version, 'oriented', **self.options)
-
-
-def collate(samples: list[Sample]) -> dict[str, Any]:
-    """Make a batch: what has one shape is stacked, boxes and labels are listed.
-
-    Args:
-        samples: See :class:`~cmid_geo.datasets.dota.OrientedChips`.
-
-    Returns:
-        The batch.
-    """
-    listed = ('bbox', 'label', 'difficult')
-    return {
-        key: [each[key] for each in samples]
-        if key in listed
-        else torch.stack([each[key] for each in samples])
-        for key in samples[0]
-    }
-
-
-def _limits(
-    bands: Sequence[int], low: float | Sequence[float], high: float | Sequence[float]
-) -> ValueRange:
-    """Raw values that become 0 and 1, one a band."""
-    pair = [
-        tuple(np.broadcast_to(np.asarray(value, float), len(bands)).tolist())
-        if np.ndim(value) == 0 or np.size(value) == len(bands)
-        else ()
-        for value in (low, high)
-    ]
-    if not all(pair) or not all(a < b for a, b in zip(*pair)):
-        raise ValueError(
-            f'low={low} and high={high} for {len(bands)} bands: give one number or one a band, low < high'
-        )
-    ones = (1.0,) * len(bands)
-    return ValueRange(tuple(bands), pair[0], pair[1], (0.0,) * len(bands), ones)

@@ -3,17 +3,21 @@
 
 """Batches of random chips from folders of scenes."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Sampler
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import Sampler
 from torchgeo.datamodules import GeoDataModule
-from torchgeo.datasets.utils import Sample
 
 from ..datasets import Chip, GridChips, RandomChips, SceneDataset, estimate_statistics
 from ..datasets.chips import HasScenes
 from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
-from ..ops.bands import find_bands, names_of
+from ..datasets.label_fraction import draw_fraction
+from ..datasets.samplers import ListedChips
+from ..ops.bands import find_bands
 from .base import ScaledDataModule, show
 
 
@@ -35,6 +39,8 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
     val_sampler: list[Chip] | None  # ty: ignore[incompatible-attribute-override]
     test_sampler: list[Chip] | None  # ty: ignore[incompatible-attribute-override]
     predict_sampler: Sampler[Chip] | None  # ty: ignore[incompatible-attribute-override]
+
+    label_fraction = 1.0
 
     def __init__(
         self,
@@ -64,20 +70,23 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
 
         Args:
             paths: A folder (searched recursively), a glob, a file, a URL, or several of these.
-            patch_size: Side of a chip in pixels.
+            patch_size: Side of the chips in pixels, a multiple of 32 for most networks.
             length: Chips in a training epoch, over all processes.
-            batch_size: Chips in a batch, in each process.
+            batch_size: Samples in a batch of training, in each process.
             num_workers: Processes that load data, for each process that trains.
             dates: Dates of a chip.
-            bands: Bands by name or position from 1; all by default.
+            bands: Bands in the order wanted: positions from 1 or, of scenes, names. All where the default is
+                None.
             low: Raw value, or one a band, that becomes 0.
-            high: Raw value, or one a band, that becomes 1. By default 0 and 255 for uint8, else
-                the 2nd and 98th percentiles.
-            val_paths: Scenes to validate and test on, like *paths*; by default the same.
+            high: Raw value, or one a band, that becomes 1. Where the default is None, by default 0 and 255 for
+                uint8, else the 2nd and 98th percentiles of what is trained on.
+            val_paths: Scenes to validate and test on, like *paths*; by default the same. Their bands are
+                taken by name, in the order of those of *paths*.
             val_length: Chips to validate and test on; by default a tenth of *length*, at least a
                 batch.
-            min_valid: Least share of a chip that must be valid, in [0, 1].
-            seed: Of the chips; None for ``torch.initial_seed()``, which ``seed_everything`` sets.
+            min_valid: Least fraction of a chip that must be valid, in [0, 1].
+            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
+                ``seed_everything`` sets.
             crs: Coordinate reference system, such as EPSG:32633; the first scene's by default.
             res: Pixel size in units of *crs*; the first scene's by default.
             band_regex: Finds the band in the names of single-band files, in a group ``band``.
@@ -91,21 +100,10 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
             file_crs: The CRS of files that state none, such as EPSG:32633.
         """
         super().__init__(
-            SceneDataset,
-            batch_size,
-            patch_size,
-            length,
-            num_workers,
-            bands=bands,
-            crs=crs,
-            res=res,
-            band_regex=band_regex,
-            date_regex=date_regex,
-            zero_is_nodata=zero_is_nodata,
-            skip_unreadable=skip_unreadable,
-            nodata=nodata,
-            file_crs=file_crs,
-        )
+            SceneDataset, batch_size, patch_size, length, num_workers, bands=bands, crs=crs,
+            res=res, band_regex=band_regex, date_regex=date_regex, zero_is_nodata=zero_is_nodata,
+            skip_unreadable=skip_unreadable, nodata=nodata, file_crs=file_crs,
+        )  # fmt: skip
         self.paths, self.val_paths = paths, val_paths
         self.dates, self.min_valid, self.seed = dates, min_valid, seed
         self.low, self.high = low, high
@@ -125,71 +123,22 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
             ValueError: If an epoch is shorter than a batch, or the scenes cannot be used, with what
                 to do.
         """
-        task = self.trainer.lightning_module if self.trainer else None
-        if stage != 'fit' or not getattr(task, 'tells_faults', False):
-            self._check_length(self.trainer.world_size if self.trainer else 1)
+        self._begin(stage)
         scenes = self._open()
-        if stage == 'fit':
-            self.value_range = self.statistics
         if stage == 'fit' and self.train_sampler is None:
             self.train_dataset = scenes
-            self.train_sampler = self._random_chips(scenes, self.epoch_length, 0)
+            self.train_sampler = self._random_chips(scenes, self.epoch_length)
         if stage in ('fit', 'validate', 'test') and self.val_sampler is None:
-            self.val_dataset = self.test_dataset = held = self._open_val(scenes)
+            held = scenes
+            if self.val_paths is not None:
+                held = self._open_alike(scenes, self.val_paths, 'val_paths')
+            self.val_dataset = self.test_dataset = held
             # A list does not change with the epoch as the sampler would
             chips = list(self._random_chips(held, self.val_length, 1))
             self.val_sampler = self.test_sampler = chips
         if stage == 'predict' and self.predict_sampler is None:
             self.predict_dataset = scenes
             self.predict_sampler = GridChips(scenes, self.chip_size)
-
-    def _open(self) -> SceneDataset:
-        """Open the training scenes and show their statistics, once."""
-        if isinstance(self.dataset, SceneDataset):
-            return self.dataset
-        self.dataset = scenes = SceneDataset(self.paths, **self.kwargs)
-        self.bands = scenes.bands
-        self.statistics = self.value_range = estimate_statistics(
-            scenes, self.low, self.high, self.chip_size, min_valid=self.min_valid
-        )
-        show(f'{len(scenes)} scenes, raw values low and high become 0 and 1:')
-        show(str(self.statistics))
-        return scenes
-
-    def _open_val(self, scenes: SceneDataset) -> SceneDataset:
-        """Open the scenes to validate on, with the grid and bands of the training scenes."""
-        if self.val_paths is None:
-            return scenes
-        return self._open_held('val_paths', self.val_paths, scenes)
-
-    def _open_held(
-        self, name: str, paths: str | list[str], scenes: SceneDataset
-    ) -> SceneDataset:
-        """Open scenes that are held out, and refuse those of other bands."""
-        grid: dict[str, Any] = {'crs': scenes.crs, 'res': scenes.res}
-        held = SceneDataset(paths, **(self.kwargs | grid))
-        named = names_of(held.bands), names_of(scenes.bands)
-        places = find_bands(*named) if all(named) else []
-        if len(held.bands) != len(scenes.bands) or places != sorted(places, key=str):
-            raise ValueError(
-                f'{name}={paths!r} has bands {held.bands} but {self.paths!r}, which is trained on, has '
-                f'{scenes.bands}: choose the same in the same order by bands='
-            )
-        return held
-
-    def _random_chips(
-        self, dataset: HasScenes, length: int, stream: int
-    ) -> RandomChips:
-        """Return a sampler; *stream* sets validation's chips apart from training's."""
-        seed = torch.initial_seed() if self.seed is None else self.seed
-        return RandomChips(
-            dataset,
-            self.chip_size,
-            length,
-            dates=self.dates,
-            min_valid=self.min_valid,
-            seed=seed + stream,
-        )
 
     def faults(self, processes: int) -> list[str]:
         """Tell what of this cannot be trained on: a task tells it with what it finds itself.
@@ -211,12 +160,72 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
         )
         return [fault]
 
-    def _check_length(self, processes: int) -> None:
-        for fault in self.faults(processes):
+    def _begin(self, stage: str) -> None:
+        """Refuse an epoch without a batch, unless the task is going to."""
+        super()._begin(stage)
+        task = self.trainer.lightning_module if self.trainer else None
+        if stage == 'fit' and getattr(task, 'tells_faults', False):
+            return
+        for fault in self.faults(self.trainer.world_size if self.trainer else 1):
             raise ValueError(fault)
 
-    def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
-        """Make a loader; only training drops an incomplete last batch."""
-        sampler = self._valid_attribute(f'{split}_sampler')
-        dataset = self._valid_attribute(f'{split}_dataset', 'dataset')
-        return self.make_loader(dataset, split, True, sampler=sampler)
+    def _open(self) -> SceneDataset:
+        """Open the training scenes and show their statistics, once."""
+        if isinstance(self.dataset, SceneDataset):
+            return self.dataset
+        self.dataset = scenes = SceneDataset(self.paths, **self.kwargs)
+        self.bands = scenes.bands
+        self._estimate(scenes, self.chip_size, f'{len(scenes)} scenes,')
+        return scenes
+
+    def _estimate(self, scenes: SceneDataset, size: int, told: str) -> None:
+        """Estimate the value range of the training scenes, and show it."""
+        found = estimate_statistics(
+            scenes, self.low, self.high, size, min_valid=self.min_valid
+        )
+        self._learn(found)
+        show(f'{told} raw values low and high become 0 and 1:\n{found}')
+
+    def _open_alike(
+        self, scenes: SceneDataset, paths: str | list[str], argument: str
+    ) -> SceneDataset:
+        """Open held-out scenes with the grid of the training scenes, and their bands by name."""
+        options: dict[str, Any] = {**self.kwargs, 'crs': scenes.crs, 'res': scenes.res}
+        held = SceneDataset(paths, **options)
+        wanted, given = scenes.bands, held.bands
+        places = find_bands(wanted, given)
+        count = list(range(len(wanted)))
+        named = not any(each.scenes[0].positions for each in (scenes, held))
+        if len(given) == len(wanted) and (not named or places == count):
+            return held
+        if not named or None in places:
+            raise ValueError(
+                f'{argument}={paths!r} has bands {given} but paths={self.paths!r} has {wanted}: choose the '
+                'same by bands='
+            )
+        order = [given[place] for place in places if place is not None]
+        rank_zero_warn(
+            f'{argument}={paths!r} has bands {given} but paths={self.paths!r} has {wanted}: read by name, as '
+            f'bands={order}'
+        )
+        options['bands'] = order
+        return SceneDataset(paths, **options)
+
+    def _random_chips(
+        self, dataset: HasScenes, length: int, stream: int = 0
+    ) -> RandomChips:
+        """Return a sampler; *stream* sets validation's chips apart from training's."""
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        return RandomChips(
+            dataset, self.chip_size, length, dates=self.dates, min_valid=self.min_valid,
+            seed=seed + stream,
+        )  # fmt: skip
+
+    def _few_chips(
+        self, chips: Sequence[Chip], classes: Sequence[npt.ArrayLike]
+    ) -> ListedChips:
+        """Return a sampler of the few chips whose labels are used, by the classes they show."""
+        drawn = draw_fraction(classes, self.label_fraction, self.seed or 0)
+        show(f'{len(drawn)} of {len(chips)} labelled chips are trained on')
+        few = [chips[index] for index in drawn]
+        return ListedChips(few, self.epoch_length, self.seed or 0)

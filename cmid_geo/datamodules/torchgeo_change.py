@@ -3,28 +3,28 @@
 
 """TorchGeo's datamodules of change, with augmentations that work."""
 
-from functools import partial
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchgeo.datamodules
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, Subset, random_split
+from torch.utils.data import Dataset, RandomSampler, Subset, random_split
 from torchgeo.datamodules.oscd import MEAN, STD
 from torchgeo.datasets import LEVIRCD, OSCD
 from torchgeo.datasets.utils import Sample
+from torchvision.transforms.v2 import functional as transforms
 
-from ..datasets.label_fraction import draw_fraction
+from ..datasets.label_fraction import check_fraction, draw_fraction
 from ..ops.cells import CELL
 from ..ops.value_range import ValueRange
 from ..transforms.change import PairAugmentation
-from .base import ScaledDataModule, check_fraction
-from .change import alter
+from .base import ScaledDataModule
 
 
-class _Pairs(ScaledDataModule, torchgeo.datamodules.NonGeoDataModule):
-    """Pairs of two dates: random crops to train on, whole images to validate and test on.
+class _Pairs(ScaledDataModule):
+    """What both have in common: random crops to train on, whole images to judge by.
 
     TorchGeo's augmentations of two dates are Kornia's ``VideoSequential``, which raises with a
     mask in Kornia 0.9, and crop validation and test images at random or to their centre. Batches
@@ -34,15 +34,15 @@ class _Pairs(ScaledDataModule, torchgeo.datamodules.NonGeoDataModule):
     patch_size: tuple[int, int]
 
     def _prepare(
-        self, statistics: ValueRange, length: int | None, label_fraction: float,
-        seed: int, augment: PairAugmentation,
+        self, found: ValueRange, length: int | None, label_fraction: float, seed: int,
+        augmentation: PairAugmentation,
     ) -> None:  # fmt: skip
         """Put our augmentations in the place of TorchGeo's."""
-        check_fraction('label_fraction', label_fraction)
-        self.statistics = self.value_range = statistics
+        self._learn(found)
         self.length, self.seed = length, seed
-        self.label_fraction, self.augment = label_fraction, augment
-        low, high = torch.tensor(statistics.low), torch.tensor(statistics.high)
+        self.label_fraction = check_fraction(label_fraction)
+        self.augmentation = augmentation
+        low, high = torch.tensor(found.low), torch.tensor(found.high)
         # TorchGeo's own meaning: what was delivered, times std, plus mean is raw
         self.mean, self.std = low, high - low
         # Whole images may be large, and of many sizes
@@ -52,47 +52,52 @@ class _Pairs(ScaledDataModule, torchgeo.datamodules.NonGeoDataModule):
         """Bring a batch of raw pairs to [0, 1], with sides that an encoder takes.
 
         Args:
-            batch: With ``image`` (B, 2, C, H, W), raw, ``mask`` and optionally ``valid``.
+            batch: With ``image`` (B, 2, C, H, W), raw, ``mask`` (B, 1, H, W) and, where not all of
+                them is valid, ``valid`` (B, H, W) bool.
 
         Returns:
-            The batch with all three, padded to sides that are multiples of 32.
+            The batch with all three, filled up to multiples of 32 at the right and below.
         """
-        image = batch['image']
-        valid = batch.get('valid', torch.ones_like(image[:, 0, 0], dtype=torch.bool))
-        batch = super().scale(batch | {'valid': valid})
-        return batch | {name: pad(batch[name]) for name in ('image', 'mask', 'valid')}
+        batch = super().scale(batch)
+        valid = torch.ones_like(batch['image'][:, 0, 0], dtype=torch.bool)
+        layers = {'valid': valid} | batch
+        padded = {name: pad(layers[name]) for name in ('image', 'mask', 'valid')}
+        return batch | padded
 
     def augment_batch(self, batch: Sample) -> Sample:
-        """Augment pairs and masks of training alike."""
-        return alter(self.augment, batch)
+        """Augment a batch of training; TorchGeo's masks, which have a band, keep it.
 
-    def _few(self, dataset: Any) -> Any:
-        """The share of a dataset whose labels are used."""
-        if self.label_fraction == 1:
-            return dataset
-        kept = draw_fraction([0] * len(dataset), self.label_fraction, self.seed)
-        return Subset(dataset, kept)
+        Args:
+            batch: With images in [0, 1].
 
-    def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
-        """Make a loader; an epoch of training has as many crops as wanted."""
-        loader: DataLoader[Any] = super()._dataloader_factory(split)
-        if split != 'train':
-            return loader
-        dataset: Any = loader.dataset
-        length = self.length or len(dataset)
+        Returns:
+            The batch with image, mask and valid altered alike.
+        """
+        batch = super().augment_batch(batch | {'mask': batch['mask'].squeeze(1)})
+        return batch | {'mask': batch['mask'].unsqueeze(1)}
+
+    def _train_on(self, dataset: Any, among: list[int]) -> None:
+        """Train on a part of some pairs, with as many crops an epoch as wanted."""
+        drawn = draw_fraction([0] * len(among), self.label_fraction, self.seed)
+        few: Dataset[Sample] = Subset(dataset, [among[index] for index in drawn])
+        length = self.length or len(drawn)
         if length < self.batch_size:
             raise ValueError(
                 f'{length} crops an epoch are less than a batch of {self.batch_size}: raise length=, or '
                 'lower batch_size='
             )
-        sampler = RandomSampler(
-            dataset, replacement=length > len(dataset), num_samples=length
+        self.train_dataset = few
+        self.train_sampler = RandomSampler(
+            few, replacement=length > len(drawn), num_samples=length
         )
-        return self.make_loader(dataset, split, True, sampler=sampler)
 
 
 class LEVIRCDDataModule(_Pairs, torchgeo.datamodules.LEVIRCDDataModule):
-    """LEVIR-CD: random crops to train on, whole images to validate and test on."""
+    """LEVIR-CD: random crops to train on, whole images to validate and test on.
+
+    *patch_size* may be (height, width). Without *length* an epoch has one crop an image. Images are
+    validated and tested on one by one.
+    """
 
     def __init__(
         self,
@@ -107,35 +112,39 @@ class LEVIRCDDataModule(_Pairs, torchgeo.datamodules.LEVIRCDDataModule):
         """Initialize a new LEVIRCDDataModule instance.
 
         Args:
-            batch_size: Crops in a batch of training; images are validated one by one.
-            patch_size: Side of a crop, or (height, width), multiples of 32.
-            num_workers: Processes that load data.
-            length: Crops in a training epoch; by default one an image.
-            label_fraction: Share of the training images that are used, in (0, 1].
-            seed: Of which are used.
+            batch_size: Samples in a batch of training, in each process.
+            patch_size: Side of the chips in pixels, a multiple of 32 for most networks.
+            num_workers: Processes that load data, for each process that trains.
+            length: Chips in a training epoch, over all processes.
+            label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
+            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
+                ``seed_everything`` sets.
             **kwargs: Of :class:`~torchgeo.datasets.LEVIRCD`.
 
         Raises:
-            ValueError: If the share is none.
+            ValueError: If the fraction is out of range.
         """
         super().__init__(batch_size, patch_size, num_workers, **kwargs)
-        bands = ('R', 'G', 'B')
         # Nothing is estimated: 8-bit photographs
-        statistics = ValueRange(
-            bands, (0.0,) * 3, (255.0,) * 3, (0.5,) * 3, (0.25,) * 3
-        )
+        values = (0.0,) * 3, (255.0,) * 3, (0.5,) * 3, (0.25,) * 3
         self._prepare(
-            statistics, length, label_fraction, seed, PairAugmentation(self.patch_size)
-        )
+            ValueRange(('R', 'G', 'B'), *values), length, label_fraction, seed,
+            PairAugmentation(self.patch_size),
+        )  # fmt: skip
 
     def setup(self, stage: str) -> None:
         """Set up the splits of the dataset's authors.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            ValueError: If an epoch is shorter than a batch.
         """
+        self._begin(stage)
         if stage == 'fit':
-            self.train_dataset = self._few(LEVIRCD(split='train', **self.kwargs))
+            dataset = LEVIRCD(split='train', **self.kwargs)
+            self._train_on(dataset, [*range(len(dataset))])
         if stage in ('fit', 'validate'):
             # TorchGeo has this split, its annotation does not
             val: Any = 'val'
@@ -148,7 +157,9 @@ class OSCDDataModule(_Pairs, torchgeo.datamodules.OSCDDataModule):
     """Onera change detection: random crops to train on, whole cities to validate and test on.
 
     Raw values are scaled by the mean minus and plus two standard deviations of TorchGeo's
-    statistics of each band, which become 0 and 1.
+    statistics of each band, which become 0 and 1. *patch_size* may be (height, width). With
+    *length* None an epoch has one crop a city, of which there are few. Cities are validated and
+    tested on one by one.
     """
 
     def __init__(
@@ -165,17 +176,18 @@ class OSCDDataModule(_Pairs, torchgeo.datamodules.OSCDDataModule):
         """Initialize a new OSCDDataModule instance.
 
         Args:
-            batch_size: Crops in a batch of training; cities are validated one by one.
-            patch_size: Side of a crop, or (height, width), multiples of 32.
-            val_split_pct: Share of the training cities to validate on.
-            num_workers: Processes that load data.
-            length: Crops in a training epoch; None for one a city, of which there are few.
-            label_fraction: Share of the training cities that are used, in (0, 1].
-            seed: Of which are used.
+            batch_size: Samples in a batch of training, in each process.
+            patch_size: Side of the chips in pixels, a multiple of 32 for most networks.
+            val_split_pct: Fraction of the training cities to validate on.
+            num_workers: Processes that load data, for each process that trains.
+            length: Chips in a training epoch, over all processes.
+            label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
+            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
+                ``seed_everything`` sets.
             **kwargs: Of :class:`~torchgeo.datasets.OSCD`.
 
         Raises:
-            ValueError: If the share is none.
+            ValueError: If the fraction is out of range.
         """
         super().__init__(batch_size, patch_size, val_split_pct, num_workers, **kwargs)
         centre, spread = (
@@ -184,52 +196,53 @@ class OSCDDataModule(_Pairs, torchgeo.datamodules.OSCDDataModule):
         low = (centre - 2 * spread).clamp_min(0)
         high = centre + 2 * spread
         values = (low, high, (centre - low) / (high - low), spread / (high - low))
-        statistics = ValueRange(
+        found = ValueRange(
             tuple(self.bands), *(tuple(value.tolist()) for value in values)
         )
         # Cities differ in size: crops are cut before there is a batch
-        self._prepare(statistics, length, label_fraction, seed, PairAugmentation())
+        self._prepare(found, length, label_fraction, seed, PairAugmentation())
 
     def setup(self, stage: str) -> None:
         """Set up the splits: TorchGeo's cities.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            ValueError: If an epoch is shorter than a batch.
         """
+        self._begin(stage)
         if stage in ('fit', 'validate'):
-            self.dataset = whole = OSCD(split='train', **self.kwargs)
-            shares = [1 - self.val_split_pct, self.val_split_pct]
+            crop = functools.partial(random_crop, size=self.patch_size)
+            self.dataset = OSCD(split='train', **self.kwargs)
+            fractions = [1 - self.val_split_pct, self.val_split_pct]
             generator = torch.Generator().manual_seed(0)
-            train, self.val_dataset = random_split(whole, shares, generator)
-            crop = partial(random_crop, size=self.patch_size)
-            options: dict[str, Any] = self.kwargs | {'transforms': crop}
-            cropped = OSCD(split='train', **options)
-            self.train_dataset = self._few(Subset(cropped, train.indices))
+            train, self.val_dataset = random_split(self.dataset, fractions, generator)
+            cropped = OSCD(split='train', transforms=crop, **self.kwargs)
+            self._train_on(cropped, [*train.indices])
         if stage == 'test':
             self.test_dataset = OSCD(split='test', **self.kwargs)
 
 
 def random_crop(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Crop a pair at random.
+    """Crop a pair at random; what is beyond it is 0 and not valid.
 
     Args:
-        sample: With ``image`` (2, C, H, W) and ``mask`` (1, H, W).
+        sample: With ``image`` (..., H, W) and ``mask`` (..., H, W).
         size: (height, width) in pixels.
 
     Returns:
-        ``image`` and ``mask`` of that size, and ``valid`` (H, W), False where the pair was too small.
+        Both of that size, and ``valid`` (height, width) bool.
     """
-    layers = [sample['image'], sample['mask']]
-    layers.append(torch.ones(layers[0].shape[-2:], dtype=torch.bool))
-    row, col = (
-        int(torch.randint(max(0, side - cut) + 1, ()))
-        for side, cut in zip(layers[2].shape, size)
-    )
-    height, width = size
-    parts = [each[..., row : row + height, col : col + width] for each in layers]
-    missing = (0, width - parts[2].shape[1], 0, height - parts[2].shape[0])
-    names = ('image', 'mask', 'valid')
-    return {name: F.pad(each, missing) for name, each in zip(names, parts)}
+    sides = sample['image'].shape[-2:]
+    spare = [max(0, side - cut) for side, cut in zip(sides, size, strict=True)]
+    corner = [int(torch.randint(most + 1, ())) for most in spare]
+    layers = sample | {'valid': torch.ones(1, *sides, dtype=torch.bool)}
+    cropped = {
+        name: transforms.crop_image(layers[name], *corner, *size)
+        for name in ('image', 'mask', 'valid')
+    }
+    return cropped | {'valid': cropped['valid'][0]}
 
 
 def pad(layers: Tensor) -> Tensor:

@@ -10,6 +10,61 @@ import numpy as np
 import numpy.typing as npt
 
 
+def check_fraction(
+    fraction: float, name: str = 'label_fraction', whole: bool = True
+) -> float:
+    """Refuse a fraction that cannot be drawn.
+
+    Args:
+        fraction: Of a data set.
+        name: Of the argument, for the message.
+        whole: Whether it may be all of the data set.
+
+    Returns:
+        The fraction.
+
+    Raises:
+        ValueError: If it is out of range.
+    """
+    if not 0 < fraction <= 1 or (fraction == 1 and not whole):
+        end = 'up to 1' if whole else 'below 1'
+        raise ValueError(
+            f'{name}={fraction} is a fraction of the samples: give one above 0, {end}'
+        )
+    return fraction
+
+
+def hold_out(
+    classes: Sequence[npt.ArrayLike] | npt.NDArray[np.integer],
+    val_fraction: float | None,
+    label_fraction: float,
+    seed: int = 0,
+) -> tuple[list[int], list[int]]:
+    """Hold out a part of a data set, and draw few labels of the rest.
+
+    Args:
+        classes: Class, or classes, of each sample, as of :func:`draw_fraction`.
+        val_fraction: To hold out, in (0, 1); None for nothing.
+        label_fraction: To draw of the rest, in (0, 1].
+        seed: Of both draws.
+
+    Returns:
+        Sorted indices of samples to train on, and of those that are held out.
+
+    Raises:
+        ValueError: If a fraction is out of range, or leaves nothing to train on.
+    """
+    held = [] if val_fraction is None else draw_fraction(classes, val_fraction, seed)
+    rest = sorted({*range(len(classes))} - {*held})
+    if not rest:
+        raise ValueError(
+            f'val_fraction={val_fraction} of {len(classes)} images leaves none to train on: lower it, or '
+            'give images to validate on'
+        )
+    drawn = draw_fraction([classes[index] for index in rest], label_fraction, seed)
+    return [rest[index] for index in drawn], held
+
+
 def draw_fraction(
     classes: Sequence[npt.ArrayLike] | npt.NDArray[np.integer],
     fraction: float,
@@ -32,10 +87,7 @@ def draw_fraction(
     Raises:
         ValueError: If *fraction* is out of range.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(
-            f'label_fraction={fraction} is a share of the labels: give one above 0, up to 1'
-        )
+    check_fraction(fraction)
     order = np.random.default_rng(seed).permutation(len(classes)).tolist()
     shown = [np.unique(np.asarray(each)).tolist() for each in classes]
     count = Counter(kind for kinds in shown for kind in kinds)

@@ -153,3 +153,27 @@ def check_limits(
             f'low={low} must be less than high={high} in every band: swap or correct'
         )
     return limits[0], limits[1]
+
+
+def state_range(
+    low: float | Sequence[float | int],
+    high: float | Sequence[float | int],
+    bands: Sequence[str | int] = (),
+) -> ValueRange:
+    """Make the value range that the user states, of which mean and spread are not known.
+
+    Args:
+        low: Raw value, or one a band, that becomes 0.
+        high: Raw value, or one a band, that becomes 1.
+        bands: Names of the bands, or their positions from 1; if nothing is known of them, one number
+            stands for all.
+
+    Returns:
+        The value range.
+
+    Raises:
+        ValueError: If they are not one or one a band, or not *low* < *high*.
+    """
+    several = bands or range(1, max(np.size(low), np.size(high)) + 1)
+    limits = check_limits(several, low, high) or ()
+    return ValueRange(tuple(bands), *(tuple(each.tolist()) for each in limits))

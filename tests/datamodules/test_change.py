@@ -311,23 +311,22 @@ def test_a_share_of_the_images(kind: Any, levir: Path, onera: Path) -> None:
     data.setup('fit')
     assert len(data.train_dataset) == 1
     short = kind(batch_size=2, length=None, label_fraction=0.5, **options)
-    short.setup('fit')
     with pytest.raises(ValueError, match='1 crops an epoch are less than a batch of 2'):
-        short.train_dataloader()
+        short.setup('fit')
     with pytest.raises(ValueError, match='give one above 0'):
         kind(label_fraction=2.0, **options)
 
 
 def test_dates_and_labels_are_altered_alike(levir: Path, trainer: Trainer) -> None:
     data = LEVIRCDDataModule(2, 32, root=str(levir))
-    data.augment.colour = torch.nn.Identity()
+    data.augmentation.colour = torch.nn.Identity()
     data.setup('fit')
     batch = next(iter(data.train_dataloader()))
     # Each pixel's number, in both dates and the mask
     number = torch.arange(50 * 70).view(50, 70)
     batch['image'] = (number / 3500 * 255).expand(2, 2, 3, -1, -1)
     batch['mask'] = number.expand(2, 1, -1, -1)
-    altered = data.train_aug(batch)
+    altered = data.augment_batch(data.scale(batch))
     expected = altered['mask'][:, :, None] / 3500 * altered['valid'][:, None, None]
     assert altered['mask'].shape == (2, 1, 32, 32)
     torch.testing.assert_close(

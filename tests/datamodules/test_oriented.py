@@ -212,9 +212,11 @@ class TestFolders:
             backbone='resnet18', num_classes=3, fpn_channels=16, head_channels=16, proposals=20,
             warmup_steps=0,
         )  # fmt: skip
-        turned, turns = [], module.turns.forward
+        turned, turns = [], module.augmentation.forward
         monkeypatch.setattr(
-            module.turns, 'forward', lambda batch: turned.append(1) or turns(batch)
+            module.augmentation,
+            'forward',
+            lambda batch: turned.append(1) or turns(batch),
         )
         trainer = Trainer(
             max_steps=2, accelerator='cpu', logger=False, enable_checkpointing=False,
@@ -255,16 +257,20 @@ class TestFolders:
             trainer.fit(task, datamodule=self.make(folder, batch_size=4))
 
     def test_bad_numbers_are_refused(self, folder: Path) -> None:
-        with pytest.raises(ValueError, match='give one number or one a band'):
+        with pytest.raises(
+            ValueError,
+            match='high has 2 values for 3 bands.*give one number for all, or one a band',
+        ):
             self.make(folder, high=[1.0, 2.0])
-        with pytest.raises(ValueError, match='low < high'):
+        with pytest.raises(ValueError, match='low=255.0 must be less than high'):
             self.make(folder, low=255.0)
         with pytest.raises(
             ValueError, match='training chips of 4 images are less than a batch of 99'
         ):
             self.make(folder, batch_size=99).setup('fit')
         with pytest.raises(
-            ValueError, match=r'train=None: give OrientedDataModule\(train='
+            ValueError,
+            match=r'train=None: there is nothing to train on: give OrientedDataModule\(train=',
         ):
             self.make(folder, train=None).setup('fit')
 

@@ -22,7 +22,7 @@ from torchgeo.datamodules.utils import collate_fn_detection
 from torchgeo.tasks import mixins
 
 from cmid_geo import tasks
-from cmid_geo.datamodules.oriented import collate
+from cmid_geo.datamodules.base import collate_boxes
 from cmid_geo.datasets import BandStatistics
 from cmid_geo.models import export_backbone
 from cmid_geo.models.weights.sources import read_source
@@ -79,7 +79,7 @@ def data_of(name: str) -> DataLoader:
     if name == 'ObjectDetection':
         return DataLoader(Boxed(4, 4), 2, collate_fn=collate_fn_detection)
     if name == 'OrientedDetection':
-        return DataLoader(Boxed(4, 4), 2, collate_fn=collate)
+        return DataLoader(Boxed(4, 4), 2, collate_fn=collate_boxes)
     return DataLoader(Labelled(name == 'ChangeDetection'), 2)
 
 
