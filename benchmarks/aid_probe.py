@@ -34,7 +34,7 @@ def features(task: Any, images: Tensor) -> Tensor:
     task.eval()
     out = []
     for part in images.split(64):
-        maps = task.model.forward_features(task.standardise(part.float() / 255))
+        maps = task.model.forward_features(task.normalize(part.float() / 255))
         out.append(task.model.forward_head(maps, pre_logits=True))
     return torch.cat(out)
 

@@ -23,7 +23,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
 from cmid_geo import ChangeDataModule, ChangeDetection, ChangePairs
-from cmid_geo.datasets.windows import windows
+from cmid_geo.datasets.samplers import windows
 
 matplotlib.use('Agg')
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Subset
 from torchgeo.datamodules.utils import collate_fn_detection
 
 from cmid_geo.datamodules import CocoDataModule
-from cmid_geo.datasets.annotations import spread_fraction
+from cmid_geo.datasets.label_fraction import draw_fraction
 from cmid_geo.plots.boxes import boxes_figure
 from cmid_geo.tasks import ObjectDetection
 
@@ -43,7 +43,7 @@ class Curve(Callback):
             return
         pl_module.eval()
         for batch in self.loader:
-            pl_module._evaluate(trainer.datamodule.scale(batch), 'test')
+            pl_module.shared_step(trainer.datamodule.scale(batch), 0, 'test')
         values = pl_module.test_metrics.compute()
         pl_module.test_metrics.reset()
         pl_module.train()
@@ -105,7 +105,7 @@ def main() -> None:
     data.setup('fit')
     if overfit:
         whole: Any = data._whole
-        places = spread_fraction(whole.counts(), 20 / len(whole), 0)
+        places = draw_fraction(whole.labels, 20 / len(whole), 0)
         data.train_dataset = Subset(whole, places)
         tested: Any = data.train_dataset
     else:

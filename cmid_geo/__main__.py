@@ -13,6 +13,7 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile, ArgumentParser, auto_cli
 
 # Torch and all that is built on it take seconds to import: only the commands that run need them
+from cmid_geo.datasets.gdal import COMMAND
 from cmid_geo.options import Format, Side
 from cmid_geo.predict.api import map_scenes
 from cmid_geo.version import __version__
@@ -36,13 +37,6 @@ OWN = {
     'export': 'Write a backbone for use elsewhere: CKPT OUT',
 }
 
-#: For scenes read by URL; https://github.com/pangeo-data/cog-best-practices
-GDAL = {
-    'GDAL_MAX_RAW_BLOCK_CACHE_SIZE': '200000000',
-    'GDAL_SWATH_SIZE': '200000000',
-    'VSI_CURL_CACHE_SIZE': '200000000',
-}
-
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command; what the user can mend ends with its message alone.
@@ -51,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words after ``cmid-geo``; those of the shell by default.
     """
     words = _list_bands(list(sys.argv[1:] if args is None else args))
-    for name, value in GDAL.items():
+    for name, value in COMMAND.items():
         os.environ.setdefault(name, value)
     command, launcher = ''.join(words[:1]), os.getppid()
     try:

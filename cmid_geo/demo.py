@@ -25,6 +25,9 @@ from .tasks import CMID
 #: Chips a step.
 BATCH = 16
 
+#: Longest side of what is drawn of a scene, and distance of its vectors, in pixels.
+PART, STRIDE = 1024, 8
+
 
 def run(scenes: str | None, folder: Path, steps: int) -> None:
     """Pretrain a small backbone on scenes, and leave pictures of what it learned.
@@ -165,13 +168,14 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
 
     dataset = cast(SceneDataset, datamodule.dataset)
     scene = dataset.scenes[0]
-    # Finer maps of smaller scenes, so that each takes seconds
-    stride = 8 if scene.width * scene.height < 1.5e6 else 16
-    features, valid = embed_scene(task, dataset, 0, stride)
-    colours = principal_colours(features, valid, stride)
-    write_map(colours, dataset, 0, folder / 'features.tif')
-    whole = dataset[Chip((0,), 0, 0, scene.width, scene.height)]['image']
-    plot_map(whole, colours, bands).savefig(folder / 'features.png')
+    # Of a large scene its middle, so that each takes seconds
+    width, height = min(scene.width, PART), min(scene.height, PART)
+    part = (scene.width - width) // 2, (scene.height - height) // 2, width, height
+    features, valid = embed_scene(task, dataset, 0, STRIDE, part=part)
+    colours = principal_colours(features, valid, STRIDE)
+    write_map(colours, dataset, 0, folder / 'features.tif', part)
+    image = dataset[Chip((0,), *part)]['image']
+    plot_map(image, colours, bands).savefig(folder / 'features.png')
     plt.close('all')
 
 
@@ -218,7 +222,7 @@ In {folder}:
   views.png            two views of each chip, their masks and matched cells
   reconstructions.png  what the student makes of what it sees
   curves.png           losses; logs/ holds all numbers, also for TensorBoard
-  features.png, .tif   a scene's features as colours; the map opens over the scene in a GIS
+  features.png, .tif   features as colours, of a large scene's middle; the map opens over it in a GIS
 
 What next:
   your own scenes      cmid-geo demo --scenes FOLDER

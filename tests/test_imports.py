@@ -12,6 +12,7 @@ import tomllib
 from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -74,25 +75,17 @@ def test_public_names(name: str) -> None:
     exec(f'from {package.__name__} import *', everything)  # noqa: S102
     assert set(package.__all__) <= set(everything)
     assert set(package.__all__) <= set(dir(package))
-    assert imported(Path(str(package.__file__))) == set(package.__all__)
-    with pytest.raises(AttributeError, match='has no attribute .nothing'):
+    with pytest.raises(AttributeError, match="attribute '?nothing"):
         package.nothing  # noqa: B018
     # Modules are there without an import of their own
     assert package.__name__ != 'cmid_geo' or cmid_geo.tasks.cmid.CMID is cmid_geo.CMID
 
 
-def imported(path: Path) -> set[str]:
-    """Names that a package imports for type checkers, and the world."""
-    found = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.If):
-            found |= {a.name for n in node.body for a in getattr(n, 'names', ())}
-    return found
-
-
 def test_public_names_pickle() -> None:
     for name in cmid_geo.__all__:
         thing = getattr(cmid_geo, name)
+        if isinstance(thing, ModuleType):
+            continue
         assert pickle.loads(pickle.dumps(thing)) == thing
 
 

@@ -18,7 +18,7 @@ TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in FILE
 
 #: The floors of the package, lowest first: a part knows its own files and the floors below.
 FLOORS = (
-    ('ops', 'version', 'lazy', 'options'),
+    ('ops', 'version', 'options'),
     # Datasets and tasks draw samples and predictions: these figures know tensors only
     ('metrics', 'plots/predictions', 'plots/boxes'),
     ('losses', 'transforms'),
@@ -45,13 +45,7 @@ HOMES = {
         'cli',
         '__main__',
     ),
-    'matplotlib': (
-        'plots',
-        'datasets/coco',
-        'predict/layers',
-        'tasks/detection',
-        'demo',
-    ),
+    'matplotlib': ('plots', 'datasets/coco', 'predict/outputs', 'demo'),
     'pandas': ('datasets',),
     'pyogrio': ('predict',),
     'pyproj': ('datasets', 'predict'),

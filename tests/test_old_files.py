@@ -106,7 +106,9 @@ def test_checkpoints_load(name: str) -> None:
     assert type(task) is kind
     compare(look(task), expected['sees'])
     compare_values(task, expected['values'])
-    assert contents(saved['state_dict']) <= contents(task.state_dict())
+    # The constants of augmentations are those of the arguments, whatever a file holds
+    state = {n: v for n, v in saved['state_dict'].items() if n.split('.')[0] != 'augmentations'}  # fmt: skip
+    assert contents(state) <= contents(task.state_dict())
     hparams = json.loads(json.dumps({n: task.hparams[n] for n in expected['hparams']}))
     if name == 'cmid_convnext.ckpt':
         # Of files without names: a task may go on to call them as it did

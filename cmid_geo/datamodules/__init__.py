@@ -3,29 +3,6 @@
 
 """Datamodules: batches for the tasks."""
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from ..lazy import attach
-
-if TYPE_CHECKING:
-    from .change import ChangeDataModule
-    from .classification import ImageFolderDataModule
-    from .coco import CocoDataModule
-    from .oriented import DOTADataModule, OrientedDataModule
-    from .scenes import SceneDataModule
-    from .segmentation import SegmentationDataModule
-    from .torchgeo_change import LEVIRCDDataModule, OSCDDataModule
-
-__all__ = (
-    'ChangeDataModule',
-    'CocoDataModule',
-    'DOTADataModule',
-    'ImageFolderDataModule',
-    'LEVIRCDDataModule',
-    'OSCDDataModule',
-    'OrientedDataModule',
-    'SceneDataModule',
-    'SegmentationDataModule',
-)
-
-__getattr__, __dir__ = attach(__name__)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,10 +12,11 @@ from torchgeo.datasets.utils import Sample
 from ..datasets import Chip, SceneDataset, estimate_statistics
 from ..datasets.change import ChangePairs
 from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
-from ..datasets.label_fraction import ListedChips, stratified_fraction
-from ..datasets.windows import windows
+from ..datasets.label_fraction import draw_fraction
+from ..datasets.samplers import ListedChips, windows
 from ..transforms.change import PairAugmentation
-from .scenes import SceneDataModule, _show
+from .base import check_fraction, show
+from .scenes import SceneDataModule
 
 
 class ChangeDataModule(SceneDataModule):
@@ -26,7 +27,6 @@ class ChangeDataModule(SceneDataModule):
     and test cover their places once, window by window, so that every pixel counts once.
 
     Attributes:
-        statistics: Range and spread of the bands over the places to train on, once set up.
         names: Of the places of each split, once set up.
     """
 
@@ -104,11 +104,7 @@ class ChangeDataModule(SceneDataModule):
             root or masks or '', patch_size, length, batch_size, num_workers, low=low,
             high=high, min_valid=min_valid, seed=seed,
         )  # fmt: skip
-        if not 0 < label_fraction <= 1:
-            raise ValueError(
-                f'label_fraction={label_fraction} is the share of labels that are used: give one above 0, '
-                'at most 1'
-            )
+        check_fraction('label_fraction', label_fraction)
         self.shared: dict[str, Any] = {
             'bands': bands, 'band_regex': band_regex, 'date_regex': date_regex,
             'zero_is_nodata': zero_is_nodata, 'nodata': nodata, 'file_crs': file_crs,
@@ -134,7 +130,7 @@ class ChangeDataModule(SceneDataModule):
         self._check_length(self.trainer.world_size if self.trainer else 1)
         self._say_what_is_not_held_out(stage)
         if stage == 'fit':
-            self.limits = None
+            self.value_range = self.statistics
         if isinstance(self.dataset, ChangePairs):
             return
         self.dataset = pairs = ChangePairs(**self.options)
@@ -142,43 +138,20 @@ class ChangeDataModule(SceneDataModule):
         self.train_dataset = train = pairs.select(self.names['train'])
         self.val_dataset = pairs.select(self.names['val'])
         self.test_dataset = self.predict_dataset = pairs.select(self.names['test'])
-        self.statistics = estimate_statistics(
+        self.statistics = self.value_range = estimate_statistics(
             SceneDataset(train.files, **self.shared), self.low, self.high,
             min(64, self.chip_size), min_valid=self.min_valid,
         )  # fmt: skip
-        _show(f'places {self.names}; raw values low and high become 0 and 1:')
-        _show(str(self.statistics))
+        show(f'places {self.names}; raw values low and high become 0 and 1:')
+        show(str(self.statistics))
         self.train_sampler = self._train_sampler(train)
         self.val_sampler = windows(self.val_dataset, self.chip_size)
         self.test_sampler = windows(self.test_dataset, self.chip_size)
         self.predict_sampler = self.test_sampler
 
-    def scale(self, batch: Sample) -> Sample:
-        """Bring a batch of raw pairs to [0, 1].
-
-        Args:
-            batch: With ``image`` (B, 2, C, H, W), raw, and ``valid`` (B, H, W) bool.
-
-        Returns:
-            The batch with ``image`` in [0, 1], 0 where not valid.
-        """
-        scaled = super().scale(batch | {'valid': batch['valid'][:, None]})
-        return batch | {'image': scaled['image']}
-
-    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Scale a batch on its device, and alter it in training.
-
-        Args:
-            batch: A batch of raw chips.
-            dataloader_idx: Not used.
-
-        Returns:
-            The batch in [0, 1].
-        """
-        batch = self.scale(batch)
-        if self.augment is not None and self.trainer and self.trainer.training:
-            batch = alter(self.augment, batch)
-        return batch
+    def augment_batch(self, batch: Sample) -> Sample:
+        """Augment pairs and masks of training alike."""
+        return batch if self.augment is None else alter(self.augment, batch)
 
     def _say_what_is_not_held_out(self, stage: str) -> None:
         """Warn of a stage that sees the places that are trained on."""
@@ -226,8 +199,8 @@ class ChangeDataModule(SceneDataModule):
             bool(((each['mask'] > 0) & (each['mask'] != unknown) & each['valid']).any())
             for each in samples
         ]
-        kept = stratified_fraction(changed, self.label_fraction, self.seed or 0)
-        _show(f'{len(kept)} of {len(chips)} windows are trained on')
+        kept = draw_fraction(changed, self.label_fraction, self.seed or 0)
+        show(f'{len(kept)} of {len(chips)} windows are trained on')
         return ListedChips([chips[i] for i in kept], self.epoch_length, self.seed or 0)
 
 

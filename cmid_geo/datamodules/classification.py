@@ -4,22 +4,20 @@
 """Batches of labelled images from folders, one folder a class."""
 
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets.utils import Sample
 
 from ..datasets.image_folder import ImageFolders
-from ..datasets.label_fraction import stratified_fraction
-from ..datasets.statistics import BandStatistics
+from ..datasets.label_fraction import draw_fraction
+from ..ops.value_range import ValueRange
 from ..transforms.segmentation import LabelledAugmentation
+from .base import ScaledDataModule
 
 
-class ImageFolderDataModule(NonGeoDataModule):
+class ImageFolderDataModule(ScaledDataModule, NonGeoDataModule):
     """Images of ``root/train/<class>/`` and, where they are, ``root/val`` and ``root/test``.
 
     Batches hold ``image`` (B, C, size, size) float32 in [0, 1] and ``label`` (B) int64. Without a
@@ -66,11 +64,11 @@ class ImageFolderDataModule(NonGeoDataModule):
                 'becomes 0'
             )
         self.root, self.size, self.seed = Path(root), size, seed
-        self.low, self.high = low, high
         self.val_fraction, self.label_fraction = val_fraction, label_fraction
         self.augmentation = LabelledAugmentation(size, scale) if augment else None
         # By these a task learns which raw values are 0 and 1, in all bands
-        self.statistics = BandStatistics(('all',), (low,), (high,), (0.0,), (1.0,))
+        self.statistics = ValueRange((), (low,), (high,), (0.0,), (1.0,))
+        self.value_range = self.statistics
         self.classes: list[str] | None = None
 
     def setup(self, stage: str) -> None:
@@ -83,39 +81,38 @@ class ImageFolderDataModule(NonGeoDataModule):
             DatasetNotFoundError: If there is no image.
             ValueError: If the folders do not hold the same classes, or a share is out of range.
         """
-        train = ImageFolders(self.root / 'train')
+        train = ImageFolders(self.root / 'train', transforms=self.resize)
         self.classes = train.classes
         everything = set(range(len(train)))
         if (self.root / 'val').is_dir():
             held: set[int] = set()
             self.val_dataset = self._same(train, 'val')
         else:
-            held = set(stratified_fraction(train.labels, self.val_fraction, self.seed))
+            held = set(draw_fraction(train.labels, self.val_fraction, self.seed))
             self.val_dataset = Subset(train, sorted(held))
         rest = sorted(everything - held)
-        drawn = stratified_fraction(train.labels[rest], self.label_fraction, self.seed)
+        drawn = draw_fraction(train.labels[rest], self.label_fraction, self.seed)
         self.train_dataset = Subset(train, [rest[index] for index in drawn])
         if stage in ('test', 'predict'):
             self.test_dataset = self.predict_dataset = self._same(train, 'test')
 
-    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Scale a batch on its device and, in training, augment it.
+    def resize(self, sample: Sample) -> Sample:
+        """Bring the image of a sample to one size."""
+        size, image = (self.size, self.size), sample['image']
+        if image.shape[1:] == size:
+            return sample
+        resized = F.interpolate(image[None], size, mode='bilinear', antialias=True)[0]
+        return sample | {'image': resized}
 
-        Args:
-            batch: A batch of raw images.
-            dataloader_idx: Not used.
-
-        Returns:
-            The batch in [0, 1].
-        """
-        image = ((batch['image'] - self.low) / (self.high - self.low)).clamp(0, 1)
-        if self.augmentation is not None and self.trainer and self.trainer.training:
-            image = self.augmentation(image)[0]
-        return batch | {'image': image}
+    def augment_batch(self, batch: Sample) -> Sample:
+        """Augment images of training."""
+        if self.augmentation is None:
+            return batch
+        return batch | {'image': self.augmentation(batch['image'])[0]}
 
     def _same(self, train: ImageFolders, split: str) -> ImageFolders:
         """Open another split, and refuse one of other classes: its labels would be others."""
-        found = ImageFolders(self.root / split)
+        found = ImageFolders(self.root / split, transforms=self.resize)
         if found.classes != train.classes:
             differ = sorted(set(found.classes) ^ set(train.classes))
             raise ValueError(
@@ -125,48 +122,7 @@ class ImageFolderDataModule(NonGeoDataModule):
         return found
 
     def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
-        """Make a loader that brings images to one size."""
-        images = Resized(self._valid_attribute(f'{split}_dataset'), self.size)
-        return DataLoader(
-            dataset=images,
-            batch_size=self.batch_size,
-            shuffle=split == 'train',
-            num_workers=self.num_workers,
-            drop_last=split == 'train' and len(images) >= self.batch_size,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-
-class Resized(Dataset):
-    """Images of a data set, all of one size."""
-
-    def __init__(self, dataset: Any, size: int) -> None:
-        """Initialize a new Resized instance.
-
-        Args:
-            dataset: With ``image`` (C, H, W) in its samples.
-            size: Side in pixels.
-        """
-        self.dataset, self.size = dataset, size
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Read a sample and resize its image.
-
-        Args:
-            index: Of the sample.
-
-        Returns:
-            The sample.
-        """
-        sample = self.dataset[index]
-        image = sample['image']
-        if image.shape[1:] != (self.size, self.size):
-            image = F.interpolate(
-                image[None], (self.size, self.size), mode='bilinear', antialias=True
-            )[0]
-        return sample | {'image': image}
+        """Make a loader; few labels may be fewer than a batch, and are trained on all the same."""
+        dataset = self._valid_attribute(f'{split}_dataset')
+        whole = len(dataset) >= self.batch_size
+        return self.make_loader(dataset, split, whole, shuffle=split == 'train')

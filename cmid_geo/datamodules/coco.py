@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Subset
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datamodules.utils import collate_fn_detection
 from torchgeo.datasets.utils import Sample
 
-from ..datasets import BandStatistics
-from ..datasets.annotations import spread_fraction
 from ..datasets.coco import CocoDetection, estimate_images
+from ..datasets.label_fraction import draw_fraction
 from ..transforms.detection import BoxAugmentation
+from .base import ScaledDataModule, check_fraction
 
 
-class CocoDataModule(NonGeoDataModule):
+class CocoDataModule(ScaledDataModule, NonGeoDataModule):
     """Images with boxes, scaled to [0, 1] and in training altered on the device.
 
     Batches hold ``image`` (B, C, H, W) float32 in [0, 1], and lists over the images of
@@ -95,10 +94,7 @@ class CocoDataModule(NonGeoDataModule):
             raise ValueError(
                 f'val_fraction={val_fraction} is a share of the images: give one between 0 and 1'
             )
-        if not 0 < label_fraction <= 1:
-            raise ValueError(
-                f'label_fraction={label_fraction} is a share of the images: give one above 0, up to 1'
-            )
+        check_fraction('label_fraction', label_fraction)
         if (low is None) != (high is None):
             raise ValueError(
                 f'low={low} and high={high}: a range needs both; give the other as well, or neither'
@@ -112,8 +108,6 @@ class CocoDataModule(NonGeoDataModule):
         self.collate_fn = collate_alike
         self._whole: Any = None
         self.classes: tuple[str, ...] | None = None
-        self.statistics: BandStatistics | None = None
-        self.limits: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def setup(self, stage: str) -> None:
         """Open the folders and estimate the statistics, each once.
@@ -125,7 +119,7 @@ class CocoDataModule(NonGeoDataModule):
             ValueError: If the data cannot be used, with what to do.
         """
         if stage == 'fit':
-            self.limits = None
+            self.value_range = self.statistics
         if self.statistics is None:
             self._open_train()
         if stage in ('test', 'predict') and self.test_dataset is None:
@@ -135,44 +129,11 @@ class CocoDataModule(NonGeoDataModule):
                 )
             self.test_dataset = self.predict_dataset = self._open(self.test)
 
-    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Scale a batch on its device and, in training, alter it.
-
-        Args:
-            batch: Raw images.
-            dataloader_idx: Not used.
-
-        Returns:
-            The batch, with images in [0, 1].
-        """
-        batch = self.scale(batch)
-        if self.trainer is not None and self.trainer.training:
-            image, boxes, labels = self.augmentation(
-                batch['image'], batch['bbox_xyxy'], batch['label']
-            )
-            batch |= {'image': image, 'bbox_xyxy': boxes, 'label': labels}
-        return batch
-
-    def scale(self, batch: Sample) -> Sample:
-        """Bring a batch of raw images to [0, 1].
-
-        Args:
-            batch: With ``image`` (B, C, H, W), raw.
-
-        Returns:
-            The batch with ``image`` in [0, 1].
-
-        Raises:
-            ValueError: If the datamodule was not set up.
-        """
-        if self.statistics is None:
-            raise ValueError(
-                "the range of the bands is not known yet: call setup('fit') before using batches"
-            )
-        image = batch['image']
-        limits = self.limits or (self.statistics.low, self.statistics.high)
-        low, high = (image.new_tensor(values)[:, None, None] for values in limits)
-        return batch | {'image': image.sub(low).div(high - low).clamp(0, 1)}
+    def augment_batch(self, batch: Sample) -> Sample:
+        """Augment images and boxes of training alike."""
+        names = ('image', 'bbox_xyxy', 'label')
+        done = self.augmentation(*(batch[name] for name in names))
+        return batch | dict(zip(names, done, strict=True))
 
     def plot(self, *args: Any, **kwargs: Any) -> Any:
         """Draw a sample with its boxes.
@@ -205,16 +166,18 @@ class CocoDataModule(NonGeoDataModule):
         counts, places = whole.counts(), np.arange(len(whole))
         held: Any = None
         if self.val is None:
-            held = spread_fraction(counts, self.val_fraction, self.seed)
+            held = draw_fraction(whole.labels, self.val_fraction, self.seed)
             places = np.setdiff1d(places, held)
             if not len(places):
                 raise ValueError(
                     f'val_fraction={self.val_fraction} of {len(whole)} images leaves none to train on: '
                     'lower it, or give val='
                 )
-        drawn = spread_fraction(counts[places], self.label_fraction, self.seed)
+        drawn = draw_fraction(
+            [whole.labels[i] for i in places], self.label_fraction, self.seed
+        )
         places = places[drawn]
-        self.statistics = estimate_images(
+        self.statistics = self.value_range = estimate_images(
             whole, places.tolist(), self.low, self.high, self.seed
         )
         whole.fill = self.statistics.low
@@ -228,17 +191,8 @@ class CocoDataModule(NonGeoDataModule):
     def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
         """Make a loader; few labels may be fewer than a batch, and are trained on all the same."""
         dataset = self._valid_attribute(f'{split}_dataset', 'dataset')
-        train = split == 'train'
-        return DataLoader(
-            dataset=dataset,
-            batch_size=self.batch_size,
-            shuffle=train,
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            drop_last=train and len(dataset) >= self.batch_size,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        whole = len(dataset) >= self.batch_size
+        return self.make_loader(dataset, split, whole, shuffle=split == 'train')
 
 
 def collate_alike(samples: list[Sample]) -> Any:

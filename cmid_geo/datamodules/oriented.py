@@ -13,16 +13,17 @@ from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import DOTA
 from torchgeo.datasets.utils import Sample
 
-from ..datasets import BandStatistics
 from ..datasets.dota import OrientedChips, Pair, find_pairs, read_dota
+from ..datasets.label_fraction import draw_fraction
+from ..ops.value_range import ValueRange
 from ..transforms.oriented import RandomTurns
-from .few import few_images
+from .base import ScaledDataModule
 
 #: Number of classes of each version of DOTA, without the background.
 CLASSES = {'1.0': 15, '1.5': 16, '2.0': 18}
 
 
-class OrientedDataModule(NonGeoDataModule):
+class OrientedDataModule(ScaledDataModule, NonGeoDataModule):
     """Chips with rotated boxes of folders in DOTA's layout, scaled to [0, 1] on the device.
 
     A folder holds ``images`` and ``labelTxt``. Batches hold ``image`` (B, C, H, W) float32 in
@@ -34,8 +35,6 @@ class OrientedDataModule(NonGeoDataModule):
         classes: Names of the classes; the first has label 1.
         statistics: Raw values that become 0 and 1. Mean and spread are not estimated.
     """
-
-    statistics: BandStatistics
 
     def __init__(
         self,
@@ -72,7 +71,7 @@ class OrientedDataModule(NonGeoDataModule):
             low: Raw value, or one a band, that becomes 0.
             high: Raw value, or one a band, that becomes 1.
             label_fraction: Share of the training images to use, in (0, 1], see
-                :func:`~cmid_geo.datamodules.few.few_images`.
+                :func:`~cmid_geo.datasets.label_fraction.draw_fraction`.
             seed: Of the choice of images.
             min_share: Least share of a box in a chip, in (0, 1].
             skip_empty: Whether to leave out training chips without boxes.
@@ -89,7 +88,7 @@ class OrientedDataModule(NonGeoDataModule):
         self.label_fraction, self.seed = label_fraction, seed
         self.skip_empty = skip_empty
         self.turns = RandomTurns(rotate) if augment else None
-        self.statistics = _limits(self.bands, low, high)
+        self.statistics = self.value_range = _limits(self.bands, low, high)
         self.collate_fn = collate
 
     def setup(self, stage: str) -> None:
@@ -104,7 +103,7 @@ class OrientedDataModule(NonGeoDataModule):
         if stage == 'fit' and self.train_dataset is None:
             pairs = self._pairs('train')
             labels = [read_dota(own, self.classes).labels for _, own in pairs]
-            chosen = few_images(labels, self.label_fraction, self.seed)
+            chosen = draw_fraction(labels, self.label_fraction, self.seed)
             pairs = [pairs[index] for index in chosen]
             chips = self._chips(pairs, self.skip_empty)
             if len(chips) < self.batch_size:
@@ -120,29 +119,9 @@ class OrientedDataModule(NonGeoDataModule):
             self.test_dataset = self._chips(self._pairs('test'))
         self.predict_dataset = self.test_dataset
 
-    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Scale a batch on its device, and in training lay it at random.
-
-        Args:
-            batch: Of raw chips.
-            dataloader_idx: Not used.
-
-        Returns:
-            The batch in [0, 1].
-        """
-        image = batch['image']
-        low, high = (
-            image.new_tensor(value)[:, None, None]
-            for value in (self.statistics.low, self.statistics.high)
-        )
-        batch = batch | {'image': ((image - low) / (high - low)).clamp(0, 1)}
-        if (
-            self.turns is not None
-            and self.trainer is not None
-            and self.trainer.training
-        ):
-            batch = self.turns(batch)
-        return batch
+    def augment_batch(self, batch: Sample) -> Sample:
+        """Rotate and flip images and boxes of training alike."""
+        return batch if self.turns is None else self.turns(batch)
 
     def _pairs(self, split: str) -> list[Pair]:
         """Images of a split and their labels."""
@@ -196,7 +175,7 @@ class DOTADataModule(OrientedDataModule):
             batch_size: Chips of a batch.
             num_workers: Processes that load data, for each process that trains.
             label_fraction: Share of the training images to use, in (0, 1], see
-                :func:`~cmid_geo.datamodules.few.few_images`.
+                :func:`~cmid_geo.datasets.label_fraction.draw_fraction`.
             seed: Of the choice of images.
             min_share: Least share of a box in a chip, in (0, 1].
             skip_empty: Whether to leave out training chips without boxes.
@@ -262,7 +241,7 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
 
 def _limits(
     bands: Sequence[int], low: float | Sequence[float], high: float | Sequence[float]
-) -> BandStatistics:
+) -> ValueRange:
     """Raw values that become 0 and 1, one a band."""
     pair = [
         tuple(np.broadcast_to(np.asarray(value, float), len(bands)).tolist())
@@ -274,8 +253,5 @@ def _limits(
         raise ValueError(
             f'low={low} and high={high} for {len(bands)} bands: give one number or one a band, low < high'
         )
-    names = tuple(f'B{band}' for band in bands)
     ones = (1.0,) * len(bands)
-    return BandStatistics(
-        names, pair[0], pair[1], (0.0,) * len(bands), ones, tuple(bands)
-    )
+    return ValueRange(tuple(bands), pair[0], pair[1], (0.0,) * len(bands), ones)

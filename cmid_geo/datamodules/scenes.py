@@ -6,28 +6,18 @@
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torchgeo.datamodules import GeoDataModule
 from torchgeo.datasets.utils import Sample
 
-from ..datasets import (
-    BandStatistics,
-    Chip,
-    GridChips,
-    RandomChips,
-    SceneDataset,
-    estimate_statistics,
-)
+from ..datasets import Chip, GridChips, RandomChips, SceneDataset, estimate_statistics
 from ..datasets.chips import HasScenes
 from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
+from ..ops.bands import find_bands, names_of
+from .base import ScaledDataModule, show
 
-#: Raw values of each band that become 0, and those that become 1.
-Limits = tuple[tuple[float, ...], tuple[float, ...]]
 
-
-class SceneDataModule(GeoDataModule):
+class SceneDataModule(ScaledDataModule, GeoDataModule):
     """Random chips of scenes for pretraining, scaled to [0, 1] on the device.
 
     Batches hold ``image`` (B, C, H, W) float32 in [0, 1], 0 where not valid, and ``valid``
@@ -37,10 +27,7 @@ class SceneDataModule(GeoDataModule):
     generalises. Prediction covers all scenes chip by chip.
 
     Attributes:
-        statistics: Range and spread of the bands, once set up.
         bands: Names of the bands, once set up.
-        limits: Raw values to scale by instead of the statistics', set by a trained task: new scenes
-            are read as its network knows them. None after ``setup('fit')``.
     """
 
     # TorchGeo's samplers yield slices, ours windows on a scene's own grid
@@ -125,11 +112,8 @@ class SceneDataModule(GeoDataModule):
         # TorchGeo's patch_size may be a pair and its length None
         self.chip_size, self.epoch_length = patch_size, length
         self.val_length = val_length or max(batch_size, length // 10)
-        self.statistics: BandStatistics | None = None
         self.bands: tuple[str, ...] | None = None
         self.aug = self.scale
-        self.limits: Limits | None = None
-        self._limits: dict[torch.device, tuple[Limits, Tensor, Tensor]] = {}
 
     def setup(self, stage: str) -> None:
         """Open the scenes, estimate the statistics and draw the chips, each once.
@@ -146,7 +130,7 @@ class SceneDataModule(GeoDataModule):
             self._check_length(self.trainer.world_size if self.trainer else 1)
         scenes = self._open()
         if stage == 'fit':
-            self.limits = None
+            self.value_range = self.statistics
         if stage == 'fit' and self.train_sampler is None:
             self.train_dataset = scenes
             self.train_sampler = self._random_chips(scenes, self.epoch_length, 0)
@@ -159,67 +143,37 @@ class SceneDataModule(GeoDataModule):
             self.predict_dataset = scenes
             self.predict_sampler = GridChips(scenes, self.chip_size)
 
-    def scale(self, batch: Sample) -> Sample:
-        """Bring a batch of raw chips to [0, 1].
-
-        Args:
-            batch: With ``image`` (..., C, H, W), raw, and ``valid`` (..., H, W) bool.
-
-        Returns:
-            The batch with ``image`` in [0, 1], 0 where not valid.
-
-        Raises:
-            ValueError: If the datamodule was not set up.
-        """
-        if self.statistics is None:
-            raise ValueError(
-                "the range of the bands is not known yet: call setup('fit') before using batches"
-            )
-        image = batch['image']
-        limits = self.limits or (self.statistics.low, self.statistics.high)
-        known = self._limits.get(image.device)
-        if known is None or known[0] != limits:
-            low, high = (image.new_tensor(values)[:, None, None] for values in limits)
-            known = self._limits[image.device] = (limits, low, high)
-        _, low, high = known
-        scaled = image.sub(low).div_(high - low).clamp_(0, 1)
-        return batch | {'image': scaled.mul_(batch['valid'].unsqueeze(-3))}
-
-    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Scale a batch on its device, with or without a trainer.
-
-        Args:
-            batch: A batch of raw chips.
-            dataloader_idx: Not used.
-
-        Returns:
-            The batch in [0, 1].
-        """
-        return self.scale(batch)
-
     def _open(self) -> SceneDataset:
         """Open the training scenes and show their statistics, once."""
         if isinstance(self.dataset, SceneDataset):
             return self.dataset
         self.dataset = scenes = SceneDataset(self.paths, **self.kwargs)
         self.bands = scenes.bands
-        self.statistics = estimate_statistics(
+        self.statistics = self.value_range = estimate_statistics(
             scenes, self.low, self.high, self.chip_size, min_valid=self.min_valid
         )
-        _show(f'{len(scenes)} scenes, raw values low and high become 0 and 1:')
-        _show(str(self.statistics))
+        show(f'{len(scenes)} scenes, raw values low and high become 0 and 1:')
+        show(str(self.statistics))
         return scenes
 
     def _open_val(self, scenes: SceneDataset) -> SceneDataset:
         """Open the scenes to validate on, with the grid and bands of the training scenes."""
         if self.val_paths is None:
             return scenes
+        return self._open_held('val_paths', self.val_paths, scenes)
+
+    def _open_held(
+        self, name: str, paths: str | list[str], scenes: SceneDataset
+    ) -> SceneDataset:
+        """Open scenes that are held out, and refuse those of other bands."""
         grid: dict[str, Any] = {'crs': scenes.crs, 'res': scenes.res}
-        held = SceneDataset(self.val_paths, **(self.kwargs | grid))
-        if len(held.bands) != len(scenes.bands):
+        held = SceneDataset(paths, **(self.kwargs | grid))
+        named = names_of(held.bands), names_of(scenes.bands)
+        places = find_bands(*named) if all(named) else []
+        if len(held.bands) != len(scenes.bands) or places != sorted(places, key=str):
             raise ValueError(
-                f'val_paths={self.val_paths!r} has bands {held.bands} but paths={self.paths!r} has '
-                f'{scenes.bands}: choose the same by bands='
+                f'{name}={paths!r} has bands {held.bands} but {self.paths!r}, which is trained on, has '
+                f'{scenes.bands}: choose the same in the same order by bands='
             )
         return held
 
@@ -263,19 +217,6 @@ class SceneDataModule(GeoDataModule):
 
     def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
         """Make a loader; only training drops an incomplete last batch."""
-        return DataLoader(
-            dataset=self._valid_attribute(f'{split}_dataset', 'dataset'),
-            batch_size=self.batch_size,
-            sampler=self._valid_attribute(f'{split}_sampler'),
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            drop_last=split == 'train',
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-
-@rank_zero_only
-def _show(text: str) -> None:
-    """Print on the first process only."""
-    print(text)
+        sampler = self._valid_attribute(f'{split}_sampler')
+        dataset = self._valid_attribute(f'{split}_dataset', 'dataset')
+        return self.make_loader(dataset, split, True, sampler=sampler)

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
 from ..datasets import Chip, RandomChips, SceneDataset
-from ..datasets.label_fraction import ListedChips, covering_fraction
+from ..datasets.label_fraction import draw_fraction
 from ..datasets.masks import LabelledScenes, MaskDataset
-from ..datasets.windows import windows
+from ..datasets.samplers import ListedChips, windows
 from ..transforms.segmentation import LabelledAugmentation
 from .scenes import SceneDataModule
 
@@ -132,7 +132,7 @@ class SegmentationDataModule(SceneDataModule):
         self._check_length(self.trainer.world_size if self.trainer else 1)
         scenes = self._open()
         if stage == 'fit':
-            self.limits = None
+            self.value_range = self.statistics
         if stage == 'fit' and self.train_sampler is None:
             labelled = LabelledScenes(scenes, self._open_masks(self.masks, scenes))
             self.train_dataset = labelled
@@ -142,8 +142,7 @@ class SegmentationDataModule(SceneDataModule):
             known = getattr(self, f'{split}_sampler', None) is not None
             if stage not in stages or paths is None or known:
                 continue
-            grid: dict[str, Any] = {'crs': scenes.crs, 'res': scenes.res}
-            held = SceneDataset(paths, **(self.kwargs | grid))
+            held = self._open_held(f'{split}_images', paths, scenes)
             labelled = LabelledScenes(held, self._open_masks(masks, held))
             setattr(self, f'{split}_dataset', labelled)
             setattr(self, f'{split}_sampler', windows(labelled.masks, self.chip_size))
@@ -158,22 +157,13 @@ class SegmentationDataModule(SceneDataModule):
         held = self.held['val'][0] is not None
         return super().val_dataloader() if held or alone else []
 
-    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Scale a batch on its device and, in training, augment it.
-
-        Args:
-            batch: A batch of raw chips.
-            dataloader_idx: Not used.
-
-        Returns:
-            The batch in [0, 1].
-        """
-        batch = self.scale(batch)
-        if self.augmentation is not None and self.trainer and self.trainer.training:
-            names = ('image', 'mask', 'valid')
-            done = self.augmentation(*(batch[name] for name in names))
-            batch |= dict(zip(names, done, strict=True))
-        return batch
+    def augment_batch(self, batch: Sample) -> Sample:
+        """Augment chips and masks of training alike."""
+        if self.augmentation is None:
+            return batch
+        names = ('image', 'mask', 'valid')
+        done = self.augmentation(*(batch[name] for name in names))
+        return batch | dict(zip(names, done, strict=True))
 
     def _open_masks(self, paths: Any, scenes: SceneDataset) -> MaskDataset:
         return MaskDataset(
@@ -192,7 +182,11 @@ class SegmentationDataModule(SceneDataModule):
         counts = count_classes(labelled.masks, chips)
         some = counts.sum(1) >= max(1, self.min_valid * size * size)
         chips = [chip for chip, use in zip(chips, some, strict=True) if use]
-        drawn = covering_fraction(counts[some], self.label_fraction, self.seed or 0)
+        drawn = draw_fraction(
+            [np.flatnonzero(row) for row in counts[some]],
+            self.label_fraction,
+            self.seed or 0,
+        )
         print(f'{len(drawn)} of {len(chips)} labelled chips are learned from')
         return ListedChips([chips[i] for i in drawn], length, self.seed or 0)
 

@@ -3,26 +3,28 @@
 
 """TorchGeo's datamodules of change, with augmentations that work."""
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchgeo.datamodules
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, random_split
+from torch.utils.data import DataLoader, RandomSampler, Subset, random_split
 from torchgeo.datamodules.oscd import MEAN, STD
 from torchgeo.datasets import LEVIRCD, OSCD
 from torchgeo.datasets.utils import Sample
 
-from ..datasets import BandStatistics
-from ..datasets.label_fraction import stratified_fraction
+from ..datasets.label_fraction import draw_fraction
 from ..ops.cells import CELL
+from ..ops.value_range import ValueRange
 from ..transforms.change import PairAugmentation
+from .base import ScaledDataModule, check_fraction
 from .change import alter
 
 
-class _Pairs(torchgeo.datamodules.NonGeoDataModule):
-    """What both have in common: random crops to train on, whole images to judge by.
+class _Pairs(ScaledDataModule, torchgeo.datamodules.NonGeoDataModule):
+    """Pairs of two dates: random crops to train on, whole images to validate and test on.
 
     TorchGeo's augmentations of two dates are Kornia's ``VideoSequential``, which raises with a
     mask in Kornia 0.9, and crop validation and test images at random or to their centre. Batches
@@ -30,51 +32,45 @@ class _Pairs(torchgeo.datamodules.NonGeoDataModule):
     """
 
     patch_size: tuple[int, int]
-    statistics: BandStatistics
 
     def _prepare(
-        self, statistics: BandStatistics, length: int | None, label_fraction: float,
+        self, statistics: ValueRange, length: int | None, label_fraction: float,
         seed: int, augment: PairAugmentation,
     ) -> None:  # fmt: skip
         """Put our augmentations in the place of TorchGeo's."""
-        if not 0 < label_fraction <= 1:
-            raise ValueError(
-                f'label_fraction={label_fraction} is the share of images that are used: give one above 0, '
-                'at most 1'
-            )
-        self.statistics, self.length, self.seed = statistics, length, seed
+        check_fraction('label_fraction', label_fraction)
+        self.statistics = self.value_range = statistics
+        self.length, self.seed = length, seed
         self.label_fraction, self.augment = label_fraction, augment
         low, high = torch.tensor(statistics.low), torch.tensor(statistics.high)
         # TorchGeo's own meaning: what was delivered, times std, plus mean is raw
         self.mean, self.std = low, high - low
-        self.train_aug, self.aug = self._alter, self._scale
-        self.val_aug = self.test_aug = self.predict_aug = None
         # Whole images may be large, and of many sizes
         self.val_batch_size = self.test_batch_size = 1
 
-    def _scale(self, batch: Sample) -> Sample:
-        """Bring a batch of raw pairs to [0, 1], with sides that an encoder takes."""
-        image, mask = batch['image'], batch['mask']
-        low, spread = (
-            values.to(image)[:, None, None] for values in (self.mean, self.std)
-        )
-        scaled = ((image - low) / spread).clamp(0, 1)
-        valid = batch.get('valid')
-        if valid is None:
-            valid = torch.ones_like(scaled[:, 0, 0], dtype=torch.bool)
-        return batch | {
-            'image': pad(scaled), 'mask': pad(mask), 'valid': pad(valid),
-        }  # fmt: skip
+    def scale(self, batch: Sample) -> Sample:
+        """Bring a batch of raw pairs to [0, 1], with sides that an encoder takes.
 
-    def _alter(self, batch: Sample) -> Sample:
-        """Scale a batch and alter it."""
-        return alter(self.augment, self._scale(batch))
+        Args:
+            batch: With ``image`` (B, 2, C, H, W), raw, ``mask`` and optionally ``valid``.
+
+        Returns:
+            The batch with all three, padded to sides that are multiples of 32.
+        """
+        image = batch['image']
+        valid = batch.get('valid', torch.ones_like(image[:, 0, 0], dtype=torch.bool))
+        batch = super().scale(batch | {'valid': valid})
+        return batch | {name: pad(batch[name]) for name in ('image', 'mask', 'valid')}
+
+    def augment_batch(self, batch: Sample) -> Sample:
+        """Augment pairs and masks of training alike."""
+        return alter(self.augment, batch)
 
     def _few(self, dataset: Any) -> Any:
         """The share of a dataset whose labels are used."""
         if self.label_fraction == 1:
             return dataset
-        kept = stratified_fraction([0] * len(dataset), self.label_fraction, self.seed)
+        kept = draw_fraction([0] * len(dataset), self.label_fraction, self.seed)
         return Subset(dataset, kept)
 
     def _dataloader_factory(self, split: str) -> DataLoader[Sample]:
@@ -92,11 +88,7 @@ class _Pairs(torchgeo.datamodules.NonGeoDataModule):
         sampler = RandomSampler(
             dataset, replacement=length > len(dataset), num_samples=length
         )
-        return DataLoader(
-            dataset, self.batch_size, sampler=sampler, drop_last=True,
-            num_workers=self.num_workers, collate_fn=self.collate_fn,
-            persistent_workers=self.num_workers > 0,
-        )  # fmt: skip
+        return self.make_loader(dataset, split, True, sampler=sampler)
 
 
 class LEVIRCDDataModule(_Pairs, torchgeo.datamodules.LEVIRCDDataModule):
@@ -129,7 +121,7 @@ class LEVIRCDDataModule(_Pairs, torchgeo.datamodules.LEVIRCDDataModule):
         super().__init__(batch_size, patch_size, num_workers, **kwargs)
         bands = ('R', 'G', 'B')
         # Nothing is estimated: 8-bit photographs
-        statistics = BandStatistics(
+        statistics = ValueRange(
             bands, (0.0,) * 3, (255.0,) * 3, (0.5,) * 3, (0.25,) * 3
         )
         self._prepare(
@@ -192,7 +184,7 @@ class OSCDDataModule(_Pairs, torchgeo.datamodules.OSCDDataModule):
         low = (centre - 2 * spread).clamp_min(0)
         high = centre + 2 * spread
         values = (low, high, (centre - low) / (high - low), spread / (high - low))
-        statistics = BandStatistics(
+        statistics = ValueRange(
             tuple(self.bands), *(tuple(value.tolist()) for value in values)
         )
         # Cities differ in size: crops are cut before there is a batch
@@ -205,56 +197,39 @@ class OSCDDataModule(_Pairs, torchgeo.datamodules.OSCDDataModule):
             stage: Either 'fit', 'validate', 'test' or 'predict'.
         """
         if stage in ('fit', 'validate'):
-            whole = OSCD(split='train', **self.kwargs)
-            self.dataset = whole
+            self.dataset = whole = OSCD(split='train', **self.kwargs)
             shares = [1 - self.val_split_pct, self.val_split_pct]
             generator = torch.Generator().manual_seed(0)
             train, self.val_dataset = random_split(whole, shares, generator)
-            self.train_dataset = Cropped(self._few(train), self.patch_size)
+            crop = partial(random_crop, size=self.patch_size)
+            options: dict[str, Any] = self.kwargs | {'transforms': crop}
+            cropped = OSCD(split='train', **options)
+            self.train_dataset = self._few(Subset(cropped, train.indices))
         if stage == 'test':
             self.test_dataset = OSCD(split='test', **self.kwargs)
 
 
-class Cropped(Dataset[Sample]):
-    """Random crops of pairs that differ in size."""
+def random_crop(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Crop a pair at random.
 
-    def __init__(self, dataset: Any, size: tuple[int, int]) -> None:
-        """Initialize a new Cropped instance.
+    Args:
+        sample: With ``image`` (2, C, H, W) and ``mask`` (1, H, W).
+        size: (height, width) in pixels.
 
-        Args:
-            dataset: Of samples with ``image`` (2, C, H, W) and ``mask`` (1, H, W).
-            size: (height, width) in pixels.
-        """
-        self.dataset = dataset
-        self.size = size
-
-    def __len__(self) -> int:
-        """Return the number of pairs."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Crop a pair.
-
-        Args:
-            index: Its number.
-
-        Returns:
-            ``image`` and ``mask`` of the size wanted, and ``valid`` (H, W), False where a pair was
-            too small.
-        """
-        sample = self.dataset[index]
-        image, mask = sample['image'], sample['mask']
-        valid = torch.ones(image.shape[-2:], dtype=torch.bool)
-        spare = [max(0, side - cut) for side, cut in zip(valid.shape, self.size)]
-        row, col = (int(torch.randint(most + 1, ())) for most in spare)
-        height, width = self.size
-        cut = (..., slice(row, row + height), slice(col, col + width))
-        missing = (width - valid[cut].shape[1], height - valid[cut].shape[0])
-        image, mask, valid = (
-            F.pad(each[cut], (0, missing[0], 0, missing[1]))
-            for each in (image, mask, valid)
-        )
-        return {'image': image, 'mask': mask, 'valid': valid}
+    Returns:
+        ``image`` and ``mask`` of that size, and ``valid`` (H, W), False where the pair was too small.
+    """
+    layers = [sample['image'], sample['mask']]
+    layers.append(torch.ones(layers[0].shape[-2:], dtype=torch.bool))
+    row, col = (
+        int(torch.randint(max(0, side - cut) + 1, ()))
+        for side, cut in zip(layers[2].shape, size)
+    )
+    height, width = size
+    parts = [each[..., row : row + height, col : col + width] for each in layers]
+    missing = (0, width - parts[2].shape[1], 0, height - parts[2].shape[0])
+    names = ('image', 'mask', 'valid')
+    return {name: F.pad(each, missing) for name, each in zip(names, parts)}
 
 
 def pad(layers: Tensor) -> Tensor:

@@ -5,6 +5,8 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import PurePath
 
 import numpy as np
 import torch
@@ -14,11 +16,16 @@ from torchgeo.datasets import DatasetNotFoundError
 from torchgeo.datasets.utils import Path, Sample
 
 from .chips import Chip
-from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
-from .grids import Bools, Grid
-from .places import align, pairs_in_folders, pairs_in_lists
+from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters, stem
+from .grids import Bools, natural_res
 from .reader import SceneReader
-from .scene import Declared, Scene, find_scenes
+from .scene import Declared, Scene, find_scenes, place
+
+#: A place's name, its dates and its mask.
+Place = tuple[str, Scene, Scene, Scene]
+
+#: From files, and whether they are masks, to scenes.
+ScenesOf = Callable[[list[str], bool], list[Scene]]
 
 
 class ChangePairs(Dataset[Sample]):
@@ -61,8 +68,8 @@ class ChangePairs(Dataset[Sample]):
         Args:
             root: A folder of folders, one a place, each with a mask and files of two dates.
             before: Instead of *root*: a folder, a glob, a file, or several, of the first dates.
-            after: Likewise of the second dates.
-            masks: Likewise of the masks. Files of the three are matched by name where the names
+            after: A folder, a glob, a file, or several, of the second dates.
+            masks: A folder, a glob, a file, or several, of the masks. Files of the three are matched by name where the names
                 are the same, else by their sorted order.
             bands: Bands in the order wanted, by name or position from 1; all by default.
             mask_name: With *root*, the mask's name without its ending.
@@ -72,7 +79,8 @@ class ChangePairs(Dataset[Sample]):
             date_regex: With *root*, finds the date in file names, in a group ``date``.
             zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.
             transforms: Applied to each sample.
-            nodata: Fill value that files of dates do not declare; see :class:`SceneDataset`.
+            nodata: Fill value that files of dates do not declare: pixels that have it in all bands
+                are invalid.
             file_crs: The CRS of files that state none.
 
         Raises:
@@ -100,6 +108,7 @@ class ChangePairs(Dataset[Sample]):
             )
         if not found:
             raise DatasetNotFoundError(self)
+        _check_bands(found)
         self.places = tuple(name for name, *_ in found)
         self.bands = found[0][1].bands
         self.pairs = tuple(align(*trio) for trio in found)
@@ -153,20 +162,26 @@ class ChangePairs(Dataset[Sample]):
         if not isinstance(index, Chip):
             mask = self.scenes[index]
             index = Chip((int(index),), 0, 0, mask.width, mask.height)
-        window = (index.col, index.row, index.width, index.height)
         first, second, mask = self.pairs[index.scenes[0]]
-        target = mask.grid.window(*window)
-        dates = [self._reader.read(date, target) for date in (first, second)]
-        labels, known, inside = self._labels(mask, target, window)
-        valid = dates[0][1] & dates[1][1] & inside
+        target = mask.grid.window(*index.window)
+        (early, seen), (late, also_seen), (values, known) = (
+            self._reader.read(scene, target) for scene in (first, second, mask)
+        )
+        labels = values[0].round().astype(np.int64)
+        if self.binary:
+            labels = (labels != 0).astype(np.int64)
+        ends = max(mask.height - index.row, 0), max(mask.width - index.col, 0)
+        inside = np.zeros_like(known)
+        inside[max(-index.row, 0) : ends[0], max(-index.col, 0) : ends[1]] = True
+        valid = seen & also_seen & inside
         sample = {
-            'image': torch.from_numpy(np.stack([image * valid for image, _ in dates])),
+            'image': torch.from_numpy(np.stack([early * valid, late * valid])),
             'mask': torch.from_numpy(
                 np.where(inside & ~known, self.ignore_index, labels)
             ),
             'valid': torch.from_numpy(valid),
             'scene': torch.tensor(index.scenes[0]),
-            'window': torch.tensor(window),
+            'window': torch.tensor(index.window),
         }
         return sample if self.transforms is None else self.transforms(sample)
 
@@ -196,18 +211,133 @@ class ChangePairs(Dataset[Sample]):
             self._reader.read(first, coarse)[1] & self._reader.read(second, coarse)[1]
         )
 
-    def _labels(
-        self, mask: Scene, target: Grid, window: tuple[int, int, int, int]
-    ) -> tuple[np.ndarray, Bools, Bools]:
-        """Labels of a window, where they are known, and where the mask lies."""
-        values, known = self._reader.read(mask, target)
-        col, row, width, height = window
-        across, down = np.arange(col, col + width), np.arange(row, row + height)
-        inside = ((down >= 0) & (down < mask.height))[:, None] & (
-            (across >= 0) & (across < mask.width)
+
+def pairs_in_folders(root: Path, mask_name: str, scenes_of: ScenesOf) -> list[Place]:
+    """Find the places of a folder of folders.
+
+    Args:
+        root: The folder.
+        mask_name: Name of the masks without ending; all other files show dates.
+        scenes_of: From files to scenes.
+
+    Returns:
+        The places, sorted by name.
+
+    Raises:
+        ValueError: If a folder has not one mask and two dates.
+    """
+    folders: dict[PurePath, list[str]] = {}
+    for path in find_rasters(root):
+        folders.setdefault(PurePath(path).parent, []).append(path)
+    found = []
+    for folder, files in sorted(folders.items()):
+        masks = [path for path in files if stem(path) == mask_name]
+        # A mask that is not known as one would be read as a date
+        if len(masks) != 1:
+            raise ValueError(
+                f'{str(folder)!r} has {len(masks)} masks named {mask_name!r}: a place needs one, tell its '
+                'name without ending by mask_name='
+            )
+        images = scenes_of([path for path in files if path not in masks], False)
+        images.sort(key=lambda scene: (scene.start, scene.files))
+        dates = len({scene.start for scene in images})
+        if len(images) != 2 or dates != 2:
+            raise ValueError(
+                f'{str(folder)!r} has {len(images)} images of {dates} dates: a place needs two, tell where '
+                'file names state the date by date_regex=, or list the files by before=, after= and '
+                'masks='
+            )
+        inside = folder.is_relative_to(str(root)) and folder != PurePath(root)
+        name = str(folder.relative_to(str(root))) if inside else folder.name
+        found.append((name, images[0], images[1], scenes_of(masks, True)[0]))
+    return found
+
+
+def pairs_in_lists(
+    before: Path | Iterable[Path],
+    after: Path | Iterable[Path],
+    masks: Path | Iterable[Path],
+    scenes_of: ScenesOf,
+) -> list[Place]:
+    """Match the files of three lists.
+
+    Args:
+        before: A folder, a glob, a file, or several, of the first dates.
+        after: A folder, a glob, a file, or several, of the second dates.
+        masks: A folder, a glob, a file, or several, of the masks.
+        scenes_of: From files to scenes.
+
+    Returns:
+        The places, in the order of the masks, named as they are.
+
+    Raises:
+        ValueError: If the lists do not fit together.
+    """
+    several = [
+        scenes_of(_listed(before), False), scenes_of(_listed(after), False), scenes_of(_listed(masks), True),
+    ]  # fmt: skip
+    counts = [len(scenes) for scenes in several]
+    if len(set(counts)) != 1:
+        raise ValueError(
+            f'before, after and masks hold {counts[0]}, {counts[1]} and {counts[2]} scenes: each place '
+            'needs one of each; leave out what has no partner'
         )
-        if mask.zero_is_nodata:
-            # Many masks declare 0 as nodata, to be shown as glass; it is no change all the same
-            known = inside
-        labels = values[0].round().astype(np.int64)
-        return (labels != 0).astype(np.int64) if self.binary else labels, known, inside
+    names = [stem(scene.files[0]) for scene in several[2]]
+    named = [{stem(scene.files[0]): scene for scene in scenes} for scenes in several]
+    if all(set(each) == set(names) and len(each) == len(names) for each in named):
+        several = [[each[name] for name in names] for each in named]
+    return list(zip(names, *several))
+
+
+def _listed(paths: Path | Iterable[Path]) -> list[str]:
+    """Files of a path, sorted; of several single files, as they were listed."""
+    if isinstance(paths, str) or not isinstance(paths, Iterable):
+        return find_rasters(paths)
+    return [file for path in paths for file in find_rasters(path)]
+
+
+def _check_bands(found: list[Place]) -> None:
+    """Refuse dates with different numbers of bands."""
+    counts = {len(date.bands) for _, *dates, _ in found for date in dates}
+    if len(counts) > 1:
+        raise ValueError(
+            f'dates have {sorted(counts)} bands: all must have the same; choose those that all have by '
+            f'bands={list(range(1, min(counts) + 1))}'
+        )
+
+
+def align(
+    name: str, first: Scene, second: Scene, mask: Scene
+) -> tuple[Scene, Scene, Scene]:
+    """Bring both dates of a place to the grid of its mask.
+
+    Args:
+        name: Of the place.
+        first: First date, on its own grid.
+        second: Second date.
+        mask: The mask.
+
+    Returns:
+        Both dates, which need a warp where CRS or resolution differ; and the mask.
+
+    Raises:
+        ValueError: If the mask is rotated, or a date shows other ground.
+    """
+    own = mask.native
+    if not own.is_north_up:
+        raise ValueError(
+            f'the mask {mask.files[0]!r} of {name!r} is rotated: labels are not interpolated; write it '
+            'north up'
+        )
+    res = natural_res(own, own.crs)
+    dates = [place(date, own.crs, res, own.transform) for date in (first, second)]
+    for date in dates:
+        low, high = np.array(date.bounds).reshape(2, 2)
+        bounds = np.array(own.bounds).reshape(2, 2)
+        if not (np.minimum(high, bounds[1]) > np.maximum(low, bounds[0])).all():
+            raise ValueError(
+                f'{date.files[0]!r} and the mask {mask.files[0]!r} of {name!r} share no ground: match '
+                'them by their names, or list them in one order'
+            )
+    # Many masks declare 0 as nodata, to be shown as glass; it is no change all the same
+    return dates[0], dates[1], replace(mask, zero_is_nodata=False)

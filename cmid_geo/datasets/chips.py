@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Chips: where one lies, and how samples of one place are joined."""
+"""Chips: windows of scenes, and joined samples of one place."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +32,11 @@ class Chip:
     row: int
     width: int
     height: int
+
+    @property
+    def window(self) -> tuple[int, int, int, int]:
+        """Column, row, width and height."""
+        return self.col, self.row, self.width, self.height
 
 
 @runtime_checkable

@@ -1,11 +1,11 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Images with boxes, as COCO describes them."""
+"""Images with boxes in COCO's format."""
 
-import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,16 @@ import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
+from ..ops.value_range import ValueRange
 from ..plots.boxes import boxes_figure
-from .annotations import boxes_by_image, read_coco
-from .rasters import open_raster
-from .statistics import BandStatistics
+from .images import open_image
+from .statistics import PIXELS, check_limits, summarize
 
-#: Images, and pixels of each, that statistics are estimated from, at most.
-IMAGES, PIXELS = 64, 4096
+#: Images that statistics are estimated from, at most.
+IMAGES = 64
 
 
 class CocoDetection(NonGeoDataset):
@@ -116,7 +115,7 @@ class CocoDetection(NonGeoDataset):
         Returns:
             True if all of its bands are uint8.
         """
-        with _opened(self.files[index]) as file:
+        with open_image(self.files[index]) as file:
             return set(file.dtypes) == {'uint8'}
 
     def __getitem__(self, index: int) -> Sample:
@@ -126,12 +125,14 @@ class CocoDetection(NonGeoDataset):
             index: Which.
 
         Returns:
-            See the class.
+            ``image``, ``bbox_xyxy`` and ``label``.
 
         Raises:
             ValueError: If the file cannot be read, or is of another size than the annotations say.
         """
-        image, (height, width) = self._image(index)
+        with open_image(self.files[index]) as file:
+            self._check(file, self.sizes[index])
+            image, (height, width) = self._bands(file), file.shape
         scale = np.array([image.shape[2] / width, image.shape[1] / height] * 2)
         boxes = self.boxes[index].clip(0, [width, height, width, height])
         kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
@@ -167,12 +168,6 @@ class CocoDetection(NonGeoDataset):
         if suptitle is not None:
             figure.suptitle(suptitle)
         return figure
-
-    def _image(self, index: int) -> tuple[npt.NDArray[np.float32], tuple[int, int]]:
-        """Raw bands at the wanted scale, and the size of the file."""
-        with _opened(self.files[index]) as file:
-            self._check(file, self.sizes[index])
-            return self._bands(file), file.shape
 
     def _bands(self, file: Any) -> npt.NDArray[np.float32]:
         """Read the wanted bands of an open file, at the wanted scale."""
@@ -223,13 +218,86 @@ class CocoDetection(NonGeoDataset):
         return square
 
 
+def read_coco(annotations: str | Path) -> dict[str, Any]:
+    """Read a file of COCO.
+
+    Args:
+        annotations: Its path.
+
+    Returns:
+        Its parts: ``images``, ``annotations`` and ``categories``.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        listed = json.loads(Path(annotations).read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f'cannot read {str(annotations)!r} ({error}): give the path of a JSON file of COCO'
+        ) from error
+    parts = ('images', 'annotations', 'categories')
+    lacking = [
+        part for part in parts if not isinstance(listed, dict) or part not in listed
+    ]
+    if lacking or not listed['images'] or not listed['categories']:
+        raise ValueError(
+            f'{str(annotations)!r} holds no {lacking or "images or categories"}: a file of COCO has '
+            f'{parts}'
+        )
+    return listed
+
+
+def boxes_by_image(
+    listed: dict[str, Any], name: str
+) -> tuple[list[npt.NDArray[np.float64]], list[npt.NDArray[np.int64]]]:
+    """Sort boxes by image, without those of crowds.
+
+    Args:
+        listed: Parts of a file of COCO.
+        name: Of the file, for messages.
+
+    Returns:
+        Boxes (N, 4) of each image as (x1, y1, x2, y2), and labels (N): 1 for the category of the
+        least id, and so on.
+
+    Raises:
+        ValueError: If an annotation is no box, or of an image or category that is not listed.
+    """
+    ids = sorted(kind['id'] for kind in listed['categories'])
+    label_of = {number: 1 + place for place, number in enumerate(ids)}
+    place_of = {entry['id']: place for place, entry in enumerate(listed['images'])}
+    boxes: list[list[Any]] = [[] for _ in place_of]
+    labels: list[list[int]] = [[] for _ in place_of]
+    for entry in listed['annotations']:
+        where = f'annotation {entry.get("id")} of {name}'
+        for key, known in (('image_id', place_of), ('category_id', label_of)):
+            if entry[key] not in known:
+                raise ValueError(
+                    f'{where} has {key}={entry[key]}, which is not listed: correct or remove it'
+                )
+        x, y, width, height = entry['bbox']
+        if not (all(map(math.isfinite, entry['bbox'])) and min(width, height) >= 0):
+            raise ValueError(
+                f'{where} has bbox={entry["bbox"]}: boxes are x, y, width and height in pixels, finite '
+                'and not negative; correct or remove it'
+            )
+        if not entry.get('iscrowd'):
+            boxes[place_of[entry['image_id']]].append((x, y, x + width, y + height))
+            labels[place_of[entry['image_id']]].append(label_of[entry['category_id']])
+    return (
+        [np.array(each, np.float64).reshape(-1, 4) for each in boxes],
+        [np.array(each, np.int64) for each in labels],
+    )
+
+
 def estimate_images(
     dataset: CocoDetection,
     places: Sequence[int],
     low: float | Sequence[float | int] | None = None,
     high: float | Sequence[float | int] | None = None,
     seed: int = 0,
-) -> BandStatistics:
+) -> ValueRange:
     """Estimate the range and spread of the bands of images.
 
     Args:
@@ -244,7 +312,11 @@ def estimate_images(
         The statistics, of pixels with data.
 
     Raises:
-        ValueError: If *low* is not less than *high* in every band.
+        ValueError: If only one of *low* and *high* is given, they are not one or one a band, or not
+            *low* < *high*.
+
+    Warns:
+        UserWarning: If a band is constant, which leaves it 0 everywhere.
     """
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(places)[:IMAGES]
@@ -255,42 +327,7 @@ def estimate_images(
         pixels = pixels[:, np.isfinite(pixels).all(0)]
         parts.append(pixels[:, rng.integers(pixels.shape[1], size=PIXELS)])
     dataset.fill, dataset.size = fill, size
-    values = np.concatenate(parts, 1).astype(np.float64)
-    if low is None and all(dataset.is_bytes(int(place)) for place in chosen):
-        low, high = 0.0, 255.0
-    lows = np.percentile(values, 2, axis=1) if low is None else np.asarray(low, float)
-    highs = (
-        np.percentile(values, 98, axis=1) if high is None else np.asarray(high, float)
-    )
-    lows, highs = (np.broadcast_to(each, (len(values),)) for each in (lows, highs))
-    if not (lows < highs).all():
-        raise ValueError(
-            f'raw values {lows.tolist()} to {highs.tolist()}: in every band the first must be less; leave '
-            'out bands that hardly vary by bands=, or state low= and high='
-        )
-    scaled = ((values - lows[:, None]) / (highs - lows)[:, None]).clip(0, 1)
-    std = scaled.std(1)
-    positions = tuple(dataset.bands or range(1, len(values) + 1))
-    return BandStatistics(
-        bands=tuple(f'B{band}' for band in positions),
-        low=tuple(lows.tolist()),
-        high=tuple(highs.tolist()),
-        mean=tuple(scaled.mean(1).tolist()),
-        std=tuple(np.where(std > 1e-6, std, 1.0).tolist()),
-        positions=positions,
-    )
-
-
-@contextmanager
-def _opened(path: Path) -> Generator[Any]:
-    """Open a file that need have no place on Earth."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', NotGeoreferencedWarning)
-            with open_raster(str(path)) as file:
-                yield file
-    except (RasterioError, OSError) as error:
-        raise ValueError(
-            f'cannot read {str(path)!r} ({error.__cause__ or error}): replace it, or remove it from the '
-            'annotations'
-        ) from error
+    values = np.concatenate(parts, 1)
+    bands = tuple(dataset.bands or range(1, len(values) + 1))
+    is_bytes = low is None and all(dataset.is_bytes(int(i)) for i in chosen)
+    return summarize(bands, values, check_limits(bands, low, high), is_bytes)

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Where a scene has valid ground, coarsely, and where chips therefore may lie."""
+"""Coverage: the valid ground of a scene, coarsely, and the chips that may lie on it."""
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ class Coverage:
     Attributes:
         width: Of the scene, in pixels.
         height: Of the scene, in pixels.
-        valid_fraction: Share of the scene that is valid, in [0, 1].
+        valid_fraction: Fraction of the scene that is valid, in [0, 1].
     """
 
     def __init__(self, cells: Bools | None, width: int, height: int) -> None:
@@ -30,8 +30,9 @@ class Coverage:
             height: Of the scene, in pixels.
         """
         self.width, self.height = width, height
-        self._cells = None if cells is None or cells.all() else cells
-        self.valid_fraction = 1.0 if self._cells is None else float(self._cells.mean())
+        self._whole = cells is None or bool(cells.all())
+        self._cells = np.ones((1, 1), bool) if cells is None else cells
+        self.valid_fraction = float(self._cells.mean())
         self._size = 0
         self._places: npt.NDArray[np.int32] = np.zeros((0, 2), np.int32)
 
@@ -40,16 +41,12 @@ class Coverage:
 
         Args:
             col: First column, in pixels; need not be whole.
-            row: First row, likewise.
+            row: First row, in pixels; need not be whole.
             size: Side in pixels.
 
         Returns:
-            The share in [0, 1]; what lies outside the scene is not valid.
+            The fraction in [0, 1]; what lies outside the scene is not valid.
         """
-        if self._cells is None:
-            across = min(col + size, self.width) - max(col, 0)
-            down = min(row + size, self.height) - max(row, 0)
-            return max(across, 0.0) * max(down, 0.0) / size**2
         rows, cols = self._cells.shape
         top, down = _overlap(row, size, self.height / rows, rows)
         left, across = _overlap(col, size, self.width / cols, cols)
@@ -61,16 +58,14 @@ class Coverage:
 
         Args:
             size: Side of a window in pixels.
-            min_valid: Least share of it that must be valid.
+            min_valid: Least fraction of it that must be valid.
 
         Returns:
             Whether there is such a window.
         """
         self._size, self._min_valid = size, min_valid
-        if min(self.width, self.height) < size:
-            return False
-        if self._cells is None:
-            return True
+        if self._whole or min(self.width, self.height) < size:
+            return min(self.width, self.height) >= size
         axes = [_spread(self.height, size), _spread(self.width, size)]
         down, across = (
             _weights(starts, size, extent, count)
@@ -93,7 +88,7 @@ class Coverage:
             (col, row) of its first pixel.
         """
         ends = (self.width - self._size, self.height - self._size)
-        if self._cells is None:
+        if self._whole:
             return int(rng.integers(0, ends[0] + 1)), int(rng.integers(0, ends[1] + 1))
         place = self._places[rng.integers(len(self._places))]
         # Spread over the ground between the positions tried, folded back at the scene's edges
@@ -119,7 +114,7 @@ def _spread(extent: int, size: int) -> npt.NDArray[np.int64]:
 def _overlap(
     start: float, size: int, cell: float, count: int
 ) -> tuple[int, npt.NDArray[np.float64]]:
-    """Return the first cell of an interval and the share of the interval in each of its cells."""
+    """Return the first cell of an interval and the fraction of the interval in each of its cells."""
     first = min(max(int(start // cell), 0), count)
     last = min(max(int(np.ceil((start + size) / cell)), first), count)
     edges = np.clip(np.arange(first, last + 1) * cell, start, start + size)
@@ -129,7 +124,7 @@ def _overlap(
 def _weights(
     starts: npt.NDArray[np.int64], size: int, extent: int, count: int
 ) -> npt.NDArray[np.float64]:
-    """Return the share (starts, cells) that each cell has in each window along an axis."""
+    """Return the fraction (starts, cells) that each cell has in each window along an axis."""
     edges = np.arange(count + 1) * (extent / count)
     inside = np.clip(edges, starts[:, None], starts[:, None] + size)
     return np.diff(inside, axis=1) / size

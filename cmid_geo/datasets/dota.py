@@ -1,29 +1,25 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Large images with rotated boxes in DOTA's format, read a chip at a time."""
+"""Chips of large images with rotated boxes in DOTA's format."""
 
-import warnings
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 import shapely
 import torch
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
-from .rasters import open_raster
+from ..ops.window_starts import window_starts
+from .images import IMAGES, is_image, open_image
 
 #: First words of lines that are no box.
 HEADERS = ('imagesource:', 'gsd:')
-
-#: Endings of images in folders.
-IMAGES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 
 #: An image and its labels.
 Pair = tuple[Path, Path]
@@ -92,15 +88,19 @@ class OrientedChips(NonGeoDataset):
         #: Index of the image, first column, first row and the boxes of each chip
         self.chips: list[tuple[int, int, int, npt.NDArray[np.int64]]] = []
         for index, (image, _) in enumerate(self.pairs):
-            width, height = image_size(image)
+            with open_image(image) as file:
+                height, width = file.shape
             shapes = shapely.convex_hull(
                 shapely.multipoints(self.boxes[index].corners.reshape(-1, 4, 2))
             )
-            for row in starts(height, patch_size, overlap):
-                for col in starts(width, patch_size, overlap):
-                    own = self._own(shapes, col, row)
-                    if len(own) or not skip_empty:
-                        self.chips.append((index, col, row, own))
+            rows, cols = (
+                window_starts(side, patch_size, patch_size - overlap)
+                for side in (height, width)
+            )
+            for row, col in itertools.product(rows, cols):
+                own = self._own(shapes, col, row)
+                if len(own) or not skip_empty:
+                    self.chips.append((index, col, row, own))
 
     def __len__(self) -> int:
         """Return the number of chips."""
@@ -113,7 +113,7 @@ class OrientedChips(NonGeoDataset):
             index: Of the chip.
 
         Returns:
-            See the class.
+            ``image``, ``bbox``, ``label``, ``difficult``, ``index`` and ``window``.
 
         Raises:
             ValueError: If the image cannot be read, or lacks bands.
@@ -143,22 +143,15 @@ class OrientedChips(NonGeoDataset):
         """Values of a chip, 0 beyond the image."""
         size = self.patch_size
         found = np.zeros((len(self.bands), size, size), np.float32)
-        with opened(path) as file:
+        with open_image(path) as file:
             bands = (1,) * len(self.bands) if file.count == 1 else self.bands
             if max(bands) > file.count:
                 raise ValueError(
                     f'{path} has {file.count} bands but bands={self.bands}: choose of those that it has'
                 )
-            width, height = min(size, file.width - col), min(size, file.height - row)
-            try:
-                values = file.read(
-                    bands, window=((row, row + height), (col, col + width))
-                )
-            except RasterioIOError as error:
-                raise ValueError(
-                    f'{path} cannot be read: {error}; replace it'
-                ) from error
-        found[:, :height, :width] = values
+            height, width = min(size, file.height - row), min(size, file.width - col)
+            window = ((row, row + height), (col, col + width))
+            found[:, :height, :width] = file.read(bands, window=window)
         return found
 
 
@@ -223,8 +216,7 @@ def find_pairs(folder: Path | str) -> list[Pair]:
         ValueError: If there are no images, or one has no labels.
     """
     images, labels = Path(folder) / 'images', Path(folder) / 'labelTxt'
-    found = sorted(images.glob('*')) if images.is_dir() else []
-    found = [path for path in found if path.suffix.lower() in IMAGES]
+    found = sorted(filter(is_image, images.glob('*')))
     if not found:
         raise ValueError(
             f'{images} holds no images ({", ".join(IMAGES)}): give a folder with images and labelTxt'
@@ -237,55 +229,3 @@ def find_pairs(folder: Path | str) -> list[Pair]:
             'objects needs an empty file'
         )
     return pairs
-
-
-def starts(side: int, patch_size: int, overlap: int) -> list[int]:
-    """Where the chips along a side of an image start.
-
-    Args:
-        side: Of the image in pixels.
-        patch_size: Side of the chips.
-        overlap: Of neighbouring chips; the last two may overlap more.
-
-    Returns:
-        First pixels, of which the first is 0; the last chip ends with the image, if this is not
-        smaller than a chip.
-    """
-    last = max(side - patch_size, 0)
-    return [*range(0, last, patch_size - overlap), last]
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image, from its header.
-
-    Args:
-        path: Of the image.
-
-    Returns:
-        In pixels.
-
-    Raises:
-        ValueError: If it cannot be opened.
-    """
-    with opened(path) as file:
-        return file.width, file.height
-
-
-def opened(path: Path) -> rasterio.DatasetReader:
-    """Open an image, be it georeferenced or not.
-
-    Args:
-        path: Of the image.
-
-    Returns:
-        To be closed.
-
-    Raises:
-        ValueError: If it cannot be opened.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', NotGeoreferencedWarning)
-        try:
-            return open_raster(str(path))
-        except RasterioIOError as error:
-            raise ValueError(f'{path} cannot be opened: {error}; replace it') from error

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What file names tell: which rasters there are, their dates, and which are bands of one scene."""
+"""File names: rasters of folders, their dates, and bands of one scene."""
 
 import glob
 import os
@@ -78,25 +78,22 @@ def find_rasters(paths: Path | Iterable[Path]) -> list[str]:
     )
     found: set[str] = set()
     for path in (str(os.fspath(path)) for path in several):
-        if is_remote(path) or os.path.isfile(path):
-            found.add(path)
-        elif os.path.isdir(path):
-            found.update(_walk(path))
-        else:
-            matches = glob.glob(os.path.expanduser(path), recursive=True)
-            if not matches:
-                raise ValueError(
-                    f'no file matches {path!r}: paths must be an existing folder, file or glob, or '
-                    'a URL; check the spelling and the current folder'
-                )
-            named = path.lower().endswith(VIRTUAL)
-            for match in matches:
-                if os.path.isdir(match):
-                    found.update(_walk(match))
-                elif named or not match.lower().endswith(VIRTUAL):
-                    found.add(match)
-                else:
-                    _leave_out(match)
+        listed = is_remote(path) or os.path.exists(path)
+        expanded = os.path.expanduser(path)
+        matches = [path] if listed else glob.glob(expanded, recursive=True)
+        if not matches:
+            raise ValueError(
+                f'no file matches {path!r}: paths must be an existing folder, file or glob, or '
+                'a URL; check the spelling and the current folder'
+            )
+        named = listed or path.lower().endswith(VIRTUAL)
+        for match in matches:
+            if os.path.isdir(match):
+                found.update(_walk(match))
+            elif named or not match.lower().endswith(VIRTUAL):
+                found.add(match)
+            else:
+                _leave_out(match)
     return sorted(found)
 
 

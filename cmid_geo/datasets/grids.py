@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Pixel grids, and how pixels of one are computed from another.
+"""Pixel grids, and interpolation between them.
 
 Pixel coordinates are (col, row), float64, with (0, 0) the outer corner of the first pixel, so that
 pixel centres lie at half numbers. Arrays are (bands, rows, cols).
@@ -13,13 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 from affine import Affine
 from pyproj import CRS, Transformer
 
 Floats = npt.NDArray[np.floating]
 Bools = npt.NDArray[np.bool_]
 
-#: Grids whose pixels differ by less than this share of a pixel are one grid.
+#: Grids whose pixels differ by less than this fraction of a pixel are one grid.
 TOLERANCE = 0.01
 
 
@@ -65,10 +67,7 @@ class Grid:
         Returns:
             The window's grid.
         """
-        t = self.transform
-        x = t.a * col + t.b * row + t.c
-        y = t.d * col + t.e * row + t.f
-        moved = Affine(t.a, t.b, x, t.d, t.e, y)
+        moved = self.transform * Affine.translation(col, row)
         return Grid(self.crs, moved, width, height)
 
     def divided(self, rows: int, cols: int) -> 'Grid':
@@ -81,9 +80,8 @@ class Grid:
         Returns:
             The grid.
         """
-        t, across, down = self.transform, self.width / cols, self.height / rows
-        scaled = Affine(t.a * across, t.b * down, t.c, t.d * across, t.e * down, t.f)
-        return Grid(self.crs, scaled, cols, rows)
+        scaled = Affine.scale(self.width / cols, self.height / rows)
+        return Grid(self.crs, self.transform * scaled, cols, rows)
 
 
 def same_crs(crs: str, other: str) -> bool:
@@ -109,25 +107,19 @@ def whole_offset(grid: Grid, target: Grid) -> tuple[int, int] | None:
     Returns:
         (col, row) of the target's first pixel; None if no pixel coincides within 0.01 px.
     """
-    g, t = grid.transform, target.transform
-    area = g.a * g.e - g.b * g.d
-    # The target's steps of one pixel, counted in the grid's
-    across = (g.e * t.a - g.b * t.d) / area - 1, (g.a * t.d - g.d * t.a) / area
-    down = (g.e * t.b - g.b * t.e) / area, (g.a * t.e - g.d * t.b) / area - 1
-    if max(map(abs, across)) * target.width > TOLERANCE:
+    # The target's pixels, counted in the grid's
+    step = ~grid.transform * target.transform
+    across, down = max(abs(step.a - 1), abs(step.d)), max(abs(step.b), abs(step.e - 1))
+    if max(across * target.width, down * target.height) > TOLERANCE:
         return None
-    if max(map(abs, down)) * target.height > TOLERANCE:
-        return None
-    x, y = t.c - g.c, t.f - g.f
-    col, row = (g.e * x - g.b * y) / area, (g.a * y - g.d * x) / area
-    whole_col, whole_row = round(col), round(row)
-    if max(abs(col - whole_col), abs(row - whole_row)) > TOLERANCE:
-        return None
-    return whole_col, whole_row
+    col, row = round(step.c), round(step.f)
+    return (
+        (col, row) if max(abs(step.c - col), abs(step.f - row)) <= TOLERANCE else None
+    )
 
 
 def fit_grid(grid: Grid, crs: str, res: tuple[float, float], origin: Affine) -> Grid:
-    """Lay a grid of another CRS or resolution over a raster.
+    """Make a grid of another CRS or resolution over a raster.
 
     Args:
         grid: The raster's own.
@@ -208,33 +200,22 @@ def bilinear(
         data: (bands, rows, cols) float32, finite.
         valid: (rows, cols) bool, False where *data* means nothing.
         cols: (height, width) positions in pixels; those outside take the nearest edge.
-        rows: (height, width) likewise.
+        rows: (height, width) positions in pixels.
 
     Returns:
-        Values (bands, height, width), 0 where no pixel near is valid, and the share of weight
+        Values (bands, height, width) float32, 0 where no pixel near is valid, and the weight
         (height, width) in [0, 1] that came from valid pixels.
     """
-    depth, last_row, last_col = len(data), data.shape[1] - 1, data.shape[2] - 1
-    c = np.clip(cols - 0.5, 0, last_col)
-    r = np.clip(rows - 0.5, 0, last_row)
-    c0, r0 = c.astype(np.int64), r.astype(np.int64)
-    fc, fr = (c - c0).astype(np.float32), (r - r0).astype(np.float32)
-    c1, r1 = np.minimum(c0 + 1, last_col), np.minimum(r0 + 1, last_row)
-    flat, flat_valid = data.reshape(depth, valid.size), valid.reshape(-1)
-    total = np.zeros((depth, *cols.shape), np.float32)
-    share = np.zeros(cols.shape, np.float32)
-    corners = (
-        (r0, c0, (1 - fr) * (1 - fc)),
-        (r0, c1, (1 - fr) * fc),
-        (r1, c0, fr * (1 - fc)),
-        (r1, c1, fr * fc),
-    )
-    for row, col, weight in corners:
-        index = row * (last_col + 1) + col
-        weight = weight * flat_valid[index]
-        total += weight * flat[:, index]
-        share += weight
-    return total / np.maximum(share, 1e-6), share
+    layers = torch.from_numpy(np.concatenate([data * valid, valid[None]]))
+    height, width = valid.shape
+    # In (x, y) from -1 to 1 across the image; in float64, as float32 is too coarse for large images
+    places = torch.from_numpy(np.stack([cols / width, rows / height], -1) * 2 - 1)
+    found = F.grid_sample(
+        layers[None].double(), places[None], padding_mode='border', align_corners=False
+    )[0].numpy()
+    weight = found[-1]
+    image = found[:-1] / np.maximum(weight, 1e-6)
+    return image.astype(np.float32), weight
 
 
 def shrink(data: Floats, valid: Bools, factor: int) -> tuple[Floats, Bools]:
@@ -272,11 +253,10 @@ def _box_in(grid: Grid, crs: str) -> tuple[float, float, float, float]:
     transformer = _transformer(grid.crs, crs)
     if transformer is None:
         return grid.bounds
-    along = np.linspace(0, 1, 22)
-    cols = np.concatenate([along, along, 0 * along, 0 * along + 1]) * grid.width
-    rows = np.concatenate([0 * along, 0 * along + 1, along, along]) * grid.height
-    x, y = transformer.transform(*_apply(grid.transform, cols, rows))
-    return float(min(x)), float(min(y)), float(max(x)), float(max(y))
+    left, bottom, right, top = transformer.transform_bounds(*grid.bounds)
+    if left > right:  # across the antimeridian
+        left, right = -180.0, 180.0
+    return left, bottom, right, top
 
 
 def _apply(transform: Affine, x: Floats, y: Floats) -> tuple[Floats, Floats]:

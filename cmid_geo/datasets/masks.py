@@ -1,19 +1,20 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Labels of pixels as georeferenced rasters, and scenes that have some."""
+"""Masks: labels of pixels as georeferenced rasters, alone and with their scenes."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import Dataset
 from torchgeo.datasets.utils import GeoSlice, Path, Sample
 
 from .chips import Chip
 from .grids import Bools, Grid, positions_on
-from .reader import Image, SceneReader
+from .reader import Image, SceneReader, is_inside, nearest, span
 from .scene import Scene
 from .scenes import SceneDataset
 
@@ -25,21 +26,16 @@ class MaskReader(SceneReader):
         """Look up the pixel that each of the target's lies in."""
         native = scene.native
         cols, rows = positions_on(native, target)
-        across = (cols >= 0) & (cols < native.width)
-        inside = across & (rows >= 0) & (rows < native.height)
-        labels = np.zeros((1, target.height, target.width), np.float32)
+        inside = is_inside(native, cols, rows)
         if not inside.any():
-            return labels, inside
-        left, upper = int(cols[inside].min()), int(rows[inside].min())
-        width = int(cols[inside].max()) - left + 1
-        height = int(rows[inside].max()) - upper + 1
-        data, valid = self._read_native(scene, left, upper, width, height)
-        col = np.clip(cols, left, left + width - 1).astype(int) - left
-        row = np.clip(rows, upper, upper + height - 1).astype(int) - upper
+            return np.zeros((1, target.height, target.width), np.float32), inside
+        col, width = span(cols[inside], 1, native.width)
+        row, height = span(rows[inside], 1, native.height)
+        data, valid = self._read_native(scene, col, row, width, height)
+        at = nearest(rows - row, height), nearest(cols - col, width)
         if valid is not None:
-            inside &= valid[row, col]
-        labels[0] = np.where(inside, data[0][row, col], 0)
-        return labels, inside
+            inside &= valid[at]
+        return np.where(inside, data[:1, *at], 0).astype(np.float32), inside
 
 
 class MaskDataset(SceneDataset):
@@ -71,7 +67,7 @@ class MaskDataset(SceneDataset):
         self._reader = MaskReader(self._reader.limit)
 
     def __getitem__(self, index: GeoSlice | Chip) -> Sample:
-        """Read a sample; see :class:`SceneDataset` for the rest of it.
+        """Read a sample of labels.
 
         Args:
             index: A box of ground and time, or a :class:`Chip`.
@@ -152,7 +148,7 @@ class LabelledScenes(Dataset):
         """
         scene = index.scenes[0]
         grid = self.masks.scenes[scene].grid
-        target = grid.window(index.col, index.row, index.width, index.height)
+        target = grid.window(*index.window)
         image, valid = self.images._mosaic(self._hits[scene], target)
         mask, seen = self.masks.read(scene, target), torch.from_numpy(valid)
         return {
@@ -164,6 +160,5 @@ class LabelledScenes(Dataset):
     def _images_at(self, scene: Scene) -> np.ndarray:
         """Indices of the images whose boxes overlap a mask's."""
         left, lower, right, upper = scene.bounds
-        lows, highs = self.images._lows, self.images._highs
-        across = (lows[:, 0] < right) & (highs[:, 0] > left)
-        return np.flatnonzero(across & (lows[:, 1] < upper) & (highs[:, 1] > lower))
+        always = slice(pd.Timestamp.min, pd.Timestamp.max, 1)
+        return self.images._overlapping(slice(left, right), slice(lower, upper), always)

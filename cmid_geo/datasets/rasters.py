@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Raster files: what one holds, whether it can be read, and which of its pixels are valid."""
+"""Raster files: description, safe opening, and validity of pixels."""
 
 import functools
 import math
@@ -17,16 +17,20 @@ import numpy.typing as npt
 import rasterio
 from affine import Affine
 from pyproj import CRS
+from rasterio import windows
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.env import ensure_env_with_credentials
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
-from rasterio.windows import Window
 
 from .filenames import is_remote, without_query
+from .gdal import OPENING_REMOTE
 from .grids import Bools, Grid
 
 Array = npt.NDArray[Any]
+
+#: A window of a file: (first, end) of its rows and of its columns.
+Window = tuple[tuple[int, int], tuple[int, int]]
 
 #: GDAL's drivers of files that hold their own pixels: whatever a file is called, no other is tried.
 DRIVERS = (
@@ -96,13 +100,11 @@ class Raster:
         Returns:
             A raster that reads these bands.
         """
-        return replace(
-            self,
-            bands=tuple(self.bands[i] for i in places),
-            indexes=tuple(self.indexes[i] for i in places),
-            dtypes=tuple(self.dtypes[i] for i in places),
-            nodata=tuple(self.nodata[i] for i in places),
-        )
+        chosen = {
+            name: tuple(getattr(self, name)[i] for i in places)
+            for name in ('bands', 'indexes', 'dtypes', 'nodata')
+        }
+        return replace(self, **chosen)
 
 
 def open_raster(path: str) -> DatasetReader:
@@ -125,7 +127,7 @@ def open_raster(path: str) -> DatasetReader:
     named = NAMED.get(ending)
     for beside in () if is_remote(path) else _beside(path):
         _open(beside, ('GTiff',)).close()
-    with rasterio.Env(**for_opening(path)):
+    with rasterio.Env(**(OPENING_REMOTE if is_remote(path) else {})):
         if named:
             handle = _open_by(path, (*DRIVERS, named))
         else:
@@ -221,18 +223,6 @@ def describe_raster(
             f'cannot be read ({error.__cause__ or error}): every scene must be a whole raster file; '
             'replace or remove it',
         ) from error
-
-
-def for_opening(path: str) -> dict[str, str]:
-    """GDAL's options for opening a file.
-
-    Args:
-        path: Path or URL.
-
-    Returns:
-        Of a URL: not to list its folder, which takes long. Beside a local file lie its masks.
-    """
-    return {'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR'} if is_remote(path) else {}
 
 
 class UnreadableError(ValueError):
@@ -396,15 +386,15 @@ def as_dtype(nodata: float | None, dtype: str) -> float | int | None:
 def _read_ends(handle: DatasetReader) -> None:
     """Read the first block of the first band and the last block of the last band."""
     rows, cols = handle.block_shapes[0]
-    first = make_window(0, 0, min(cols, handle.width), min(rows, handle.height))
+    first = ((0, min(rows, handle.height)), (0, min(cols, handle.width)))
     handle.read(1, window=first)
     rows, cols = handle.block_shapes[-1]
     row, col = (handle.height - 1) // rows * rows, (handle.width - 1) // cols * cols
-    last = make_window(col, row, handle.width - col, handle.height - row)
+    last = ((row, handle.height), (col, handle.width))
     handle.read(handle.count, window=last)
 
 
-def make_window(col: int, row: int, width: int, height: int) -> Window:
+def make_window(col: int, row: int, width: int, height: int) -> windows.Window:
     """Make a window of whole pixels.
 
     Args:
@@ -416,7 +406,7 @@ def make_window(col: int, row: int, width: int, height: int) -> Window:
     Returns:
         rasterio's window, whose generated signature type checkers do not see.
     """
-    return Window(col, row, width, height)  # ty: ignore[too-many-positional-arguments]
+    return windows.Window(col, row, width, height)  # ty: ignore[too-many-positional-arguments]
 
 
 def read_raster(

@@ -1,23 +1,25 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Reading any window of a scene: straight where pixels coincide, interpolated where they do not."""
+"""Reader of any window of a scene: straight where pixels coincide, interpolated where they do not.
+
+GDAL's WarpedVRT counts a pixel as valid where any of its sources is, and takes one file: where all sources must
+be valid, and bands of one scene lie in files of several resolutions, interpolating ourselves is shorter.
+"""
 
 import functools
 import math
 import os
 import weakref
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
-from rasterio.windows import Window
 
 from .grids import Bools, Floats, Grid, bilinear, positions_on, shrink, whole_offset
-from .rasters import Array, Raster, make_window, open_raster, read_raster
+from .rasters import Array, Raster, Window, open_raster, read_raster
 from .scene import Scene
 
 Image = npt.NDArray[np.float32]
@@ -39,7 +41,7 @@ class SceneReader:
     """
 
     limit: int = 128
-    _handles: dict[int, OrderedDict[str, DatasetReader]] = field(default_factory=dict)
+    _handles: dict[int, dict[str, DatasetReader]] = field(default_factory=dict)
     _maps: dict[tuple[Scene, int], Bools | None] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, object]:
@@ -94,10 +96,9 @@ class SceneReader:
             valid = np.ones(shape, bool)
         rows, cols = min(cells, scene.height), min(cells, scene.width)
         x, y = positions_on(native, scene.grid.divided(rows, cols))
-        inside = _inside(native, x, y)
-        x = np.clip(x * shape[1] / native.width, 0, shape[1] - 1).astype(int)
-        y = np.clip(y * shape[0] / native.height, 0, shape[0] - 1).astype(int)
-        return inside & valid[y, x]
+        row = nearest(y * shape[0] / native.height, shape[0])
+        col = nearest(x * shape[1] / native.width, shape[1])
+        return is_inside(native, x, y) & valid[row, col]
 
     def read_own(
         self, scene: Scene, col: int, row: int, width: int, height: int
@@ -122,12 +123,9 @@ class SceneReader:
         lower = min(row + height, scene.native.height)
         if right <= left or lower <= upper:
             return _nothing(scene, height, width)
-        data, valid = self._read_native(scene, left, upper, right - left, lower - upper)
-        image = data.astype(np.float32)
-        if valid is None:
-            valid = np.ones(image.shape[1:], bool)
-        else:
-            image[:, ~valid] = 0
+        image, valid = _filled(
+            *self._read_native(scene, left, upper, right - left, lower - upper)
+        )
         if valid.shape == (height, width):
             return image, valid
         whole_image, whole_valid = _nothing(scene, height, width)
@@ -140,26 +138,20 @@ class SceneReader:
         """Interpolate a scene at a target's pixels; coarser targets average first."""
         native = scene.native
         cols, rows = positions_on(native, target)
-        inside = _inside(native, cols, rows)
+        inside = is_inside(native, cols, rows)
         if not inside.any():
             return _nothing(scene, target.height, target.width)
-        factor = int(_spacing(cols, rows) + 0.01)
-        left, right = _span(cols[inside], factor, native.width)
-        upper, lower = _span(rows[inside], factor, native.height)
-        # Blocks begin where they begin for all windows: neighbours see the same means
-        left, upper = (first - first % max(factor, 1) for first in (left, upper))
-        factor = max(1, min(factor, right - left, lower - upper))
-        data, valid = self._read_native(scene, left, upper, right - left, lower - upper)
-        image = data.astype(np.float32)
-        if valid is None:
-            valid = np.ones(image.shape[1:], bool)
-        image[:, ~valid] = 0
+        factor = max(1, int(_spacing(cols, rows) + 0.01))
+        col, width = span(cols[inside], factor, native.width)
+        row, height = span(rows[inside], factor, native.height)
+        factor = min(factor, width, height)
+        image, valid = _filled(*self._read_native(scene, col, row, width, height))
         if factor > 1:
             image, valid = shrink(image, valid, factor)
-        image, share = bilinear(
-            image, valid, (cols - left) / factor, (rows - upper) / factor
+        image, weight = bilinear(
+            image, valid, (cols - col) / factor, (rows - row) / factor
         )
-        keep = inside & (share > _WHOLE)
+        keep = inside & (weight > _WHOLE)
         image[:, ~keep] = 0
         return image, keep
 
@@ -176,14 +168,12 @@ class SceneReader:
         parts, tests = [], []
         for raster in scene.rasters:
             if raster.grid == scene.native:
-                data, valid = self._read_file(
-                    raster, make_window(col, row, width, height), shape
-                )
+                window = ((row, row + height), (col, col + width))
+                data, valid = self._read_file(raster, window, shape)
             else:
-                window = scene.native.window(col, row, width, height)
-                data, valid = self._refine(
-                    scene, raster, window if shape is None else window.divided(*shape)
-                )
+                target = scene.native.window(col, row, width, height)
+                target = target if shape is None else target.divided(*shape)
+                data, valid = self._refine(scene, raster, target)
             parts.append(data)
             if valid is not None:
                 tests.append(valid)
@@ -199,22 +189,19 @@ class SceneReader:
     ) -> tuple[Image, Bools]:
         """Bring a band whose file is coarser than the scene's finest to the finest grid."""
         cols, rows = positions_on(raster.grid, target)
-        left, right = _span(cols, 1, raster.grid.width)
-        upper, lower = _span(rows, 1, raster.grid.height)
-        window = make_window(left, upper, right - left, lower - upper)
-        data, valid = self._read_file(raster, window, None)
-        valid = np.ones(data.shape[1:], bool) if valid is None else valid
-        data = np.where(valid, data, 0).astype(np.float32)
-        cols, rows = cols - left, rows - upper
-        _, share = bilinear(data[:0], valid, cols, rows)
+        col, width = span(cols, 1, raster.grid.width)
+        row, height = span(rows, 1, raster.grid.height)
+        window = ((row, row + height), (col, col + width))
+        data, valid = _filled(*self._read_file(raster, window, None))
+        cols, rows = cols - col, rows - row
+        _, weight = bilinear(data[:0], valid, cols, rows)
         # What may be no data must not darken its neighbours; alone it stays what it is
         usable = functools.reduce(
             np.logical_and, [(data != value).any(0) for value in scene.fills], valid
         )
         image, seen = bilinear(data, usable, cols, rows)
-        row = rows.astype(int).clip(0, data.shape[1] - 1)
-        col = cols.astype(int).clip(0, data.shape[2] - 1)
-        return np.where(seen > 0, image, data[:, row, col]), share > _WHOLE
+        at = nearest(rows, height), nearest(cols, width)
+        return np.where(seen > 0, image, data[:, *at]), weight > _WHOLE
 
     def _read_file(
         self, raster: Raster, window: Window, shape: tuple[int, int] | None
@@ -241,20 +228,17 @@ class SceneReader:
         pid = os.getpid()
         handles = self._handles.get(pid)
         if handles is None:
-            handles = self._handles[pid] = OrderedDict()
+            handles = self._handles[pid] = {}
             # GDAL complains of files that are still open when Python is half gone
             weakref.finalize(self, _close_all, handles, pid)
-        handle = handles.get(path)
-        if handle is None:
-            handle = handles[path] = open_raster(path)
-            if len(handles) > self.limit:
-                handles.popitem(last=False)[1].close()
-        else:
-            handles.move_to_end(path)
+        # The most recently used comes last
+        handles[path] = handle = handles.pop(path, None) or open_raster(path)
+        if len(handles) > self.limit:
+            handles.pop(next(iter(handles))).close()
         return handle
 
 
-def _close_all(handles: OrderedDict[str, DatasetReader], pid: int) -> None:
+def _close_all(handles: dict[str, DatasetReader], pid: int) -> None:
     """Close the files of a reader that is gone, in the process that opened them."""
     if os.getpid() == pid:
         while handles:
@@ -272,18 +256,59 @@ def _nothing(scene: Scene, height: int, width: int) -> tuple[Image, Bools]:
     return image, np.zeros((height, width), bool)
 
 
-def _inside(grid: Grid, cols: Floats, rows: Floats) -> Bools:
-    """Tell which positions lie on a grid."""
+def is_inside(grid: Grid, cols: Floats, rows: Floats) -> Bools:
+    """Tell which positions lie on a grid.
+
+    Args:
+        grid: The grid.
+        cols: In pixels.
+        rows: In pixels.
+
+    Returns:
+        Bool of their shape.
+    """
     across = (cols >= 0) & (cols <= grid.width)
     return across & (rows >= 0) & (rows <= grid.height)
 
 
-def _span(positions: Floats, margin: int, size: int) -> tuple[int, int]:
-    """Return the pixels [first, last) that interpolation at these positions needs."""
-    first = math.floor(positions.min()) - margin - 1
-    last = math.ceil(positions.max()) + margin + 1
-    first = min(max(first, 0), size - 1)
-    return first, max(min(last, size), first + 1)
+def span(positions: Floats, factor: int, size: int) -> tuple[int, int]:
+    """Find the pixels that interpolation at some positions needs, along an axis.
+
+    Args:
+        positions: In pixels.
+        factor: Side of the blocks that are averaged first. They begin where they begin for all
+            windows, so that neighbours see the same means.
+        size: Of the axis.
+
+    Returns:
+        First pixel and number of pixels.
+    """
+    first = min(max(math.floor(positions.min()) - factor - 1, 0), size - 1)
+    first -= first % factor
+    last = min(math.ceil(positions.max()) + factor + 1, size)
+    return first, max(last - first, 1)
+
+
+def nearest(positions: Floats, size: int) -> npt.NDArray[np.int64]:
+    """Find the pixels in which positions lie, along an axis.
+
+    Args:
+        positions: In pixels.
+        size: Of the axis.
+
+    Returns:
+        Indices; of positions beyond the axis those of its ends.
+    """
+    return positions.clip(0, size - 1).astype(np.int64)
+
+
+def _filled(data: Array, valid: Bools | None) -> tuple[Image, Bools]:
+    """Set what is not valid to 0."""
+    image = data.astype(np.float32)
+    if valid is None:
+        return image, np.ones(image.shape[1:], bool)
+    image[:, ~valid] = 0
+    return image, valid
 
 
 def _spacing(cols: Floats, rows: Floats) -> float:

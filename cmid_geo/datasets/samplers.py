@@ -1,15 +1,17 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Which windows of which scenes to read."""
+"""Samplers of chips: random windows, listed ones, and those that cover all scenes."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from ..ops.window_starts import window_starts
 from .chips import Chip, HasScenes
 from .coverage import Coverage
 
@@ -17,7 +19,31 @@ from .coverage import Coverage
 _TRIES = 1000
 
 
-class RandomChips(Sampler[Chip]):
+class _Epochs(Sampler[Chip]):
+    """Draws that are a function of seed and epoch alone."""
+
+    length: int
+    seed: int
+    epoch = 0
+
+    def __len__(self) -> int:
+        """Return the number of chips in an epoch."""
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the chips of another epoch, as Lightning does.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+        """
+        self.epoch = epoch
+
+    def _rng(self) -> np.random.Generator:
+        """Source of randomness of this epoch."""
+        return np.random.default_rng([self.seed, self.epoch])
+
+
+class RandomChips(_Epochs):
     """Random windows, evenly over the valid ground of all scenes.
 
     Scenes are drawn in proportion to their valid ground; one just as large as a chip is drawn as
@@ -44,7 +70,7 @@ class RandomChips(Sampler[Chip]):
             length: Chips in an epoch.
             dates: Dates of a chip. With more than one, other scenes of as many other dates are
                 drawn that cover the window wholly and are valid enough there as well.
-            min_valid: Least share of a chip that must be valid, in [0, 1].
+            min_valid: Least fraction of a chip that must be valid, in [0, 1].
             seed: Of the random numbers; None for ``torch.initial_seed()``, which
                 ``seed_everything`` sets.
 
@@ -66,7 +92,6 @@ class RandomChips(Sampler[Chip]):
         self.dataset, self.size, self.length = dataset, size, length
         self.dates, self.min_valid = dates, min_valid
         self.seed = torch.initial_seed() if seed is None else seed
-        self.epoch = 0
         self.coverage = [
             Coverage(dataset.validity(i), scene.width, scene.height)
             for i, scene in enumerate(dataset.scenes)
@@ -82,45 +107,27 @@ class RandomChips(Sampler[Chip]):
         self._cumulative = np.cumsum(self.probabilities)
         self._draw(np.random.default_rng(0))  # fails now rather than in training
 
-    def __len__(self) -> int:
-        """Return the number of chips in an epoch."""
-        return self.length
-
     def __iter__(self) -> Iterator[Chip]:
         """Iterate over the chips of the epoch.
 
         Yields:
             Windows inside the scenes.
         """
-        rng = np.random.default_rng([self.seed, self.epoch])
+        rng = self._rng()
         for _ in range(self.length):
             yield self._draw(rng)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the chips of another epoch, as Lightning does.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-        """
-        self.epoch = epoch
-
     def _exclude_poor(self) -> np.ndarray:
         """Return which scenes have a chip, naming those that do not."""
-        usable = np.array(
-            [c.restrict(self.size, self.min_valid) for c in self.coverage]
-        )
-        small = [
-            f'{scene.files[0]!r} ({scene.width}x{scene.height})'
-            for scene in self.dataset.scenes
-            if min(scene.width, scene.height) < self.size
-        ]
-        empty = [
-            f'{scene.files[0]!r} ({cover.valid_fraction:.0%} valid)'
-            for scene, cover, use in zip(
-                self.dataset.scenes, self.coverage, usable, strict=True
-            )
-            if not use and min(scene.width, scene.height) >= self.size
-        ]
+        usable = np.zeros(len(self.coverage), bool)
+        small, empty = [], []
+        for i, scene in enumerate(self.dataset.scenes):
+            cover = self.coverage[i]
+            usable[i] = cover.restrict(self.size, self.min_valid)
+            if min(scene.width, scene.height) < self.size:
+                small.append(_sized(scene))
+            elif not usable[i]:
+                empty.append(f'{scene.files[0]!r} ({cover.valid_fraction:.0%} valid)')
         problems = []
         if small:
             problems.append(
@@ -144,16 +151,14 @@ class RandomChips(Sampler[Chip]):
             high = np.minimum(self._boxes[i, 2:], self._boxes[:, 2:])
             shared = usable & ((high - low) >= least).all(1)
             paired[i] = len(set(self._dates[shared])) >= self.dates
+        scenes = self.dataset.scenes
         lonely = [
-            repr(scene.files[0])
-            for scene, had, has in zip(self.dataset.scenes, usable, paired, strict=True)
-            if had and not has
+            repr(scenes[i].files[0]) for i in np.flatnonzero(usable & ~paired).tolist()
         ]
         if lonely:
-            undated = not any(scene.is_dated for scene in self.dataset.scenes)
-            cure = 'add scenes of the same ground, or use dates=1'
-            if undated:
-                cure = 'no file name holds a date: tell where it is by date_regex=, or use dates=1'
+            cure = 'no file name holds a date: tell where it is by date_regex=, or use dates=1'
+            if any(scene.is_dated for scene in scenes):
+                cure = 'add scenes of the same ground, or use dates=1'
             problem = f'{_some(lonely)}: no chip there is covered by {self.dates} dates; {cure}'
             self._report([problem], paired)
         return paired
@@ -191,20 +196,39 @@ class RandomChips(Sampler[Chip]):
         window = np.array([x, y - self.size * yres, x + self.size * xres, y])
         beyond = (window - self._boxes) * [1, 1, -1, -1]
         covers = (beyond >= -slack).all(1) & (self._dates != self._dates[scene])
-        chosen: list[int] = []
-        taken: set[int] = set()
-        for other in rng.permutation(np.flatnonzero(covers)):
-            left, top = self._boxes[other, 0], self._boxes[other, 3]
-            place = ((x - left) / xres, (top - y) / yres)
-            enough = self.min_valid - 1e-3  # a sliver is lost to the slack
-            if self._dates[other] in taken:
-                continue
-            if self.coverage[other].fraction(*place, self.size) >= enough:
-                chosen.append(int(other))
-                taken.add(self._dates[other])
+        chosen: dict[int, int] = {}
+        enough = self.min_valid - 1e-3  # a sliver is lost to the slack
+        for other in rng.permutation(np.flatnonzero(covers)).tolist():
             if len(chosen) == self.dates - 1:
                 break
-        return chosen
+            left, top = self._boxes[other, 0], self._boxes[other, 3]
+            place = ((x - left) / xres, (top - y) / yres)
+            fresh = self._dates[other] not in chosen
+            if fresh and self.coverage[other].fraction(*place, self.size) >= enough:
+                chosen[self._dates[other]] = other
+        return list(chosen.values())
+
+
+class ListedChips(_Epochs):
+    """Draws from a list of windows, each as likely; a function of seed and epoch alone."""
+
+    def __init__(self, chips: Sequence[Chip], length: int, seed: int = 0) -> None:
+        """Initialize a new ListedChips instance.
+
+        Args:
+            chips: Windows to draw from.
+            length: Chips in an epoch.
+            seed: Of the random numbers.
+        """
+        self.chips, self.length, self.seed = list(chips), length, seed
+
+    def __iter__(self) -> Iterator[Chip]:
+        """Iterate over all of the list again and again, each time in another order."""
+        rng = self._rng()
+        for place in range(self.length):
+            if place % len(self.chips) == 0:
+                order = rng.permutation(len(self.chips))
+            yield self.chips[order[place % len(self.chips)]]
 
 
 class GridChips(Sampler[Chip]):
@@ -240,11 +264,13 @@ class GridChips(Sampler[Chip]):
         small = []
         for i, scene in enumerate(dataset.scenes):
             if min(scene.width, scene.height) < size:
-                small.append(f'{scene.files[0]!r} ({scene.width}x{scene.height})')
+                small.append(_sized(scene))
                 continue
-            for row in _starts(scene.height, size, stride):
-                for col in _starts(scene.width, size, stride):
-                    self.chips.append(Chip((i,), col, row, size, size))
+            self.chips += [
+                Chip((i,), col, row, size, size)
+                for row in window_starts(scene.height, size, stride)
+                for col in window_starts(scene.width, size, stride)
+            ]
         problem = f'{_some(small)}: smaller than a chip of {size}x{size} pixels; lower its size'
         if not self.chips:
             raise ValueError(f'no scene to cover with chips. {problem} (patch_size)')
@@ -260,9 +286,27 @@ class GridChips(Sampler[Chip]):
         return iter(self.chips)
 
 
-def _starts(extent: int, size: int, stride: int) -> list[int]:
-    """Return window starts along an axis; the last ends with it."""
-    return [*range(0, extent - size, stride), extent - size]
+def windows(places: HasScenes, size: int) -> list[Chip]:
+    """Windows side by side that cover every place once; the last overhang, and are invalid there.
+
+    Args:
+        places: What to cover.
+        size: Side of a window in pixels.
+
+    Returns:
+        Chips, place by place and row by row.
+    """
+    return [
+        Chip((index,), col, row, size, size)
+        for index, mask in enumerate(places.scenes)
+        for row in range(0, mask.height, size)
+        for col in range(0, mask.width, size)
+    ]
+
+
+def _sized(scene: Any) -> str:
+    """Name a scene and its size."""
+    return f'{scene.files[0]!r} ({scene.width}x{scene.height})'
 
 
 def _some(names: list[str], most: int = 5) -> str:

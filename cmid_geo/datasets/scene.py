@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""From files to scenes: which files are one scene, and whether all scenes fit together."""
+"""Scenes: files of one acquisition, found, checked against each other and laid on one grid."""
 
 import functools
 import re
@@ -31,7 +31,7 @@ class Scene:
         grid: The scene's grid in the CRS and resolution of the dataset: *native* itself unless
             *needs_warp*.
         start: First instant of the date; the beginning of all time if there is no date.
-        stop: Last instant of the date, likewise.
+        stop: Last instant of the date; the end of all time if there is no date.
         needs_warp: Whether CRS, resolution or orientation differ from the dataset's.
         zero_is_nodata: Whether a pixel with 0 in all bands is invalid.
         fill: A pixel with this value in all bands is invalid; None for no value.
@@ -69,11 +69,6 @@ class Scene:
         if named and len(set(self.bands)) == len(self.bands) and not any(counts):
             return ()
         return tuple(index for raster in self.rasters for index in raster.indexes)
-
-    @property
-    def interval(self) -> pd.Interval:
-        """The date as an interval, closed on both sides."""
-        return pd.Interval(self.start, self.stop, closed='both')
 
     @property
     def is_dated(self) -> bool:
@@ -163,8 +158,8 @@ def find_scenes(
     Args:
         files: Paths, sorted.
         bands: Names, or 1-based positions, of the bands wanted; None for all.
-        band_regex: See :func:`~cmid_geo.datasets.filenames.group_bands`.
-        date_regex: See :func:`~cmid_geo.datasets.filenames.parse_dates`.
+        band_regex: Finds the band in the names of single-band files, in a group ``band``.
+        date_regex: Finds the date in file names, in a group ``date``.
         declared: What the files do not say.
 
     Returns:
@@ -190,11 +185,11 @@ def sift_scenes(
     """Describe the scenes that files make up, and say which files cannot be used.
 
     Args:
-        files: See :func:`find_scenes`.
-        bands: See :func:`find_scenes`.
-        band_regex: See :func:`find_scenes`.
-        date_regex: See :func:`find_scenes`.
-        declared: See :func:`find_scenes`.
+        files: Paths, sorted.
+        bands: Names, or 1-based positions, of the bands wanted; None for all.
+        band_regex: Finds the band in the names of single-band files, in a group ``band``.
+        date_regex: Finds the date in file names, in a group ``date``.
+        declared: What the files do not say.
         thorough: Whether to read every file through.
 
     Returns:
@@ -217,17 +212,39 @@ def sift_scenes(
         try:
             if bands is None:
                 _check_same_count(usual, rasters)
-            chosen = _select(rasters, wanted)
+            scenes.append(compose_scene(rasters, wanted, date_regex, declared))
         except UnreadableError as error:
             bad[error.path] = error.why
-            continue
-        native = min((raster.grid for raster in chosen), key=_pixel_area)
-        start, stop = parse_dates(chosen[0].path, date_regex)
-        zero = declared.zero_is_nodata or any(r.zero_is_nodata for r in chosen)
-        scene = Scene(chosen, native, native, start, stop, False, zero)
-        fill = None if all(r.declares_nodata for r in chosen) else declared.nodata
-        scenes.append(replace(scene, fill=as_dtype(fill, scene.dtype)))
     return scenes, bad
+
+
+def compose_scene(
+    rasters: tuple[Raster, ...],
+    bands: Sequence[str | int] | None,
+    date_regex: str,
+    declared: Declared = NOTHING_DECLARED,
+) -> Scene:
+    """Compose a scene of some bands of its files.
+
+    Args:
+        rasters: The files.
+        bands: Names, or 1-based positions, of the bands wanted; None for all.
+        date_regex: Finds the date in file names, in a group ``date``.
+        declared: What the files do not say.
+
+    Returns:
+        The scene, on its own grid.
+
+    Raises:
+        UnreadableError: If it has not all of these bands.
+    """
+    chosen = _select(rasters, _wanted_bands(rasters, bands))
+    native = min((raster.grid for raster in chosen), key=_pixel_area)
+    start, stop = parse_dates(chosen[0].path, date_regex)
+    zero = declared.zero_is_nodata or any(r.zero_is_nodata for r in chosen)
+    scene = Scene(chosen, native, native, start, stop, False, zero)
+    fill = None if all(r.declares_nodata for r in chosen) else declared.nodata
+    return replace(scene, fill=as_dtype(fill, scene.dtype))
 
 
 def tell_bad(bad: Mapping[str, str], skip: bool | None = None) -> None:
@@ -256,7 +273,7 @@ def tell_bad(bad: Mapping[str, str], skip: bool | None = None) -> None:
 
 
 def place(scene: Scene, crs: str, res: tuple[float, float], origin: Affine) -> Scene:
-    """Lay a scene on the grid of a dataset.
+    """Bring a scene to the grid of a dataset.
 
     Args:
         scene: The scene.
@@ -271,8 +288,16 @@ def place(scene: Scene, crs: str, res: tuple[float, float], origin: Affine) -> S
         UnreadableError: If its CRS cannot be brought to the dataset's, or it lies where that has no
             coordinates.
     """
+    native = scene.native
     with _naming(scene, crs):
-        return _place(scene, crs, res, origin)
+        if native.is_north_up and same_crs(native.crs, crs):
+            t = native.transform
+            wished = Affine(res[0], 0.0, t.c, 0.0, -res[1], t.f)
+            target = replace(native, crs=crs, transform=wished)
+            if whole_offset(native, target) == (0, 0):
+                own = replace(native, crs=crs)
+                return replace(scene, grid=own, needs_warp=False)
+        return replace(scene, grid=fit_grid(native, crs, res, origin), needs_warp=True)
 
 
 @contextmanager
@@ -293,7 +318,7 @@ def _naming(scene: Scene, crs: str) -> Generator[None]:
 def lay_out(
     scenes: Sequence[Scene], crs: str | None, res: tuple[float, float] | None
 ) -> tuple[list[Scene], str, tuple[float, float], dict[str, str]]:
-    """Lay scenes on one CRS and resolution, those of the first that can be laid there by default.
+    """Bring scenes to one CRS and resolution, by default those of the first that can be brought there.
 
     Args:
         scenes: On their own grids.
@@ -301,43 +326,30 @@ def lay_out(
         res: Pixel size (x, y) in units of *crs*; by default the first scene's.
 
     Returns:
-        The scenes that can be laid there, CRS and resolution, and what is wrong with the others.
+        The scenes that can be brought there, CRS and resolution, and what is wrong with the others.
         Without scenes CRS and resolution mean nothing.
     """
-    laid: list[Scene] = []
+    laid: dict[int, Scene] = {}
     bad: dict[str, str] = {}
     # A plan's own coordinates are no place on Earth, to which others could be brought
-    order = sorted(scenes, key=lambda scene: scene.native.crs.startswith('ENGCRS'))
+    local = [scene.native.crs.startswith('ENGCRS') for scene in scenes]
     found, size, origin = crs or '', res, None
-    for scene in order:
+    for number in np.argsort(local, kind='stable').tolist():
+        scene = scenes[number]
         found = found or scene.native.crs
         try:
             if size is None:
                 with _naming(scene, found):
                     size = natural_res(scene.native, found)
             # Pixels of warped scenes coincide with those of the first
-            laid.append(place(scene, found, size, origin or scene.native.transform))
+            first = origin or scene.native.transform
+            laid[number] = place(scene, found, size, first)
         except UnreadableError as error:
             bad[error.path] = error.why
             size = size if laid else res
             continue
-        origin = origin or scene.native.transform
-    places = {id(scene.rasters): i for i, scene in enumerate(scenes)}
-    laid.sort(key=lambda scene: places[id(scene.rasters)])
-    return laid, found, size or (1.0, 1.0), bad
-
-
-def _place(scene: Scene, crs: str, res: tuple[float, float], origin: Affine) -> Scene:
-    """Lay a scene on the grid of a dataset, if it can be."""
-    native = scene.native
-    t = native.transform
-    if native.is_north_up and same_crs(native.crs, crs):
-        wished = Affine(res[0], 0.0, t.c, 0.0, -res[1], t.f)
-        target = Grid(crs, wished, native.width, native.height)
-        if whole_offset(native, target) == (0, 0):
-            own = Grid(crs, t, native.width, native.height)
-            return replace(scene, grid=own, needs_warp=False)
-    return replace(scene, grid=fit_grid(native, crs, res, origin), needs_warp=True)
+        origin = first
+    return [laid[number] for number in sorted(laid)], found, size or (1.0, 1.0), bad
 
 
 def _describe_group(
@@ -369,22 +381,18 @@ def _one_or_several(rasters: dict[str, Raster]) -> list[tuple[Raster, ...]]:
 
 def _same_ground(first: Raster, second: Raster) -> bool:
     """Tell whether two files show the same ground, to a pixel of the coarser one."""
+    one, other = first.grid, second.grid
+    pixel = max(_pixel_area(one), _pixel_area(other)) ** 0.5
     try:
-        if not same_crs(first.grid.crs, second.grid.crs):
-            return False
-    except ProjError:
-        # There is no way between the two
+        alike = same_crs(one.crs, other.crs)
+    except ProjError:  # There is no way between the two
         return False
-    pixel = max(_pixel_area(first.grid), _pixel_area(second.grid)) ** 0.5
-    return bool(
-        np.allclose(first.grid.bounds, second.grid.bounds, rtol=0, atol=2 * pixel)
-    )
+    return alike and np.allclose(one.bounds, other.bounds, rtol=0, atol=2 * pixel)
 
 
 def _pixel_area(grid: Grid) -> float:
     """Return the area of a pixel in squared units of the CRS."""
-    t = grid.transform
-    return abs(t.a * t.e - t.b * t.d)
+    return abs(grid.transform.determinant)
 
 
 def _names(rasters: tuple[Raster, ...]) -> list[str]:
@@ -398,10 +406,9 @@ def _wanted_bands(
     """Resolve the default: all bands, by name where the files name them."""
     names = _names(rasters)
     if bands is None:
-        named = all(raster.named for raster in rasters) and len(set(names)) == len(
-            names
-        )
-        return list(names) if named else list(range(1, len(names) + 1))
+        named = all(raster.named for raster in rasters)
+        distinct = len(set(names)) == len(names)
+        return [*names] if named and distinct else [*range(1, len(names) + 1)]
     if not bands:
         raise ValueError(
             'bands=[] selects nothing: name a band, or give bands=None for all'

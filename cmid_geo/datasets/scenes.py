@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Folders of georeferenced rasters as a TorchGeo dataset."""
+"""Scenes as a TorchGeo dataset: folders of georeferenced rasters."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import shapely
 import torch
-from affine import Affine
 from geopandas import GeoDataFrame
 from pyproj import CRS
+from rasterio.transform import from_origin
 from torchgeo.datasets import DatasetNotFoundError, GeoDataset, IntersectionDataset
 from torchgeo.datasets.utils import GeoSlice, Path, Sample
 
@@ -103,7 +103,7 @@ class SceneDataset(GeoDataset):
         bad: Mapping[str, str],
         skip: bool | None = None,
     ) -> None:
-        """Lay all scenes on the dataset's CRS and resolution and build the index."""
+        """Bring all scenes to the dataset's CRS and resolution and build the index."""
         sizes = (float(res), float(res)) if isinstance(res, int | float) else res
         if sizes is not None and min(sizes) <= 0:
             raise ValueError(
@@ -221,7 +221,7 @@ class SceneDataset(GeoDataset):
     def _chip(self, chip: Chip) -> Sample:
         """Read a window, at one date or several."""
         scenes = [self.scenes[i] for i in chip.scenes]
-        target = scenes[0].grid.window(chip.col, chip.row, chip.width, chip.height)
+        target = scenes[0].grid.window(*chip.window)
         pairs = [self._reader.read(scene, target) for scene in scenes]
         images = [torch.from_numpy(image) for image, _ in pairs]
         valids = [torch.from_numpy(valid) for _, valid in pairs]
@@ -230,16 +230,13 @@ class SceneDataset(GeoDataset):
             'image': torch.stack(images) if several else images[0],
             'valid': torch.stack(valids) if several else valids[0],
             'scene': torch.tensor(chip.scenes if several else chip.scenes[0]),
-            'window': torch.tensor([chip.col, chip.row, chip.width, chip.height]),
+            'window': torch.tensor(chip.window),
         }
 
     def _slice(self, index: GeoSlice) -> Sample:
         """Read a box of ground and time."""
         x, y, t = self._disambiguate_slice(index)
-        width, height = (
-            round((x.stop - x.start) / x.step),
-            round((y.stop - y.start) / y.step),
-        )
+        width, height = (round((s.stop - s.start) / s.step) for s in (x, y))
         if min(width, height) < 1:
             raise ValueError(
                 f'index {index} is narrower than a pixel: use slices start < stop'
@@ -249,15 +246,11 @@ class SceneDataset(GeoDataset):
             raise IndexError(
                 f'index: {index} not found in dataset with bounds: {self.bounds}'
             )
-        transform = (x.step, 0.0, x.start, 0.0, -y.step, y.stop, 0.0, 0.0, 1.0)
-        image, valid = self._mosaic(
-            hits, Grid(self._wkt, Affine(*transform[:6]), width, height)
-        )
-        times = (t.start.timestamp(), t.stop.timestamp(), t.step)
-        box = (x.start, x.stop, x.step, y.start, y.stop, y.step, *times)
+        transform = from_origin(x.start, y.stop, x.step, y.step)
+        image, valid = self._mosaic(hits, Grid(self._wkt, transform, width, height))
         return {
-            'bounds': torch.from_numpy(np.array(box, np.float32)),
-            'transform': torch.from_numpy(np.array(transform, np.float32)),
+            'bounds': self._slice_to_tensor((x, y, t)),
+            'transform': torch.tensor(transform),
             'image': torch.from_numpy(image),
             'valid': torch.from_numpy(valid),
         }

@@ -3,17 +3,12 @@
 
 """Losses of CMID: mathematics without Lightning, TorchGeo or side effects."""
 
-from typing import TYPE_CHECKING
-
-from ..lazy import attach
-
-if TYPE_CHECKING:
-    from ..metrics.collapse import entropy, pairwise_cosine, standard_deviation
-    from .contrastive import info_nce, key_rank
-    from .distillation import PrototypeLoss
-    from .masked import DenseLoss
-    from .matching import nearest_cells, take_cells
-    from .reconstruction import ReconstructionLoss, focal_frequency, focal_l1
+from ..metrics.collapse import entropy, key_rank, pairwise_cosine, standard_deviation
+from .contrastive import info_nce
+from .distillation import PrototypeLoss
+from .masked import DenseLoss
+from .matching import nearest_cells, take_cells
+from .reconstruction import ReconstructionLoss, focal_frequency, focal_l1
 
 __all__ = (
     'DenseLoss',
@@ -29,5 +24,3 @@ __all__ = (
     'standard_deviation',
     'take_cells',
 )
-
-__getattr__, __dir__ = attach(__name__)

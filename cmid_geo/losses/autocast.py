@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Arithmetic in float32 whatever the autocast type."""
+"""Full precision under autocast."""
 
 from collections.abc import Callable
 from functools import wraps

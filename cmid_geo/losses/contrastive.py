@@ -1,13 +1,14 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Contrast of whole views: the global loss."""
+"""Contrastive loss of whole views: the global loss."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .autocast import in_full_precision
+from .masked import weighted_mean
 
 
 @in_full_precision
@@ -19,7 +20,7 @@ def info_nce(
     weight: Float[Tensor, ' batch'] | None = None,
     filled: Int[Tensor, ''] | None = None,
 ) -> Float[Tensor, '']:
-    r"""How badly each query picks out its own key among the keys of a queue (InfoNCE).
+    r"""InfoNCE: minus the log probability that a query picks its own key among a queue's.
 
     .. math::
 
@@ -41,48 +42,12 @@ def info_nce(
     Returns:
         The weighted mean over the batch; 0 if all weights are 0.
     """
-    logits, negatives = _similarities(query, key.detach(), queue.detach(), filled)
-    logits = logits.masked_fill(~negatives, -torch.inf) / temperature
+    positive = (query * key.detach()).sum(dim=1, keepdim=True)
+    negative = query @ queue.detach().mT
+    if filled is not None:
+        rows = torch.arange(len(queue), device=queue.device)
+        negative = negative.masked_fill(rows >= filled, -torch.inf)
     # The true key stands in column 0
+    logits = torch.cat([positive, negative], dim=1) / temperature
     loss = torch.logsumexp(logits, dim=1) - logits[:, 0]
-    if weight is None:
-        return loss.mean()
-    return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
-
-
-@torch.no_grad()
-@in_full_precision
-def key_rank(
-    query: Float[Tensor, 'batch dim'],
-    key: Float[Tensor, 'batch dim'],
-    queue: Float[Tensor, 'keys dim'],
-    filled: Int[Tensor, ''] | None = None,
-) -> Float[Tensor, '']:
-    """Place of the true key among the queue's, by similarity to the query.
-
-    Args:
-        query: Unit vectors of the student.
-        key: Unit vectors of the teacher, one for each query.
-        queue: Unit vectors of other images.
-        filled: Number of rows of *queue* that hold keys; all by default.
-
-    Returns:
-        Mean over the batch: 1 is the best, ``1 + filled`` the worst.
-    """
-    logits, negatives = _similarities(query, key, queue, filled)
-    better = (logits[:, 1:] > logits[:, :1]) & negatives[:, 1:]
-    return 1 + better.sum(dim=1).to(logits.dtype).mean()
-
-
-def _similarities(
-    query: Float[Tensor, 'batch dim'],
-    key: Float[Tensor, 'batch dim'],
-    queue: Float[Tensor, 'keys dim'],
-    filled: Int[Tensor, ''] | None,
-) -> tuple[Float[Tensor, 'batch columns'], Bool[Tensor, '1 columns']]:
-    """Cosines of each query with its key (column 0) and the queue, and which columns count."""
-    positive = (query * key).sum(dim=1, keepdim=True)
-    logits = torch.cat([positive, query @ queue.mT], dim=1)
-    columns = torch.arange(logits.shape[1], device=logits.device)
-    counted = columns <= (len(queue) if filled is None else filled)
-    return logits, counted[None]
+    return weighted_mean(loss, weight)

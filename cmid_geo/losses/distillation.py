@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .autocast import in_full_precision
+from .masked import weighted_mean
 
 
 class PrototypeLoss(nn.Module):
@@ -38,7 +39,7 @@ class PrototypeLoss(nn.Module):
         Args:
             num_prototypes: Number of prototypes.
             student_temp: Temperature :math:`T_s` of the student, greater than 0.
-            center_momentum: Share of the old centre in the new one, from 0 to 1.
+            center_momentum: Fraction of the old centre in the new one, from 0 to 1.
         """
         super().__init__()
         self.student_temp = student_temp
@@ -68,10 +69,7 @@ class PrototypeLoss(nn.Module):
         teacher = self.assign(teacher_scores, teacher_temp)
         student = torch.log_softmax(student_scores / self.student_temp, dim=1)
         loss = -(teacher * student).sum(dim=1)
-        if weight is None:
-            return loss.mean()
-        # The floor tells a batch without any weight from one with little
-        return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
+        return weighted_mean(loss, weight)
 
     @torch.no_grad()
     @in_full_precision

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Which cells of two views show the same ground."""
+"""Matching of the cells of two views that show the same ground."""
 
 import torch
 from jaxtyping import Bool, Float, Int

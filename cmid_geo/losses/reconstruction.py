@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..ops.cells import expand_mask
 from .autocast import in_full_precision
 
 
@@ -79,7 +80,7 @@ def focal_frequency(
 
 
 class ReconstructionLoss(nn.Module):
-    """How badly the hidden pixels of views are rebuilt, in space and in frequency."""
+    """Distance of rebuilt views from the whole ones, in space and in frequency."""
 
     def __init__(
         self,
@@ -91,17 +92,15 @@ class ReconstructionLoss(nn.Module):
         """Initialize a new ReconstructionLoss instance.
 
         Args:
-            alpha: See :func:`focal_l1`.
-            gamma: See :func:`focal_l1`.
+            alpha: How fast the weight of :func:`focal_l1` grows with the distance.
+            gamma: Power of that weight; 0 gives the plain L1 distance.
             spectral_weight: Weight of the spectral part beside the spatial one.
-            visible_weight: Share of the prediction among the visible pixels whose
+            visible_weight: Fraction of the prediction among the visible pixels whose
                 spectrum is taken; the rest is blended from prediction and truth.
         """
         super().__init__()
-        self.alpha = alpha
-        self.gamma = gamma
-        self.spectral_weight = spectral_weight
-        self.visible_weight = visible_weight
+        self.alpha, self.gamma = alpha, gamma
+        self.spectral_weight, self.visible_weight = spectral_weight, visible_weight
 
     @in_full_precision
     def forward(
@@ -115,7 +114,7 @@ class ReconstructionLoss(nn.Module):
 
         Args:
             prediction: Decoder's output.
-            target: The whole, standardised views.
+            target: The whole, normalized views.
             mask: True where a cell was hidden from the student.
             valid: True where a pixel holds data; everywhere by default.
 
@@ -123,11 +122,7 @@ class ReconstructionLoss(nn.Module):
             Spatial part plus *spectral_weight* times the spectral part.
         """
         bands, height, width = target.shape[1:]
-        rows, cols = mask.shape[1:]
-        hidden = mask.repeat_interleave(height // rows, 1).repeat_interleave(
-            width // cols, 2
-        )
-        hidden = hidden[:, None].to(target.dtype)
+        hidden = expand_mask(mask, height, width)[:, None].to(target.dtype)
         counted = hidden
         if valid is not None:
             # 0 in both: no distance, no spectrum, no gradient
@@ -141,10 +136,10 @@ class ReconstructionLoss(nn.Module):
         if not self.spectral_weight:
             return spatial
 
-        # Of what is visible mostly the truth enters, and only the share of the
+        # Of what is visible mostly the truth enters, and only the fraction of the
         # prediction below carries a gradient
-        share = hidden + self.visible_weight * (1 - hidden)
+        fraction = hidden + self.visible_weight * (1 - hidden)
         blend = 0.5 * prediction.detach() + 0.5 * target
-        mixed = share * prediction + (1 - share) * blend
+        mixed = fraction * prediction + (1 - fraction) * blend
         spectral = focal_frequency(mixed, target)
         return spatial + self.spectral_weight * spectral

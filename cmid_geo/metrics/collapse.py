@@ -1,11 +1,11 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Signs of collapse: what embeddings and assignments look like when nothing is learned."""
+"""Collapse of embeddings and assignments: spread, cosine, entropy and the rank of the true key."""
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -46,3 +46,30 @@ def entropy(probabilities: Float[Tensor, '... prototypes']) -> Float[Tensor, '..
         Entropy in nats: from 0 (one prototype) to log(prototypes) (all alike).
     """
     return -torch.special.xlogy(probabilities, probabilities).sum(dim=-1)
+
+
+@torch.no_grad()
+def key_rank(
+    query: Float[Tensor, 'batch dim'],
+    key: Float[Tensor, 'batch dim'],
+    queue: Float[Tensor, 'keys dim'],
+    filled: Int[Tensor, ''] | None = None,
+) -> Float[Tensor, '']:
+    """Place of the true key among the queue's, by similarity to the query.
+
+    Args:
+        query: Unit vectors of the student.
+        key: Unit vectors of the teacher, one for each query.
+        queue: Unit vectors of other images.
+        filled: Number of rows of *queue* that hold keys; all by default.
+
+    Returns:
+        Mean over the batch: 1 is the best, ``1 + filled`` the worst.
+    """
+    # In half precision many keys would be alike
+    with torch.autocast(query.device.type, enabled=False):
+        query, queue = query.float(), queue.float()
+        better = query @ queue.mT > (query * key.float()).sum(dim=1, keepdim=True)
+    if filled is not None:
+        better = better & (torch.arange(len(queue), device=queue.device) < filled)
+    return 1 + better.sum(dim=1).float().mean()

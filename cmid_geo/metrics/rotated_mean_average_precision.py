@@ -94,18 +94,17 @@ class RotatedMAP(Metric):
             (num_classes - 1), NaN for classes without.
         """
         counts = self.counts
-        table = torch.full(
-            (len(counts), len(THRESHOLDS)), torch.nan, device=counts.device
-        )
+        shape = len(counts), len(THRESHOLDS)
+        table = torch.full(shape, torch.nan, device=counts.device)
         points = table[:, 0].clone()
         if len(self.scores):
             scores, labels = dim_zero_cat(self.scores), dim_zero_cat(self.labels)
             verdicts = dim_zero_cat(self.verdicts)
             for label in counts.nonzero()[:, 0]:
-                own, count = labels == label, int(counts[label])
-                hits, precision = falling_precision(scores[own], verdicts[own])
-                table[label] = area(hits, precision, count)
-                points[label] = eleven_points(hits[:, 0], precision[:, 0], count)
+                own = labels == label
+                table[label], points[label] = average_precision(
+                    scores[own], verdicts[own], int(counts[label])
+                )
         return {
             'map': table.nanmean(),
             'map_50': table[:, 0].nanmean(),
@@ -118,7 +117,7 @@ class RotatedMAP(Metric):
 def _judge_image(
     found: dict[str, Tensor], wanted: dict[str, Tensor], difficult: Tensor
 ) -> Tensor:
-    """What each detection of an image is at each threshold."""
+    """Verdict on each detection of an image at each threshold."""
     labels = found['labels']
     verdicts = labels.new_full((len(labels), len(THRESHOLDS)), MISS, dtype=torch.int8)
     for label in labels.unique():
@@ -134,7 +133,7 @@ def _judge_image(
 def judge(
     overlaps: Float[Tensor, 'found objects'], difficult: Tensor
 ) -> Int8[Tensor, 'found thresholds']:
-    """What detections of a class in an image are.
+    """Verdicts on the detections of a class in an image.
 
     Args:
         overlaps: IoU of detections, the best first, with objects.
@@ -159,62 +158,36 @@ def judge(
     return verdicts
 
 
-def falling_precision(
-    scores: Float[Tensor, 'found'], verdicts: Int[Tensor, 'found thresholds']
-) -> tuple[Int[Tensor, 'found thresholds'], Float[Tensor, 'found thresholds']]:
-    """Precision over the hits so far, made to fall: the best at as many hits or more.
-
-    Args:
-        scores: Of all detections of a class.
-        verdicts: What they are at each threshold.
-
-    Returns:
-        Number of hits up to each detection, the best first, and the precision there.
-    """
-    verdicts = verdicts[scores.argsort(descending=True, stable=True)]
-    hits = (verdicts == HIT).cumsum(0)
-    seen = (verdicts != IGNORED).cumsum(0)
-    precision = hits / seen.clamp(min=1)
-    if len(precision):
-        precision = precision.flip(0).cummax(0).values.flip(0)
-    return hits, precision
-
-
-def area(
-    hits: Int[Tensor, 'found thresholds'],
-    precision: Float[Tensor, 'found thresholds'],
+def average_precision(
+    scores: Float[Tensor, 'found'],
+    verdicts: Int[Tensor, 'found thresholds'],
     count: int,
-) -> Float[Tensor, 'thresholds']:
-    """Area under the falling curve of precision over recall.
+) -> tuple[Float[Tensor, 'thresholds'], Float[Tensor, '']]:
+    """Average precision of the detections of a class.
+
+    torchmetrics' curves do not make precision fall, and its MeanAveragePrecision takes COCO's 101
+    recalls and boxes that are upright.
 
     Args:
-        hits: See :func:`falling_precision`.
-        precision: There.
+        scores: Confidences of all detections of a class.
+        verdicts: What they are at each threshold.
         count: Number of objects that are not difficult, above 0.
 
     Returns:
-        In [0, 1] for each threshold.
+        In [0, 1]: areas under the falling curve of precision over recall at each threshold; and the
+        mean of that curve at the recalls 0, 0.1, ..., 1, at the first threshold.
     """
-    # Recall rises by one object at each hit
-    new = hits.diff(dim=0, prepend=torch.zeros_like(hits[:1]))
-    return (new * precision).sum(0) / count
-
-
-def eleven_points(
-    hits: Int[Tensor, 'found'], precision: Float[Tensor, 'found'], count: int
-) -> Float[Tensor, '']:
-    """Mean of the falling curve of precision at the recalls 0, 0.1, ..., 1.
-
-    Args:
-        hits: See :func:`falling_precision`, at one threshold.
-        precision: There.
-        count: Number of objects that are not difficult, above 0.
-
-    Returns:
-        In [0, 1].
-    """
+    if not len(scores):
+        nothing = scores.new_zeros(verdicts.shape[1])
+        return nothing, nothing[0]
+    verdicts = verdicts[scores.argsort(descending=True, stable=True)]
+    hit = verdicts == HIT
+    hits, seen = hit.cumsum(0), (verdicts != IGNORED).cumsum(0)
+    # Made to fall: the best at as many hits or more
+    precision = (hits / seen.clamp(min=1)).flip(0).cummax(0).values.flip(0)
     # By DOTA's own numbers in double precision, of which 3 * 0.1 is more than 0.3
     needed = np.searchsorted(np.arange(count + 1) / count, np.arange(0.0, 1.1, 0.1))
-    reached = hits[:, None] >= torch.from_numpy(needed).to(hits.device)
-    best = torch.where(reached, precision[:, None], 0.0)
-    return best.amax(0).mean() if len(best) else precision.new_zeros(())
+    reached = hits[:, :1] >= torch.from_numpy(needed).to(hits.device)
+    # Recall rises by one object at each hit
+    area = (hit * precision).sum(0) / count
+    return area, (reached * precision[:, :1]).amax(0).mean()

@@ -101,9 +101,7 @@ class SiameseModel(nn.Module):
         read = READS.get(decoder, (1, 2, 3, 4, 5))
         # What no decoder reads gets no weights: they would wait for gradients in vain
         self.fusions = nn.ModuleList(
-            Concatenation(channels)
-            if fusion == 'concatenation' and channels and index in read
-            else Difference()
+            Fuse(channels, fusion == 'concatenation' and channels > 0 and index in read)
             for index, channels in enumerate(self.encoder.out_channels)
         )
 
@@ -123,50 +121,28 @@ class SiameseModel(nn.Module):
         return self.segmentation_head(self.decoder(fused))
 
 
-class Difference(nn.Module):
-    """The absolute difference, which does not know which date was first."""
+class Fuse(nn.Module):
+    """One map of those of two dates, as many channels as one has.
 
-    def forward(
-        self,
-        first: Float[Tensor, 'batch channels rows cols'],
-        second: Float[Tensor, 'batch channels rows cols'],
-    ) -> Float[Tensor, 'batch channels rows cols']:
-        """Compare.
+    The absolute difference does not know which date was first; a 1x1 convolution of both may.
+    """
 
-        Args:
-            first: Map of the first date.
-            second: Map of the second.
-
-        Returns:
-            How much they differ.
-        """
-        return (first - second).abs()
-
-
-class Concatenation(nn.Module):
-    """Both maps, brought back to the channels of one by a 1x1 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        """Initialize a new Concatenation instance.
+    def __init__(self, channels: int, concatenate: bool = False) -> None:
+        """Initialize a new Fuse instance.
 
         Args:
-            channels: Of each map.
+            channels: Channels of each map.
+            concatenate: Whether to concatenate and project the maps, not to subtract them.
         """
         super().__init__()
-        self.project = nn.Conv2d(2 * channels, channels, 1)
+        self.project = nn.Conv2d(2 * channels, channels, 1) if concatenate else None
 
     def forward(
         self,
         first: Float[Tensor, 'batch channels rows cols'],
         second: Float[Tensor, 'batch channels rows cols'],
     ) -> Float[Tensor, 'batch channels rows cols']:
-        """Join.
-
-        Args:
-            first: Map of the first date.
-            second: Map of the second.
-
-        Returns:
-            A map that may tell the order of the dates.
-        """
+        """Fuse the maps of the first and the second date."""
+        if self.project is None:
+            return (first - second).abs()
         return self.project(torch.cat([first, second], dim=1))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
@@ -18,8 +17,8 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from .freezing import PARTS, freeze_parts
-from .pyramid import STRIDES, Pyramid
+from .freezing import PARTS, KeepFrozen
+from .pyramid import STRIDES, Pyramid, levels_of, pad
 
 Detector = Literal['faster-rcnn', 'fcos', 'retinanet']
 
@@ -104,7 +103,7 @@ def create_detector(
     return detector
 
 
-class FPNBackbone(nn.Module):
+class FPNBackbone(KeepFrozen):
     """Levels of equal width of any backbone: a feature pyramid network on its maps.
 
     Lin et al. 2017, https://arxiv.org/abs/1612.03144.
@@ -153,10 +152,7 @@ class FPNBackbone(nn.Module):
         widths = self.body.out_channels[-len(STRIDES) :]
         self.fpn = FeaturePyramidNetwork(widths, out_channels, extra)
         self.out_channels = out_channels
-        # A tuple, so that they are not registered a second time
-        self._still = freeze_parts(self.body, trainable_layers, freeze_bn)
-        # Lightning keeps the modes it finds
-        self.train()
+        self.freeze(self.body, trainable_layers, freeze_bn)
 
     def forward(
         self, image: Float[Tensor, 'batch bands height width']
@@ -169,22 +165,7 @@ class FPNBackbone(nn.Module):
         Returns:
             Levels from fine to coarse, the first four by the names '0' to '3'.
         """
-        maps = self.body(image)[-len(STRIDES) :]
-        return self.fpn(OrderedDict((str(i), each) for i, each in enumerate(maps)))
-
-    def train(self, mode: bool = True) -> 'FPNBackbone':
-        """Set training mode, of all that is not frozen.
-
-        Args:
-            mode: Whether to train, or to evaluate.
-
-        Returns:
-            The backbone.
-        """
-        super().train(mode)
-        for module in self._still:
-            module.eval()
-        return self
+        return levels_of(self.body, self.fpn, image)
 
 
 class AsTheyAre(nn.Module):
@@ -209,8 +190,7 @@ class AsTheyAre(nn.Module):
             The padded images, with their sizes before; and the targets.
         """
         height, width = images.shape[2:]
-        padded = F.pad(images, (0, -width % 32, 0, -height % 32))
-        return ImageList(padded, [(height, width)] * len(images)), targets
+        return ImageList(pad(images), [(height, width)] * len(images)), targets
 
     def postprocess(
         self,
@@ -258,10 +238,25 @@ def _check(
     return sizes
 
 
+def anchors_of(sizes: Sequence[float], ratios: Sequence[float]) -> AnchorGenerator:
+    """Anchors of one size a level.
+
+    Args:
+        sizes: Side in pixels of the anchors of each level.
+        ratios: Heights of the anchors by their widths.
+
+    Returns:
+        torchvision's generator.
+    """
+    return AnchorGenerator(
+        tuple((size,) for size in sizes), (tuple(ratios),) * len(sizes)
+    )
+
+
 def _faster_rcnn(
     levels: FPNBackbone, num_classes: int, sizes: Any, ratios: Any, options: Any
 ) -> FasterRCNN:
-    anchors = AnchorGenerator(tuple((size,) for size in sizes), (ratios,) * len(sizes))
+    anchors = anchors_of(sizes, ratios)
     pooler = MultiScaleRoIAlign(['0', '1', '2', '3'], 7, 2)
     return FasterRCNN(
         levels, num_classes, rpn_anchor_generator=anchors, box_roi_pool=pooler, **options
@@ -271,7 +266,7 @@ def _faster_rcnn(
 def _fcos(
     levels: FPNBackbone, num_classes: int, sizes: Any, ratios: Any, options: Any
 ) -> FCOS:
-    anchors = AnchorGenerator(tuple((size,) for size in sizes), ((1.0,),) * len(sizes))
+    anchors = anchors_of(sizes, (1.0,))
     return FCOS(levels, num_classes, anchor_generator=anchors, **options)
 
 

@@ -15,6 +15,35 @@ from .pyramid import Pyramid
 PARTS = 5
 
 
+class KeepFrozen(nn.Module):
+    """A network of which the frozen parts stay in evaluation mode while the rest trains."""
+
+    _frozen: tuple[nn.Module, ...] = ()
+
+    def freeze(
+        self, pyramid: Pyramid, trainable_layers: int = PARTS, freeze_bn: bool = False
+    ) -> None:
+        """Freeze parts of the backbone, see :func:`freeze_parts`."""
+        # A tuple, so that they are not registered a second time
+        self._frozen = freeze_parts(pyramid, trainable_layers, freeze_bn)
+        # Lightning keeps the modes that it finds and does not call train()
+        self.train()
+
+    def train(self, mode: bool = True) -> 'KeepFrozen':
+        """Set training mode; frozen parts stay as they are.
+
+        Args:
+            mode: Whether to train, or to evaluate.
+
+        Returns:
+            The network.
+        """
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
+
 def freeze_parts(
     pyramid: Pyramid, trainable_layers: int = PARTS, freeze_bn: bool = False
 ) -> tuple[nn.Module, ...]:

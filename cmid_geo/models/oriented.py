@@ -3,22 +3,20 @@
 
 """Oriented R-CNN on any timm backbone."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ..ops.rotated_boxes import rotated_nms, shared_area
-from .freezing import PARTS, freeze_parts
+from ..ops.rotated_boxes import rotated_iou, rotated_nms
+from .freezing import PARTS, KeepFrozen
 from .oriented_head import OrientedHead
 from .oriented_rpn import OrientedRPN
-from .pyramid import STRIDES, Pyramid
+from .pyramid import STRIDES, Pyramid, levels_of, pad
 
 #: Boxes, scores and labels of an image, or boxes and labels to learn.
 Boxes = dict[str, Tensor]
@@ -27,7 +25,7 @@ Boxes = dict[str, Tensor]
 ANCHOR_SIZES = (32, 64, 128, 256, 512)
 
 
-class OrientedRCNN(nn.Module):
+class OrientedRCNN(KeepFrozen):
     """A detector of rotated boxes in two stages.
 
     Xie et al. 2021, https://arxiv.org/abs/2108.05699: a region proposal network turns upright
@@ -87,28 +85,12 @@ class OrientedRCNN(nn.Module):
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.detections_per_img = detections_per_img
         self.encoder = Pyramid(backbone, in_channels, pretrained, drop_path_rate)
-        self._still = freeze_parts(self.encoder, trainable_layers, freeze_bn)
         self.fpn = FeaturePyramidNetwork(
             self.encoder.out_channels[-len(STRIDES) :], fpn_channels, LastLevelMaxPool()
         )
         self.rpn = OrientedRPN(fpn_channels, anchor_sizes, proposals)
         self.head = OrientedHead(fpn_channels, head_channels, num_classes)
-        # Lightning keeps the modes that it finds and does not call train()
-        self.train()
-
-    def train(self, mode: bool = True) -> 'OrientedRCNN':
-        """Set training mode; frozen parts stay as they are.
-
-        Args:
-            mode: Whether to train, or to evaluate.
-
-        Returns:
-            The detector.
-        """
-        super().train(mode)
-        for part in self._still:
-            part.eval()
-        return self
+        self.freeze(self.encoder, trainable_layers, freeze_bn)
 
     def forward(
         self,
@@ -138,12 +120,8 @@ class OrientedRCNN(nn.Module):
         return losses | self.head.learn(levels, proposals, targets)
 
     def _levels(self, image: Tensor) -> list[Tensor]:
-        """Maps of strides 4 to 64, the image filled up with zeros at the right and bottom."""
-        height, width = image.shape[2:]
-        image = F.pad(image, (0, -width % 32, 0, -height % 32))
-        maps = self.encoder(image)[-len(STRIDES) :]
-        levels = self.fpn(OrderedDict((str(i), each) for i, each in enumerate(maps)))
-        return list(levels.values())
+        """Maps of strides 4 to 64 of the padded image."""
+        return list(levels_of(self.encoder, self.fpn, pad(image)).values())
 
     def _detections(
         self, proposals: list[Tensor], logits: Tensor, codes: Tensor
@@ -170,7 +148,7 @@ def _inside(target: Boxes, size: tuple[int, int]) -> Boxes:
     height, width = size
     boxes = target['boxes']
     image = boxes.new_tensor([[width / 2, height / 2, width, height, 0.0]])
-    seen = shared_area(boxes, image)[:, 0] > 0
+    seen = rotated_iou(boxes, image)[:, 0] > 0
     return {'boxes': boxes[seen], 'labels': target['labels'][seen]}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from ..ops.box_coder import decode_rotated, encode_rotated
-from ..ops.rotated_boxes import rotated_iou, turn
+from ..ops.rotated_boxes import rotate, rotated_iou
 from .pyramid import STRIDES
 
 #: Cells of a proposal's features on a side, and points that each is the mean of, on a side.
@@ -182,7 +182,7 @@ def _sample(
     at = (torch.arange(number, device=boxes.device) + 0.5) / number - 0.5
     v, u = torch.meshgrid(at, at, indexing='ij')
     inner = torch.stack([u, v], -1).reshape(-1, 2)
-    points = boxes[:, None, :2] + turn(inner * boxes[:, None, 2:4], boxes[:, 4:])
+    points = boxes[:, None, :2] + rotate(inner * boxes[:, None, 2:4], boxes[:, 4:])
     # grid_sample counts from the left edge, -1, to the right edge, 1, of the whole map
     sides = points.new_tensor([level.shape[2] * stride, level.shape[1] * stride])
     grid = (2 * points / sides - 1).unflatten(0, (1, -1))

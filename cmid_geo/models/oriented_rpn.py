@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import batched_nms, box_iou
 
 from ..ops.box_coder import decode_midpoints, encode_midpoints
 from ..ops.rotated_boxes import external_boxes
+from .detection import anchors_of
 
 #: Heights by widths of anchors.
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -48,10 +48,7 @@ class OrientedRPN(nn.Module):
         """
         super().__init__()
         self.proposals = proposals
-        self.anchors = AnchorGenerator(
-            tuple((size,) for size in anchor_sizes),
-            (ASPECT_RATIOS,) * len(anchor_sizes),
-        )
+        self.anchors = anchors_of(anchor_sizes, ASPECT_RATIOS)
         kinds = len(ASPECT_RATIOS)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.score = nn.Conv2d(channels, kinds, 1)

@@ -3,6 +3,7 @@
 
 """Feature maps of several scales of any timm backbone."""
 
+from collections import OrderedDict
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from ..ops.cells import CELL
 from .classification import check_name, create_network
 
 #: Distances in pixels between the vectors of the maps that every pyramid has.
@@ -130,6 +132,31 @@ class Pyramid(nn.Module):
         Args:
             output_stride: Stride of the last map.
         """
+
+
+def pad(
+    image: Float[Tensor, 'batch bands height width'],
+) -> Float[Tensor, 'batch bands rows cols']:
+    """Pad images by zeros at the right and below, to sides that are multiples of 32."""
+    height, width = image.shape[2:]
+    return F.pad(image, (0, -width % CELL, 0, -height % CELL))
+
+
+def levels_of(
+    pyramid: Pyramid, fpn: nn.Module, image: Float[Tensor, 'batch bands height width']
+) -> OrderedDict[str, Float[Tensor, 'batch channels _ _']]:
+    """Levels of a feature pyramid network on a backbone's maps of strides 4 to 32.
+
+    Args:
+        pyramid: The backbone.
+        fpn: torchvision's network on its maps.
+        image: Normalized, with sides that are multiples of 32 pixels.
+
+    Returns:
+        Levels from fine to coarse, the first four by the names '0' to '3'.
+    """
+    maps = pyramid(image)[-len(STRIDES) :]
+    return fpn(OrderedDict((str(i), each) for i, each in enumerate(maps)))
 
 
 class SimplePyramid(nn.Module):

@@ -5,29 +5,19 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
-import segmentation_models_pytorch as smp
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .pyramid import Pyramid, is_vit
 
-#: Name of a decoder: its class.
-DECODERS: dict[str, Any] = {
-    'upernet': smp.UPerNet,
-    'unet': smp.Unet,
-    'unet++': smp.UnetPlusPlus,
-    'fpn': smp.FPN,
-    'deeplabv3+': smp.DeepLabV3Plus,
-    'segformer': smp.Segformer,
-    'manet': smp.MAnet,
-    'linknet': smp.Linknet,
-    'dpt': smp.DPT,
-}
 Decoder = Literal[
     'upernet', 'unet', 'unet++', 'fpn', 'deeplabv3+', 'segformer', 'manet', 'linknet', 'dpt',
 ]  # fmt: skip
+
+DECODERS = get_args(Decoder)
 
 #: Decoders that want the last map at stride 16.
 DILATED = ('deeplabv3+',)
@@ -62,7 +52,12 @@ def create_segmenter(
     """
     if decoder not in DECODERS:
         raise ValueError(f'model={decoder!r} is no decoder: choose of {list(DECODERS)}')
-    kind = DECODERS[decoder]
+    # Imported where it is needed: it takes seconds
+    import segmentation_models_pytorch as smp
+
+    kind = partial(
+        smp.create_model, decoder.replace('++', 'plusplus').replace('3+', '3plus')
+    )
     options |= {'classes': classes, 'in_channels': in_channels, 'encoder_weights': None}
     if decoder == 'dpt':
         if not is_vit(backbone):
@@ -77,24 +72,23 @@ def create_segmenter(
         )  # fmt: skip
     stride = 16 if decoder in DILATED else 32
     encoder = Pyramid(backbone, in_channels, pretrained, drop_path_rate, stride)
-    with _offered(encoder) as name:
+    with _offered(encoder, smp.encoders.encoders) as name:
         return kind(encoder_name=name, **options)
 
 
 @contextmanager
-def _offered(encoder: Pyramid) -> Generator[str]:
+def _offered(encoder: Pyramid, known: dict[str, Any]) -> Generator[str]:
     """Offer an encoder under a name: models of the library build theirs by name."""
     name = f'cmid_geo {id(encoder)}'
-    entry: Any = {
+    known[name] = {
         'encoder': lambda **_: encoder,
         'params': {},
         'pretrained_settings': {},
     }
-    smp.encoders.encoders[name] = entry
     try:
         yield name
     finally:
-        del smp.encoders.encoders[name]
+        del known[name]
 
 
 class FCNHead(nn.Sequential):

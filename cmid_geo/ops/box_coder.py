@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Rotated boxes as numbers that a network can learn: what they are to an anchor or proposal."""
+"""Regression deltas of rotated boxes, relative to upright anchors or rotated proposals."""
 
 import math
 
@@ -9,22 +9,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .rotated_boxes import canonical, turn, wrap_angle
+from .rotated_boxes import canonical, rotate, wrap_angle
 
 #: A side may be so many times as long as an anchor's, or as short; a logarithm.
 LARGEST = math.log(1000 / 16)
 
-#: Codes of the head times these are of about unit spread.
+#: Deltas of the head times these are of about unit spread.
 SPREADS = (10.0, 10.0, 5.0, 5.0, 10.0)
 
-#: Boxes turned by less than this (radians) are upright, whatever the sign of the rounding.
+#: Boxes rotated by less than this (radians) are upright, whatever the sign of the rounding.
 UPRIGHT = 1e-5
 
 
 def encode_midpoints(
     boxes: Float[Tensor, 'n 5'], anchors: Float[Tensor, 'n 4']
 ) -> Float[Tensor, 'n 6']:
-    """Six numbers that tell rotated boxes relative to upright anchors.
+    """Six deltas that tell rotated boxes relative to upright anchors.
 
     The external box of a rotated one, and how far from the middle of its top side and of its
     right side the rotated box touches them (Xie et al. 2021, https://arxiv.org/abs/2108.05699).
@@ -55,24 +55,24 @@ def encode_midpoints(
 
 
 def decode_midpoints(
-    codes: Float[Tensor, 'n 6'], anchors: Float[Tensor, 'n 4']
+    deltas: Float[Tensor, 'n 6'], anchors: Float[Tensor, 'n 4']
 ) -> Float[Tensor, 'n 5']:
-    """Rotated boxes of the six numbers of :func:`encode_midpoints`.
+    """Rotated boxes of the six deltas of :func:`encode_midpoints`.
 
     Any numbers tell a parallelogram; lengthening the shorter of its diagonals to the longer
     makes it a rectangle.
 
     Args:
-        codes: As from :func:`encode_midpoints`.
+        deltas: As from :func:`encode_midpoints`.
         anchors: (x1, y1, x2, y2).
 
     Returns:
         (cx, cy, w, h, angle) in canonical form.
     """
     centre, sides = _centre_and_sides(anchors)
-    centre = centre + codes[:, :2] * sides
-    width, height = (sides * codes[:, 2:4].clamp(-LARGEST, LARGEST).exp()).unbind(1)
-    alpha, beta = codes[:, 4:].clamp(-0.5, 0.5).unbind(1)
+    centre = centre + deltas[:, :2] * sides
+    width, height = (sides * deltas[:, 2:4].clamp(-LARGEST, LARGEST).exp()).unbind(1)
+    alpha, beta = deltas[:, 4:].clamp(-0.5, 0.5).unbind(1)
     top = torch.stack([alpha * width, -height / 2], 1)
     right = torch.stack([width / 2, beta * height], 1)
     to_top, to_right = top.norm(dim=1, keepdim=True), right.norm(dim=1, keepdim=True)
@@ -87,45 +87,45 @@ def decode_midpoints(
 def encode_rotated(
     boxes: Float[Tensor, 'n 5'], proposals: Float[Tensor, 'n 5']
 ) -> Float[Tensor, 'n 5']:
-    """Five numbers that tell rotated boxes relative to rotated proposals.
+    """Five deltas that tell rotated boxes relative to rotated proposals.
 
-    The boxes are taken in the form, of the four that are the same box, that is turned the least
+    The boxes are taken in the form, of the four that are the same box, that is rotated the least
     from the proposal.
 
     Args:
         boxes: (cx, cy, w, h, angle), sides above 0.
-        proposals: Likewise.
+        proposals: Boxes of the same form.
 
     Returns:
         Shifts along the proposal's sides in units of them, logarithms of ratios of sides, and
-        the turn in radians within pi/4; all times :data:`SPREADS`.
+        the rotation in radians within pi/4; all times :data:`SPREADS`.
     """
     offset = boxes[:, None, :2] - proposals[:, None, :2]
-    shift = turn(offset, -proposals[:, 4:])[:, 0] / proposals[:, 2:4]
+    shift = rotate(offset, -proposals[:, 4:])[:, 0] / proposals[:, 2:4]
     angle = wrap_angle(boxes[:, 4:] - proposals[:, 4:])
     odd = angle.abs() > math.pi / 4
     sides = torch.where(odd, boxes[:, [3, 2]], boxes[:, 2:4])
     growth = (sides / proposals[:, 2:4]).log()
-    codes = torch.cat([shift, growth, wrap_angle(angle, math.pi / 2)], 1)
-    return codes * codes.new_tensor(SPREADS)
+    deltas = torch.cat([shift, growth, wrap_angle(angle, math.pi / 2)], 1)
+    return deltas * deltas.new_tensor(SPREADS)
 
 
 def decode_rotated(
-    codes: Float[Tensor, 'n 5'], proposals: Float[Tensor, 'n 5']
+    deltas: Float[Tensor, 'n 5'], proposals: Float[Tensor, 'n 5']
 ) -> Float[Tensor, 'n 5']:
-    """Rotated boxes of the five numbers of :func:`encode_rotated`.
+    """Rotated boxes of the five deltas of :func:`encode_rotated`.
 
     Args:
-        codes: As from :func:`encode_rotated`.
+        deltas: As from :func:`encode_rotated`.
         proposals: (cx, cy, w, h, angle), sides above 0.
 
     Returns:
         (cx, cy, w, h, angle) in canonical form.
     """
-    codes = codes / codes.new_tensor(SPREADS)
-    shift = turn((codes[:, :2] * proposals[:, 2:4])[:, None], proposals[:, 4:])[:, 0]
-    sides = proposals[:, 2:4] * codes[:, 2:4].clamp(-LARGEST, LARGEST).exp()
-    angle = proposals[:, 4:] + codes[:, 4:]
+    deltas = deltas / deltas.new_tensor(SPREADS)
+    shift = rotate((deltas[:, :2] * proposals[:, 2:4])[:, None], proposals[:, 4:])[:, 0]
+    sides = proposals[:, 2:4] * deltas[:, 2:4].clamp(-LARGEST, LARGEST).exp()
+    angle = proposals[:, 4:] + deltas[:, 4:]
     return canonical(torch.cat([proposals[:, :2] + shift, sides, angle], 1))
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Cells of 32x32 pixels: masks of them, and what stands in for hidden or invalid pixels."""
+"""Cells of 32x32 pixels: random masks, and filling of hidden or invalid pixels."""
 
 import math
 
@@ -26,7 +26,7 @@ def random_cell_mask(
         batch: Number of images.
         rows: Rows of cells.
         cols: Columns of cells.
-        ratio: Share of the cells to hide, from 0 to 1; the number is rounded up.
+        ratio: Fraction of the cells to hide, from 0 to 1; the number is rounded up.
         device: Where to draw.
 
     Returns:

@@ -3,6 +3,7 @@
 
 """Quarter turns and flips of images, masks, points and boxes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ class Dihedral:
 
     @property
     def inverse(self) -> 'Dihedral':
-        """What undoes it: a flip after turns undoes itself."""
+        """The one that undoes it: a flip after a rotation undoes itself."""
         return self if self.flip else Dihedral(-self.quarters % 4)
 
     def image(self, image: Tensor) -> Tensor:
@@ -41,8 +42,10 @@ class Dihedral:
         Returns:
             The same pixels, (..., width, height) after an odd number of quarter turns.
         """
-        turned = torch.rot90(image, self.quarters, (-2, -1)) if self.quarters else image
-        return turned.flip(-1) if self.flip else turned
+        rotated = (
+            torch.rot90(image, self.quarters, (-2, -1)) if self.quarters else image
+        )
+        return rotated.flip(-1) if self.flip else rotated
 
     def matrix(
         self, height: float, width: float
@@ -56,18 +59,13 @@ class Dihedral:
         Returns:
             Matrix and offset, such that p moves to matrix p + offset.
         """
-        matrix, offset = torch.eye(2), torch.zeros(2)
-        # A quarter turn counter-clockwise brings (x, y) to (y, width - x)
-        quarter = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
-        for _ in range(self.quarters % 4):
-            matrix, offset = quarter @ matrix, quarter @ offset
-            offset[1] += width
-            height, width = width, height
-        if self.flip:
-            mirror = torch.tensor([-1.0, 1.0])
-            matrix, offset = mirror[:, None] * matrix, mirror * offset
-            offset[0] += width
-        return matrix, offset
+        cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[self.quarters % 4]
+        mirror = -1 if self.flip else 1
+        matrix = torch.tensor([[mirror * cos, mirror * sin], [-sin, cos]]).float()
+        # The centre stays the centre, of an image whose sides an odd turn exchanges
+        before = torch.tensor([width, height]) / 2
+        after = before.flip(0) if self.quarters % 2 else before
+        return matrix, after - matrix @ before
 
     def points(
         self, points: Float[Tensor, '*points 2'], height: float, width: float
@@ -102,51 +100,62 @@ class Dihedral:
         return move_boxes(boxes, *self.matrix(height, width))
 
 
+def dihedral_group(
+    square: bool = True, quarters: bool = True, flip: bool = True
+) -> tuple[Dihedral, ...]:
+    """List the rotations and flips that an image may undergo.
+
+    Args:
+        square: Whether the image is square; others keep their shape and so make half turns only.
+        quarters: Whether to rotate.
+        flip: Whether to flip: from left to right without rotations, in all directions with them.
+
+    Returns:
+        One to eight of them, the image as it is first.
+    """
+    steps = (0, 1, 2, 3) if square else (0, 2)
+    return tuple(
+        Dihedral(each, flipped)
+        for flipped in ((False, True) if flip else (False,))
+        for each in (steps if quarters else (0,))
+    )
+
+
 #: All eight, the image as it is first.
-ALL = tuple(Dihedral(quarters, flip) for flip in (False, True) for quarters in range(4))
+ALL = dihedral_group()
 
 
 def draw_dihedral(
     square: bool = True, quarters: bool = True, flip: bool = True
 ) -> Dihedral:
-    """Draw one of the eight at random, on the CPU.
+    """Draw one at random, on the CPU.
 
     Args:
-        square: Whether the image is square; others keep their shape and so make half turns only.
+        square: See :func:`dihedral_group`, as both that follow.
         quarters: Whether to rotate.
         flip: Whether to flip.
 
     Returns:
         One of those that are allowed, each as likely.
     """
-    turn, mirror = torch.randint(4, (2,)).tolist()
-    steps = turn if square else turn // 2 * 2
-    return Dihedral(steps if quarters else 0, flip and mirror % 2 == 1)
+    group = dihedral_group(square, quarters, flip)
+    return group[int(torch.randint(len(group), ()))]
 
 
 def draw_rotations(
     batch: int,
-    quarters: bool = True,
-    flip: bool = True,
+    group: Sequence[Dihedral] = ALL,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, 'batch 2 2']:
     """Draw a rotation by quarter turns and flips for each image of a batch, on its device.
 
     Args:
         batch: Number of images.
-        quarters: Whether to rotate by quarter turns.
-        flip: Whether to flip both axes, each half of the time.
+        group: What to draw from, each as likely.
         device: Where to draw.
 
     Returns:
         Matrices in float64 that move (x, y) about the image's centre; exactly 0, 1 and -1.
     """
-    turn = torch.randint(4 if quarters else 1, (batch,), device=device)
-    signs = (
-        1 - 2 * torch.randint(2 if flip else 1, (batch, 2, 1), device=device).double()
-    )
-    # Cosine and sine of 0, 90, 180 and 270 degrees
-    cos, sin = torch.tensor([[1.0, 0, -1, 0], [0.0, 1, 0, -1]], device=device)[
-        :, turn
-    ].double()
-    return signs * torch.stack([cos, -sin, sin, cos], -1).view(batch, 2, 2)
+    matrices = torch.stack([each.matrix(0, 0)[0] for each in group]).double().to(device)
+    return matrices[torch.randint(len(group), (batch,), device=device)]

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Rotated boxes: their forms, how far they overlap, and which of them to keep.
+"""Rotated boxes: forms, intersection over union, non-maximum suppression and moves.
 
 A rotated box is (cx, cy, w, h, angle): its centre and sides in pixels, and the direction of the
 side w in radians. The image's axes are x to the right and y down, (0, 0) is the outer corner of
@@ -68,20 +68,20 @@ def corners(boxes: Float[Tensor, '*boxes 5']) -> Float[Tensor, '*boxes 4 2']:
         boxes[..., None, 2:4] / 2,
         boxes[..., 4:],
     )
-    return centre + turn(signs * halves, angle)
+    return centre + rotate(signs * halves, angle)
 
 
-def turn(
+def rotate(
     points: Float[Tensor, '*#sets points 2'], angle: Float[Tensor, '*#sets _']
 ) -> Float[Tensor, '... points 2']:
-    """Turn points about (0, 0).
+    """Rotate points about (0, 0).
 
     Args:
         points: (x, y).
         angle: In radians, from x to y; one a set of points, or one a point.
 
     Returns:
-        The points, turned.
+        The rotated points.
     """
     (x, y), cos, sin = points.unbind(-1), angle.cos(), angle.sin()
     return torch.stack([x * cos - y * sin, x * sin + y * cos], -1)
@@ -108,13 +108,15 @@ def boxes_from_corners(
     edges = exact[..., ends, :] - exact[..., starts, :]
     angles = torch.atan2(edges[..., 1], edges[..., 0])
     # All points as seen along each of the directions: (..., 6, 4, 2)
-    seen = turn(exact[..., None, :, :], -angles[..., None])
+    seen = rotate(exact[..., None, :, :], -angles[..., None])
     low, high = seen.amin(-2), seen.amax(-2)
     best = (high - low).prod(-1).argmin(-1)[..., None]
     angle = angles.gather(-1, best)
     pick = best[..., None].expand(*best.shape, 2)
     low, high = (bound.gather(-2, pick)[..., 0, :] for bound in (low, high))
-    centre = middle[..., 0, :] + turn((low + high)[..., None, :] / 2, angle)[..., 0, :]
+    centre = (
+        middle[..., 0, :] + rotate((low + high)[..., None, :] / 2, angle)[..., 0, :]
+    )
     return canonical(torch.cat([centre, high - low, angle], -1)).to(points.dtype)
 
 
@@ -140,33 +142,13 @@ def rotated_iou(
 
     Args:
         first: (cx, cy, w, h, angle), sides of 0 or more.
-        second: Likewise.
+        second: Boxes of the same form.
 
     Returns:
-        Shares in [0, 1]; 0 where a box has no area.
+        In [0, 1]; 0 where a box has no area.
     """
-    return _of_pairs(first, second)
-
-
-def shared_area(
-    first: Float[Tensor, 'n 5'], second: Float[Tensor, 'm 5']
-) -> Float[Tensor, 'n m']:
-    """Share of each of the first boxes that lies in each of the second.
-
-    Args:
-        first: (cx, cy, w, h, angle), sides of 0 or more.
-        second: Likewise.
-
-    Returns:
-        Shares in [0, 1]; 0 where a box of the first has no area.
-    """
-    return _of_pairs(first, second, of_first=True)
-
-
-def _of_pairs(first: Tensor, second: Tensor, of_first: bool = False) -> Tensor:
-    """Shares of all pairs, clipping only those whose external boxes overlap."""
     a, b = first.to(_exact(first)), second.to(_exact(second))
-    shares = a.new_zeros(len(a), len(b))
+    fractions = a.new_zeros(len(a), len(b))
     around_a, around_b = external_boxes(a), external_boxes(b)
     areas_a, areas_b = a[:, 2] * a[:, 3], b[:, 2] * b[:, 3]
     rows = max(1, PAIRS // max(len(b), 1))
@@ -176,9 +158,9 @@ def _of_pairs(first: Tensor, second: Tensor, of_first: bool = False) -> Tensor:
         i, j = near.all(-1).nonzero(as_tuple=True)
         i = i + start
         common = intersection(a[i], b[j])
-        whole = areas_a[i] if of_first else areas_a[i] + areas_b[j] - common
-        shares[i, j] = torch.where(whole > 0, common / whole, 0).clamp(0, 1)
-    return shares.to(first.dtype)
+        whole = areas_a[i] + areas_b[j] - common
+        fractions[i, j] = torch.where(whole > 0, common / whole, 0).clamp(0, 1)
+    return fractions.to(first.dtype)
 
 
 def intersection(
@@ -194,12 +176,12 @@ def intersection(
 
     Args:
         first: (cx, cy, w, h, angle).
-        second: Likewise.
+        second: Boxes of the same form.
 
     Returns:
         Areas in square pixels.
     """
-    offset = turn((first[:, :2] - second[:, :2])[:, None], -second[:, 4:])[:, 0]
+    offset = rotate((first[:, :2] - second[:, :2])[:, None], -second[:, 4:])[:, 0]
     relative = torch.cat([offset, first[:, 2:4], first[:, 4:] - second[:, 4:]], 1)
     start, half = corners(relative), second[:, None, 2:4] / 2
     step = start.roll(-1, 1) - start
@@ -226,7 +208,7 @@ def rotated_nms(
 
     Args:
         boxes: (cx, cy, w, h, angle).
-        scores: Of any range.
+        scores: Confidences, of any range.
         labels: Boxes of different labels do not compete.
         threshold: Boxes go whose IoU with a better one that is kept is above this.
 
@@ -243,7 +225,7 @@ def rotated_nms(
 
 
 def _greedy(over: Bool[Tensor, 'n n']) -> Bool[Tensor, 'n']:
-    """Which of sorted boxes stay, given which overlap too far.
+    """Find those of sorted boxes that stay, given which overlap too far.
 
     A box stays unless a better one that stays overlaps it. Started from all, the n-th round
     decides the n-th box for good, and usually far fewer rounds decide all.
@@ -286,9 +268,9 @@ def move_boxes(
     if values == 5:
         angle = boxes[:, 4]
         along = torch.stack([angle.cos(), angle.sin()], 1) @ matrix.T
-        turned = torch.atan2(along[:, 1], along[:, 0])
+        angle = torch.atan2(along[:, 1], along[:, 0])
         centre = boxes[:, :2] @ matrix.T + offset
-        return torch.cat([centre, boxes[:, 2:4], turned[:, None]], 1)
+        return torch.cat([centre, boxes[:, 2:4], angle[:, None]], 1)
     if values not in (4, 8):
         raise ValueError(
             f'boxes of {values} values: give (x1, y1, x2, y2), (cx, cy, w, h, angle) or four corners '

@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 #: One number for all bands, or one for each.
-Limits = float | Sequence[float] | Float[Tensor, ' bands']
+Limits = float | Sequence[float] | Float[Tensor, '#bands']
 
 
 def scale(
@@ -29,7 +29,8 @@ def scale(
         The scaled image.
     """
     low, high = _per_band(image, low), _per_band(image, high)
-    return ((image - low) / (high - low)).clamp(0, 1)
+    # In place: what is subtracted from is a copy already
+    return (image - low).div_(high - low).clamp_(0, 1)
 
 
 def normalize(

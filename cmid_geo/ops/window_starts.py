@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Where windows begin along the side of an image."""
+"""Window starts along the side of an image."""
 
 
 def window_starts(

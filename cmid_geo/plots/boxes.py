@@ -1,29 +1,32 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Images with boxes drawn on them."""
+"""Figures of boxes on images."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 from jaxtyping import Float, Integer
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
+
+from .predictions import pick_bands, show, subplots
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
 
 
 def draw_boxes(
-    axis: Axes,
+    axis: 'matplotlib.axes.Axes',
     image: Float[Tensor, 'bands height width'],
     boxes: Float[Tensor, 'n 4'],
     labels: Integer[Tensor, ' n'],
     names: Sequence[str] | None = None,
     scores: Float[Tensor, ' n'] | None = None,
     shown: Sequence[int] = (0, 1, 2),
+    title: str = '',
 ) -> None:
-    """Draw boxes with their names, and scores, on an image.
+    """Draw boxes with their names, and confidences, on an image.
 
     Args:
         axis: To draw on.
@@ -31,17 +34,20 @@ def draw_boxes(
         boxes: (x1, y1, x2, y2) in pixels from the upper left corner.
         labels: Class of each box.
         names: Of the classes, background first; numbers by default.
-        scores: In [0, 1].
+        scores: Confidence of each box, in [0, 1].
         shown: Bands to show as red, green and blue.
+        title: Above the image.
     """
-    bands = [min(band, len(image) - 1) for band in shown]
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
     height, width = image.shape[1:]
+    pixels = pick_bands(image, shown).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     # Edges of pixels, not their centres, are at whole numbers, as in the boxes
-    extent = (0, width, height, 0)
-    axis.imshow(image[bands].clamp(0, 1).permute(1, 2, 0).cpu().numpy(), extent=extent)
+    show(axis, pixels, title, extent=(0, width, height, 0))
     told = [None] * len(boxes) if scores is None else scores.tolist()
     for box, label, score in zip(boxes.tolist(), labels.tolist(), told, strict=True):
-        colour = plt.get_cmap('tab10')((label - 1) % 10)
+        colour = colormaps['tab10']((label - 1) % 10)
         x1, y1, x2, y2 = box
         axis.add_patch(
             Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour, lw=1.2)
@@ -52,7 +58,6 @@ def draw_boxes(
             x1, y1, text, fontsize=6, color='white', va='bottom', clip_on=True,
             bbox={'facecolor': colour, 'edgecolor': 'none', 'pad': 0.6},
         )  # fmt: skip
-    axis.set_axis_off()
 
 
 def boxes_figure(
@@ -63,38 +68,31 @@ def boxes_figure(
     min_score: float = 0.3,
     shown: Sequence[int] = (0, 1, 2),
     titles: bool = True,
-) -> Figure:
+) -> 'matplotlib.figure.Figure':
     """Show images with their true boxes, and beside them what was found.
 
     Args:
         images: In [0, 1].
         truth: Boxes (N, 4) and labels (N) of each image.
-        found: Boxes, labels and scores of each image.
+        found: Boxes, labels and confidences of each image.
         names: Of the classes, background first.
-        min_score: Least score of what is drawn, in [0, 1].
+        min_score: Least confidence of what is drawn, in [0, 1].
         shown: Bands to show as red, green and blue.
         titles: Whether to say which is which.
 
     Returns:
         A column for each image: truth above, what was found below.
     """
-    rows = 1 if found is None else 2
-    count = len(images)
-    figure, axes = plt.subplots(
-        rows, count, figsize=(4 * count, 4.2 * rows), squeeze=False
+    rows, count = 1 if found is None else 2, len(images)
+    figure, axes = subplots(rows, count, 4 * count, 4.2 * rows)
+    above, below = (
+        ('truth', f'found, score {min_score} and above') if titles else ('', '')
     )
     for column, (image, (boxes, labels)) in enumerate(zip(images, truth)):
-        draw_boxes(axes[0][column], image, boxes, labels, names, shown=shown)
+        draw_boxes(axes[0][column], image, boxes, labels, names, None, shown, above)
         if found is not None:
-            below: Any = axes[1][column]
             boxes, labels, scores = (each.cpu() for each in found[column])
             kept = scores >= min_score
-            draw_boxes(
-                below, image, boxes[kept], labels[kept], names, scores[kept], shown
-            )
-            if titles:
-                below.set_title(f'found, score {min_score} and above')
-        if titles:
-            axes[0][column].set_title('truth')
-    figure.tight_layout()
+            drawn = (boxes[kept], labels[kept], names, scores[kept])
+            draw_boxes(axes[1][column], image, *drawn, shown, below)
     return figure

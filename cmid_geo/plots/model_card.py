@@ -1,9 +1,8 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""A card that tells what a pretrained backbone is, beside the file itself."""
+"""Model card of a pretrained backbone."""
 
-import csv
 import math
 import re
 from pathlib import Path
@@ -13,64 +12,10 @@ import torch
 
 from ..datasets.filenames import printable
 from ..ops.bands import names_of
+from .pretraining import read_metrics
 
-#: With the header that model hubs read.
-CARD = """---
-library_name: cmid_geo
-tags: [remote-sensing, self-supervised-learning, feature-extraction, {model}]
----
-
-# {model}, pretrained by CMID on {bands}
-
-The {source}'s backbone of a run of *Contrastive Mask Image Distillation*
-(Muhtar et al., IEEE TGRS 2023, https://doi.org/10.1109/TGRS.2023.3268232).
-
-| | |
-| --- | --- |
-| file | `{file}`: timm's tensors, and all that is said here of values |
-| network | timm's `{model}`, {in_channels} bands, no classifier |
-| data | {data} |
-| labels | none were used |
-| training | {steps} steps of {images} chips, views of {size} px, queue of {queue_size} |
-| software | cmid_geo {version}, torch {torch} |
-
-## Values
-
-The network takes `((raw - low) / (high - low) - mean) / std`.
-
-| band | low | high | mean | std |
-| --- | --- | --- | --- | --- |
-{rows}
-
-## How the run went
-
-{course}
-
-These are losses of pretraining. What the features are worth for a task has **not** been measured: compare them with
-ImageNet's and with random weights on labels of your own.
-
-## Use
-
-```python
-from torchgeo.tasks import Classification
-
-task = Classification(model='{model}', weights='{file}', in_channels={in_channels}, num_classes=10)
-```
-
-```python
-import timm
-from cmid_geo import load_backbone
-
-model = timm.create_model('{model}', in_chans={in_channels}, num_classes=10)
-print(load_backbone(model, '{file}'))
-```
-
-## Limits
-
-A run of minutes on few scenes shows that training works; it is no general-purpose backbone. It knows the sensor, the ground
-sampling distance, the season and the place it saw. The licence of the imagery holds for what is made of it: it is not known here, so
-name it before you pass this file on.
-"""
+#: Text of the card, with the header that model hubs read.
+CARD = Path(__file__).with_suffix('.md')
 
 
 def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int) -> str:
@@ -86,22 +31,22 @@ def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int)
     Returns:
         Markdown, with the header that model hubs read.
     """
-    about = torch.load(backbone, weights_only=True)['hyper_parameters']
-    hparams, provenance = task.hparams, about['provenance']
-    places = about['bands'] or range(1, about['in_channels'] + 1)
-    bands = names_of(about['bands']) or [f'band {place}' for place in places]
+    metadata = torch.load(backbone, weights_only=True)['hyper_parameters']
+    hparams, provenance = task.hparams, metadata['provenance']
+    places = metadata['bands'] or range(1, metadata['in_channels'] + 1)
+    bands = names_of(metadata['bands']) or [f'band {place}' for place in places]
     rows = '\n'.join(
         f'| {_as_text(band)} | {low:g} | {high:g} | {mean:.4f} | {std:.4f} |'
         for band, low, high, mean, std in zip(
-            bands, about['low'], about['high'], about['mean'], about['std']
+            bands, metadata['low'], metadata['high'], metadata['mean'], metadata['std']
         )
     )
-    return CARD.format(
-        model=about['model'],
+    return CARD.read_text(encoding='utf-8').format(
+        model=metadata['model'],
         bands=_as_text(', '.join(bands)),
-        source=about['source'],
+        source=metadata['source'],
         file=backbone.name,
-        in_channels=about['in_channels'],
+        in_channels=metadata['in_channels'],
         data=_as_text(data),
         steps=provenance.get('steps', 'an unknown number of'),
         images=images,
@@ -123,16 +68,11 @@ def _as_text(text: str) -> str:
 
 def _course(metrics: Path, queue_size: int) -> str:
     """Losses over the first and the last quarter of the steps with a full queue."""
-    with open(metrics, newline='') as file:
-        rows = [row for row in csv.DictReader(file) if row.get('train_loss')]
-    full = [
-        row
-        for row in rows
-        if float(row['global_chance']) >= math.log1p(queue_size) - 1e-4
-    ]
-    if len(full) < 8:
-        return f'Only {len(full)} steps had a full queue: too few to tell.'
-    quarter = len(full) // 4
+    values, full = read_metrics(metrics, queue_size)
+    steps = int(full.sum())
+    if steps < 8:
+        return f'Only {steps} steps had a full queue: too few to tell.'
+    quarter = steps // 4
     lines = [
         '| | first quarter | last quarter | by chance |',
         '| --- | --- | --- | --- |',
@@ -144,9 +84,7 @@ def _course(metrics: Path, queue_size: int) -> str:
         'key_rank': f'{queue_size / 2 + 1:.0f}',
     }
     for name, chance in chances.items():
-        first, last = (
-            sum(float(row[name]) for row in part) / quarter
-            for part in (full[:quarter], full[-quarter:])
-        )
+        course = values[name][full]
+        first, last = course[:quarter].mean(), course[-quarter:].mean()
         lines.append(f'| {name} | {first:.3f} | {last:.3f} | {chance} |')
     return 'Means over steps, from the first full queue on:\n\n' + '\n'.join(lines)

@@ -1,51 +1,44 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Figures of what a run saw and learned."""
+"""Figures of a pretraining run: views, reconstructions, losses and features."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
 from ..losses import nearest_cells
-from ..ops.cells import CELL
+from ..ops.bands import find_bands
+from ..ops.cells import CELL, expand_mask, hide_cells
 from ..tasks import CMID
-from ..transforms import View, expand_mask, hide_cells
-from .predictions import stretch
-
-#: Names under which red, green and blue stand in common products.
-COLOURS = (
-    ('red', 'green', 'blue'),
-    ('B04', 'B03', 'B02'),
-    ('B4', 'B3', 'B2'),
-    ('R', 'G', 'B'),
-)
+from ..transforms import View
+from .predictions import show, stretch, subplots
 
 
 def display_bands(bands: Sequence[str]) -> list[int]:
-    """Which bands to show as red, green and blue.
+    """Find the bands to show as red, green and blue.
 
     Args:
         bands: Names.
 
     Returns:
-        Three indices: by name where the names are usual ones of Sentinel-2 or colours, else
-        the first three; three times the first of fewer than three.
+        Three indices: by name where :func:`~cmid_geo.ops.bands.find_bands` knows them, else the first
+        three; three times the first of fewer than three.
     """
-    lower = [name.lower() for name in bands]
-    # B4, B3, B2 are also what unnamed bands 4, 3 and 2 are called here
-    for names in COLOURS[:2] + COLOURS[3:]:
-        if all(name.lower() in lower for name in names):
-            return [lower.index(name.lower()) for name in names]
+    named = find_bands(('red', 'green', 'blue'), bands)
+    found = [place for place in named if place is not None]
+    if len(found) == 3:
+        return found
     return [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
 
 
@@ -74,7 +67,8 @@ def plot_views(
     """
     rgb = display_bands(bands)
     samples = min(samples, len(first.image))
-    figure, axes = plt.subplots(samples, 4, figsize=(14, 3.6 * samples), squeeze=False)
+    figure, axes = subplots(samples, 4, 14, 3.6 * samples)
+    figure.suptitle('Two views of each chip; lines link cells of the same ground')
     cells, partners = nearest_cells(
         first.positions,
         second.positions,
@@ -82,56 +76,46 @@ def plot_views(
         first.valid_cells,
         second.valid_cells,
     )
-    for row, (left, right, seen_left, seen_right) in enumerate(axes):
-        for axis, view, hidden in (
-            (left, first, False), (right, second, False), (seen_left, first, True), (seen_right, second, True)
-        ):  # fmt: skip
-            whole = view.image[row, rgb]
-            shown = (
-                hide_cells(view.image, view.mask, view.valid)[row, rgb]
-                if hidden
-                else whole
+    seen = [hide_cells(each.image, each.mask, each.valid) for each in (first, second)]
+    columns = {
+        'view 1, plain': (first.image, first.image),
+        'view 2, strong': (second.image, second.image),
+        'view 1, seen by student': (seen[0], first.image),
+        'view 2, seen by student': (seen[1], second.image),
+    }
+    _show_columns(axes, columns, rgb)
+    # At most eight lines: all of them would hide the picture
+    step = -(-cells.shape[1] // 8)
+    for row, (left, right, *_) in enumerate(axes):
+        pairs = zip(cells[row, ::step], partners[row, ::step], strict=True)
+        for number, pair in enumerate(pairs):
+            colour = colormaps['hsv'](number * step * 0.381966 % 1)
+            ends = [_centre(each, first, field_offset) for each in pair]
+            line = ConnectionPatch(
+                *ends, 'data', 'data', axesA=left, axesB=right, color=colour, lw=1.2
             )
-            axis.imshow(stretch(shown, whole))
-            axis.set_axis_off()
-        side = first.image.shape[-1] // CELL
-        for number, (cell, partner) in enumerate(zip(cells[row], partners[row])):
-            # At most eight lines: all of them would hide the picture
-            if number % -(-cells.shape[1] // 8) == 0:
-                ends = (_centre(each, side, field_offset) for each in (cell, partner))
-                _link(left, right, *ends, number)
-    titles = (
-        'view 1, plain',
-        'view 2, strong',
-        'view 1, seen by student',
-        'view 2, seen by student',
-    )
-    for axis, title in zip(axes[0], titles):
-        axis.set_title(title)
-    figure.suptitle('Two views of each chip; lines link cells of the same ground')
-    figure.tight_layout()
+            figure.add_artist(line)
+            for axis, (x, y) in zip((left, right), ends, strict=True):
+                axis.plot(
+                    x, y, 'o', color=colour, markersize=5, markeredgecolor='white'
+                )
     return figure
 
 
-def _centre(cell: Tensor, side: int, offset: float) -> tuple[float, float]:
-    row, col = divmod(int(cell), side)
+def _centre(cell: Tensor, view: View, offset: float) -> tuple[float, float]:
+    """Centre (x, y) of what a cell's vector sees, in pixel indices of the view."""
+    row, col = divmod(int(cell), view.mask.shape[2])
     return (col + 0.5) * CELL - 0.5 + offset, (row + 0.5) * CELL - 0.5 + offset
 
 
-def _link(
-    left: Axes,
-    right: Axes,
-    start: tuple[float, float],
-    end: tuple[float, float],
-    number: int,
+def _show_columns(
+    axes: np.ndarray, columns: dict[str, tuple[Tensor, Tensor]], rgb: list[int]
 ) -> None:
-    colour = plt.get_cmap('hsv')(number * 0.381966 % 1)
-    line = ConnectionPatch(
-        start, end, 'data', 'data', axesA=left, axesB=right, color=colour, lw=1.2
-    )
-    left.figure.add_artist(line)
-    for axis, (x, y) in ((left, start), (right, end)):
-        axis.plot(x, y, 'o', color=colour, markersize=5, markeredgecolor='white')
+    """Show images in columns with titles, each in the colours of the image it is like."""
+    for column, (title, (images, like)) in enumerate(columns.items()):
+        for row, axis in enumerate(axes[:, column]):
+            picture = stretch(images[row, rgb], like[row, rgb])
+            show(axis, picture, title if row == 0 else '')
 
 
 @torch.no_grad()
@@ -160,14 +144,32 @@ def plot_reconstructions(
         'hidden cells rebuilt': rebuilt.where(hidden, view.image),
         'everything rebuilt': rebuilt,
     }
-    figure, axes = plt.subplots(samples, 4, figsize=(12, 3.1 * samples), squeeze=False)
-    for row in range(samples):
-        for axis, (title, images) in zip(axes[row], columns.items()):
-            axis.imshow(stretch(images[row, rgb], view.image[row, rgb]))
-            axis.set_axis_off()
-            axis.set_title(title if row == 0 else '')
-    figure.tight_layout()
+    figure, axes = subplots(samples, 4, 12, 3.1 * samples)
+    shown = {title: (images, view.image) for title, images in columns.items()}
+    _show_columns(axes, shown, rgb)
     return figure
+
+
+def read_metrics(
+    metrics: Path, queue_size: int
+) -> tuple[dict[str, Float[np.ndarray, ' steps']], Bool[np.ndarray, ' steps']]:
+    """Read what a run logged of its training steps.
+
+    Args:
+        metrics: The ``metrics.csv`` of a CSVLogger.
+        queue_size: Keys in a full queue.
+
+    Returns:
+        Values of each step by name, NaN where there is none; and whether the queue was full.
+    """
+    with open(metrics, newline='') as file:
+        rows = [row for row in csv.DictReader(file) if row.get('train_loss')]
+    values = {
+        name: np.array([float(row[name] or 'nan') for row in rows])
+        for name in (rows[0] if rows else ('global_chance',))
+    }
+    # The queue is full where guessing costs as much as it ever will
+    return values, values['global_chance'] >= math.log1p(queue_size) - 1e-4
 
 
 def plot_curves(metrics: Path, queue_size: int) -> Figure:
@@ -181,16 +183,9 @@ def plot_curves(metrics: Path, queue_size: int) -> Figure:
         The three losses, each beside the value that tells what to make of it, and the rank of
         the true key.
     """
-    with open(metrics, newline='') as file:
-        rows = [row for row in csv.DictReader(file) if row.get('train_loss')]
-    step = np.array([int(row['step']) for row in rows])
-    value = {
-        name: np.array([float(row[name] or 'nan') for row in rows]) for name in rows[0]
-    }
-    # The queue is full where guessing costs as much as it ever will
-    full = value['global_chance'] >= np.log1p(queue_size) - 1e-4
+    value, full = read_metrics(metrics, queue_size)
+    step = value['step']
     since = step[full][0] if full.any() else None
-
     panels = (
         ('reconstruction', {'train_reconstruction': 'reconstruction loss'}),
         (
@@ -209,7 +204,7 @@ def plot_curves(metrics: Path, queue_size: int) -> Figure:
             {'key_rank': 'mean rank'},
         ),
     )
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
+    figure, axes = subplots(2, 2, 11, 7, sharex=True)
     for axis, (title, curves) in zip(axes.flat, panels):
         _panel(axis, step, {label: value[name] for name, label in curves.items()})
         if since is not None and title.startswith(('global', 'rank')):
@@ -218,7 +213,6 @@ def plot_curves(metrics: Path, queue_size: int) -> Figure:
         axis.legend()
     for axis in axes[1]:
         axis.set_xlabel('optimizer step')
-    figure.tight_layout()
     return figure
 
 
@@ -253,14 +247,9 @@ def plot_map(
     Returns:
         Both side by side.
     """
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(14, 7 * image.shape[1] / image.shape[2] + 0.6)
-    )
-    left.imshow(stretch(image[display_bands(bands)]))
-    right.imshow(colours.transpose(1, 2, 0))
-    left.set_title('scene')
-    right.set_title('features: first three principal components')
-    for axis in (left, right):
-        axis.set_axis_off()
-    figure.tight_layout()
+    height = 7 * image.shape[1] / image.shape[2] + 0.6
+    figure, ((left, right),) = subplots(1, 2, 14, height)
+    show(left, stretch(image[display_bands(bands)]), 'scene')
+    components = colours.transpose(1, 2, 0)
+    show(right, components, 'features: first three principal components')
     return figure

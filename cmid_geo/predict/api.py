@@ -1,18 +1,193 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Maps of many scenes: the command ``cmid-geo map``."""
+"""Maps of one scene or many, and the names of their options; nothing heavy is imported before it is used."""
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from ..options import Output, Precision, Turning
 
 if TYPE_CHECKING:
-    from .listing import Tally, Task
+    import torch
+    from torch import nn
+
+    from .inputs import SceneFiles
+
+
+@dataclass
+class Tally:
+    """What became of many scenes.
+
+    Attributes:
+        made: Maps that were made.
+        skipped: Maps that were there.
+        failed: Scenes that could not be mapped, and why.
+    """
+
+    made: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def trying(self, name: str) -> Generator[None]:
+        """Note what fails of a scene: whatever is wrong with one, the others may be well.
+
+        Args:
+            name: Of the scene.
+
+        Yields:
+            Nothing.
+        """
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001
+            self.failed[name] = reason(error)
+
+    def __str__(self) -> str:
+        """Say it."""
+        counts = f'{len(self.made)} maps made, {len(self.skipped)} were there already'
+        bad = [f'\n  {name}: {why}' for name, why in self.failed.items()]
+        return f'{counts}, {len(bad)} scenes failed{":" * bool(bad)}{"".join(bad)}'
+
+
+def reason(error: BaseException) -> str:
+    """Say why something failed.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        Its message; its kind if it has none.
+    """
+    return str(error) or type(error).__name__
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse numbers below 1.
+
+    Args:
+        counts: Numbers by name.
+
+    Raises:
+        ValueError: If one is below 1.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f'{name}={value}: give at least 1')
+
+
+def predict_scene(
+    task: 'nn.Module | str | os.PathLike[str]',
+    scene: 'SceneFiles',
+    out: str | os.PathLike[str],
+    *,
+    size: int = 512,
+    overlap: int | None = None,
+    batch_size: int = 8,
+    device: 'str | torch.device' = 'auto',
+    precision: Precision = '32-true',
+    output: Output | None = None,
+    components: int | None = None,
+    threshold: float = 0.5,
+    tta: Turning = 'none',
+    bands: Sequence[str | int] | None = None,
+    low: Sequence[float] | float | None = None,
+    high: Sequence[float] | float | None = None,
+    zero_is_nodata: bool = False,
+    dtype: str | None = None,
+    labels: Sequence[str] | None = None,
+    colors: Sequence[str] | None = None,
+    num_workers: int = 2,
+    progress: bool = False,
+    nodata: float | None = None,
+    file_crs: str | None = None,
+    stride: int = 32,
+) -> Path:
+    """Map a whole scene.
+
+    The scene is read in overlapping windows of its own pixels, mirrored at its edges; what the
+    task says of them is blended by a smooth weight and written as it comes. Reading, predicting
+    and writing overlap, and memory does not grow with the scene.
+
+    ====================================  ======================================================
+    task                                  map
+    ====================================  ======================================================
+    ``SemanticSegmentation``              classes and/or probabilities, a value a pixel
+    ``ChangeDetection``                   the same of two dates, on the grid of the first
+    ``CMID`` or a backbone                one vector a cell of 32x32 pixels, or for each *stride* of
+                                          them, float16, or principal components
+    ``ObjectDetection``, ``OrientedDetection``  polygons with class and score, in a GeoPackage or GeoJSON
+    any other module                      what it makes of raw values, a value or more a pixel
+    ====================================  ======================================================
+
+    Maps of pixels have the CRS, transform and size of the scene; they are cloud-optimised
+    GeoTIFFs with overviews (float16 ones without: GDAL makes none), class names and colours, and
+    nodata where the scene has none: a class that there is not, or NaN. Of a plain module's whole
+    numbers any may be meant; there a mask tells (``read(masked=True)``).
+
+    Args:
+        task: A task, a backbone, a module from (B, C, H, W) to (B, K, H, W), or a checkpoint of a
+            task or backbone.
+        scene: File, URL or folder of one file a band; of a task for change (before, after), which
+            is aligned to the first's pixels.
+        out: File to write: ``.tif``, and for objects ``.gpkg`` or ``.geojson``. With
+            ``output='both'`` probabilities get the ending ``_probabilities.tif``.
+        size: Side of a window in pixels, for our tasks a multiple of 32.
+        overlap: What neighbouring windows share, in pixels, less than half of *size*; an eighth of
+            it by default. For backbones a multiple of *stride*.
+        batch_size: Windows that the network sees at a time.
+        device: 'auto' for an accelerator if there is one, or torch's name of one.
+        precision: '32-true', 'bf16-mixed' or '16-mixed'.
+        output: 'classes' (default), 'probabilities' or 'both', of segmentation and change.
+        components: Of a backbone's vectors, write so many principal components.
+        threshold: Least probability of change or of a label, and least confidence of an object, in
+            [0, 1].
+        tta: Test-time augmentation: average over 'flips', 'turns', or 'all' eight.
+        bands: Names or 1-based positions in the task's order; by default those that the task knows by
+            name, else all.
+        low: Raw value of each band, or of all, that becomes 0; the task's own by default.
+        high: Raw value of each band, or of all, that becomes 1; the task's own by default.
+        zero_is_nodata: Whether pixels with 0 in all bands are no data even if no file says so.
+        dtype: Of a plain module's map, such as 'uint8', to which values are rounded.
+        labels: Names of the classes; the task's own by default.
+        colors: Of the classes, as matplotlib knows them.
+        num_workers: Threads that read.
+        progress: Whether to show a bar, with pixels a second.
+        nodata: Fill value that files do not declare, such as 255 around a scene: pixels that have it in
+            all bands are no data. Files that declare one keep theirs.
+        file_crs: The CRS of files that state none, such as EPSG:32633.
+        stride: Pixels from one of a backbone's vectors to the next, a divisor of 32: those finer than
+            its cells come from shifted cells, (32 / *stride*)² times as slowly.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If scene and task do not fit together, a number is off, or a file cannot be
+            read or written.
+    """
+    from .job import plan_map
     from .predictor import SceneMapper
+    from .writer import write_job
+
+    mapper = SceneMapper(
+        task, output, components=components, threshold=threshold, tta=tta, low=low,
+        high=high, dtype=dtype, labels=labels, colors=colors, stride=stride,
+    )  # fmt: skip
+    job = plan_map(
+        mapper, scene, out, size=size, overlap=overlap, bands=bands, zero_is_nodata=zero_is_nodata,
+        nodata=nodata, file_crs=file_crs, precision=precision,
+    )  # fmt: skip
+    with mapper.running(device, precision):
+        write_job(mapper, job, batch_size, num_workers, progress)
+    return job.out
 
 
 def map_scenes(
@@ -41,7 +216,8 @@ def map_scenes(
     num_nodes: int = 1,
     nodata: float | None = None,
     file_crs: str | None = None,
-) -> 'Tally':
+    stride: int = 32,
+) -> Tally:
     """Map many scenes; maps that are there already are skipped, bad scenes do not stop the rest.
 
     Each map appears when it is finished: a run that was stopped can be started again.
@@ -58,23 +234,26 @@ def map_scenes(
         precision: Of the network's computations.
         output: Of segmentation and change: 'classes' (default), 'probabilities' or 'both'.
         components: Of a backbone's vectors, write so many principal components.
-        threshold: Least share of change or of a label, and least score of an object.
+        threshold: Least probability of change or of a label, and least confidence of an object, in
+            [0, 1].
         tta: Test-time augmentation: average over 'flips', 'turns', or 'all' eight.
         bands: Names or positions from 1 in the task's order; by default those that the task knows by
             name, else all.
-        low: Raw value of each band, or of all, that stands for 0; the task's own by default.
-        high: Likewise for 1.
+        low: Raw value of each band, or of all, that becomes 0; the task's own by default.
+        high: Raw value of each band, or of all, that becomes 1; the task's own by default.
         zero_is_nodata: Whether pixels with 0 in all bands are no data even if no file says so.
         labels: Names of the classes; the task's own by default.
         colors: Of the classes, as matplotlib knows them.
         format: Of maps of objects.
-        num_workers: Threads that read; over several devices processes of each.
+        num_workers: Threads that read, for each device.
         overwrite: Whether to make maps again that are there.
         devices: Over how many devices, or processes, of each node to share the windows.
         num_nodes: Over how many nodes.
         nodata: Fill value that files do not declare, such as 255 around a scene: pixels that have it in
             all bands are no data. Files that declare one keep theirs.
         file_crs: The CRS of files that state none, such as EPSG:32633.
+        stride: Pixels from one of a backbone's vectors to the next, a divisor of 32: those finer than
+            its cells come from shifted cells, (32 / stride)² times as slowly.
 
     Returns:
         What became of the scenes.
@@ -83,90 +262,43 @@ def map_scenes(
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If an argument is off, whatever the scene.
     """
-    # Here, so that the command tells of its options without torch
     from lightning.pytorch import Trainer
 
     from .datamodule import SceneWindows
-    from .listing import list_tasks
     from .predictor import SceneMapper
-    from .running import running
     from .tiling import cut_scene
-    from .writer import MapWriter
+    from .writer import MapWriter, write_job
 
     mapper = SceneMapper(
         checkpoint, output, components=components, threshold=threshold, tta=tta, low=low,
-        high=high, labels=labels, colors=colors,
+        high=high, labels=labels, colors=colors, stride=stride,
     )  # fmt: skip
     # What is wrong for every scene is said once
-    cut_scene(1, 1, size, overlap, mapper.outcome.stride)
-    _check_counts(batch_size=batch_size, devices=devices, num_nodes=num_nodes)
+    cut_scene(1, 1, size, overlap, mapper.product.stride)
+    check_counts(batch_size=batch_size, devices=devices, num_nodes=num_nodes)
+    windows = SceneWindows(
+        scenes, out, size, overlap, batch_size, num_workers, bands, zero_is_nodata, overwrite,
+        format, nodata, file_crs,
+    )  # fmt: skip
     if devices * num_nodes > 1:
-        windows = SceneWindows(
-            scenes, out, size, overlap, batch_size, num_workers, bands, zero_is_nodata, overwrite, format,
-            nodata, file_crs,
-        )  # fmt: skip
         trainer = Trainer(
-            accelerator=device, devices=devices, num_nodes=num_nodes, precision=precision,
-            callbacks=[MapWriter(progress=True)], logger=False, enable_progress_bar=False,
-            enable_model_summary=False,
+            accelerator=device, devices=devices, num_nodes=num_nodes, precision=precision, logger=False,
+            callbacks=[MapWriter(progress=True)], enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.predict(mapper, windows, return_predictions=False)
         return windows.tally
-    _check_counts(num_workers=num_workers)
-    ending = f'.{format}' if mapper.outcome.kind == 'objects' else '.tif'
-    tasks = list_tasks(scenes, out, mapper.outcome.dates, ending, file_crs)
-    cut: dict[str, Any] = {'size': size, 'overlap': overlap, 'bands': bands, 'zero_is_nodata': zero_is_nodata}  # fmt: skip
-    cut |= {'nodata': nodata, 'file_crs': file_crs, 'about': {'precision': precision}}
-    work = {'batch_size': batch_size, 'num_workers': num_workers}
-    with running(mapper, device, precision):
-        return _map_each(mapper, tasks, cut, work, overwrite)
-
-
-def _map_each(
-    mapper: 'SceneMapper',
-    tasks: 'list[Task]',
-    cut: dict[str, Any],
-    work: dict[str, Any],
-    overwrite: bool,
-) -> 'Tally':
-    """Map scenes one after another, and tell what became of each."""
-    from .listing import Tally
-
-    tally = Tally()
-    for number, task in enumerate(tasks, 1):
-        say = f'[{number}/{len(tasks)}] {task.out.name}'
-        # Whatever is wrong with one scene, the others may be well
-        try:
-            made = _map_one(mapper, task, cut, work, overwrite, say)
-            (tally.made if made else tally.skipped).append(task.out)
-        except Exception as error:  # noqa: BLE001
-            tally.failed[task.name] = str(error) or type(error).__name__
-            print(f'{say} failed: {tally.failed[task.name]}', file=sys.stderr)
+    check_counts(num_workers=num_workers)
+    tally, found = windows.tally, windows.find_scenes(mapper)
+    with mapper.running(device, precision):
+        for number, scene in enumerate(found, 1):
+            say = f'[{number}/{len(found)}] {scene.out.name}'
+            with tally.trying(scene.name):
+                job = windows.plan(mapper, scene, precision)
+                if job is None:
+                    print(f'{say} is there', file=sys.stderr)
+                else:
+                    write_job(mapper, job, batch_size, num_workers, progress=say)
+                    tally.made.append(scene.out)
+            if scene.name in tally.failed:
+                print(f'{say} failed: {tally.failed[scene.name]}', file=sys.stderr)
     return tally
-
-
-def _map_one(
-    mapper: 'SceneMapper',
-    task: 'Task',
-    cut: dict[str, Any],
-    work: dict[str, Any],
-    overwrite: bool,
-    say: str,
-) -> bool:
-    """Map a scene, unless its map is there; tell whether it was made."""
-    from .planning import plan_map
-    from .scene import map_job
-
-    job = plan_map(mapper, task.scene, task.out, **cut)
-    if not overwrite and job.is_finished:
-        print(f'{say} is there', file=sys.stderr)
-        job.sweep()
-        return False
-    map_job(mapper, job, **work, progress=say)
-    return True
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f'{name}={value}: give at least 1')

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""From a checkpoint to the task or backbone that is in it."""
+"""Tasks and backbones restored from checkpoints."""
 
 import contextlib
 import inspect
@@ -18,6 +18,7 @@ from ..models.backbones import create_backbone
 from ..models.weights.checkpoint import open_checkpoint
 from ..models.weights.loading import load_backbone
 from ..models.weights.sources import KIND, read_source, saved_bands
+from ..ops.value_range import normalize
 
 #: Tasks that can be in a checkpoint.
 TASKS: tuple[Any, ...] = (
@@ -37,8 +38,8 @@ class Backbone(nn.Module):
     """A backbone with the values it was trained on: images in [0, 1] to one vector a cell.
 
     Attributes:
-        low: Raw value of each band that stands for 0; absent where the weights do not tell.
-        high: Likewise for 1.
+        low: Raw value of each band that becomes 0; absent where the weights do not tell.
+        high: Raw value of each band that becomes 1; absent where the weights do not tell.
     """
 
     def __init__(self, weights: Any) -> None:
@@ -80,7 +81,7 @@ class Backbone(nn.Module):
         """
         mean, std = getattr(self, 'mean', None), getattr(self, 'std', None)
         if mean is not None and std is not None:
-            image = (image - mean[:, None, None]) / std[:, None, None]
+            image = normalize(image, mean, std)
         return self.network(image)
 
 

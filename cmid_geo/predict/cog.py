@@ -1,12 +1,10 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Maps as files: written piece by piece aside, compressed into a cloud-optimised GeoTIFF at the end."""
+"""Cloud-optimised GeoTIFFs, written piece by piece and compressed at the end."""
 
-import contextlib
 import json
-import os
-from collections.abc import Generator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,12 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 import rasterio
 from rasterio import shutil  # ty: ignore
-from rasterio.windows import Window
 
 from ..datasets.filenames import printable
 from ..datasets.grids import Grid
 from ..datasets.rasters import make_window, open_raster
-from .layers import Layer
+from .outputs import Layer
 
 #: How values are told from their neighbours before they are compressed.
 _PREDICTORS = {
@@ -32,38 +29,7 @@ _PREDICTORS = {
 BLOCK = 2**22
 
 #: Name of the tag that tells how a map was made.
-ABOUT = 'cmid_geo'
-
-#: GDAL's block cache in bytes; its default is a twentieth of all memory.
-CACHE = 2**27
-
-#: For scenes read by URL; https://github.com/pangeo-data/cog-best-practices
-REMOTE = {
-    'GDAL_INGESTED_BYTES_AT_OPEN': '32768',
-    'GDAL_HTTP_MERGE_CONSECUTIVE_RANGES': 'YES',
-    'GDAL_HTTP_MULTIPLEX': 'YES',
-    'GDAL_HTTP_VERSION': '2',
-    'GDAL_HTTP_MAX_RETRY': '4',
-    'GDAL_HTTP_RETRY_DELAY': '1',
-    'VSI_CACHE': 'TRUE',
-    'VSI_CACHE_SIZE': '5000000',
-}
-
-
-@contextlib.contextmanager
-def gdal_settings(remote: bool) -> Generator[None]:
-    """Bound GDAL's cache and, for URLs, read as its documentation recommends.
-
-    Args:
-        remote: Whether a scene is read by URL.
-
-    Yields:
-        Nothing. What the user set is kept.
-    """
-    wanted = {'GDAL_CACHEMAX': CACHE, **(REMOTE if remote else {})}
-    given = {*os.environ, *(rasterio.env.getenv() if rasterio.env.hasenv() else ())}
-    with rasterio.Env(**{k: v for k, v in wanted.items() if k not in given}):
-        yield
+NOTES = 'cmid_geo'
 
 
 class RasterFile:
@@ -73,7 +39,7 @@ class RasterFile:
         """Initialize a new RasterFile instance.
 
         Args:
-            folder: To write in, aside.
+            folder: To write in.
             name: Of the file.
             layer: What it holds.
             grid: Its pixels.
@@ -91,32 +57,30 @@ class RasterFile:
         # Blocks that are written twice would leave holes in a compressed file
         self._file = rasterio.open(self._raw, 'w', **options)
 
-    def write(
-        self, rows: tuple[int, int], cols: tuple[int, int], bands: np.ndarray
-    ) -> None:
+    def write(self, corner: tuple[int, int], bands: np.ndarray) -> None:
         """Write a part.
 
         Args:
-            rows: First row and last + 1.
-            cols: First column and last + 1.
+            corner: Its first row and column.
             bands: What :meth:`Layer.finish` gives.
         """
-        window = _window(rows, cols)
+        (row, col), (height, width) = corner, bands.shape[1:]
+        window = make_window(col, row, width, height)
         self._file.write(bands[: self.layer.count], window=window)
         if self.layer.masked:
             with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
                 self._file.write_mask(bands[-1] > 0, window=window)
 
-    def close(self, about: dict[str, Any] | None = None) -> Path:
+    def close(self, notes: dict[str, Any] | None = None) -> Path:
         """Compress, with overviews unless it is float16; only then is there a file of the right name.
 
         Args:
-            about: How the map was made.
+            notes: How the map was made.
 
         Returns:
-            The file, still aside.
+            The file, still in that folder.
         """
-        self._describe(about)
+        self._describe(notes)
         self._file.close()
         classes = bool(self.layer.classes)
         whole = np.issubdtype(self.layer.dtype, np.integer)
@@ -133,34 +97,28 @@ class RasterFile:
             _write_names(self.path, self.layer)
         return self.path
 
-    def read(self, rows: tuple[int, int], cols: tuple[int, int]) -> np.ndarray:
-        """Read a part of what was written back.
+    def blocks(self) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """Read back what was written, after which nothing more can be.
 
-        Args:
-            rows: First row and last + 1.
-            cols: First column and last + 1.
-
-        Returns:
-            (count, rows, cols).
+        Yields:
+            First row and column of each block, and the bands there.
         """
-        with rasterio.open(self._raw) as file:
-            return file.read(window=_window(rows, cols))
-
-    def flush(self) -> None:
-        """Close what was written, so that it can be read."""
         self._file.close()
+        with rasterio.open(self._raw) as file:
+            for _, window in file.block_windows(1):
+                yield (window.row_off, window.col_off), file.read(window=window)
 
     def drop(self) -> None:
         """Take what was written away."""
         self._file.close()
         self._raw.unlink(missing_ok=True)
 
-    def _describe(self, about: dict[str, Any] | None) -> None:
+    def _describe(self, notes: dict[str, Any] | None) -> None:
         layer, file = self.layer, self._file
         for band, name in enumerate(layer.names, 1):
             file.set_band_description(band, printable(name))
-        if about is not None:
-            file.update_tags(**{ABOUT: json.dumps(about, sort_keys=True)})
+        if notes is not None:
+            file.update_tags(**{NOTES: json.dumps(notes, sort_keys=True)})
         named = {f'class_{i}': printable(name) for i, name in enumerate(layer.classes)}
         for band in range(1, layer.count + 1 if named else 1):
             file.update_tags(band, **named)
@@ -185,7 +143,7 @@ def block_side(count: int, dtype: str) -> int:
     return side
 
 
-def read_raster_about(path: Path) -> str | None:
+def read_raster_notes(path: Path) -> str | None:
     """Read how a map was made.
 
     Args:
@@ -196,7 +154,7 @@ def read_raster_about(path: Path) -> str | None:
     """
     try:
         with open_raster(str(path)) as file:
-            return file.tags().get(ABOUT)
+            return file.tags().get(NOTES)
     except rasterio.errors.RasterioError:
         return None
 
@@ -224,15 +182,11 @@ def _write_names(path: Path, layer: Layer) -> None:
     """Name the classes where GDAL and QGIS look for names: GeoTIFF itself has no place for them."""
     root = ElementTree.Element('PAMDataset')
     for band in range(1, layer.count + 1):
-        about = ElementTree.SubElement(root, 'PAMRasterBand', band=str(band))
-        names = ElementTree.SubElement(about, 'CategoryNames')
+        element = ElementTree.SubElement(root, 'PAMRasterBand', band=str(band))
+        names = ElementTree.SubElement(element, 'CategoryNames')
         for name in layer.classes:
             ElementTree.SubElement(names, 'Category').text = printable(name)
     # GDAL reads nothing where the file begins with a declaration
     ElementTree.ElementTree(root).write(
         path.with_name(f'{path.name}.aux.xml'), 'utf-8', xml_declaration=False
     )
-
-
-def _window(rows: tuple[int, int], cols: tuple[int, int]) -> Window:
-    return make_window(cols[0], rows[0], cols[1] - cols[0], rows[1] - rows[0])

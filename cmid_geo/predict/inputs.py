@@ -1,12 +1,11 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What is mapped: a scene, or two dates of one place, read in windows of the first one's pixels."""
+"""Scenes to map, or two dates of one place, read in windows of the first one's pixels."""
 
 import os
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,25 @@ from torchgeo.datasets.utils import Path
 from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters
 from ..datasets.grids import Grid, positions_on, same_crs, whole_offset
 from ..datasets.reader import SceneReader
-from ..datasets.scene import NOTHING_DECLARED, Declared, Scene, find_scenes
+from ..datasets.scene import (
+    NOTHING_DECLARED,
+    Declared,
+    Scene,
+    compose_scene,
+    find_scenes,
+)
 
-#: A scene's file, folder or files; or two dates of these.
-SceneFiles = Path | Sequence[Path] | Sequence[Sequence[Path]]
+#: A scene, or its file, folder or files.
+SceneFile = Path | Sequence[Path] | Scene
+
+#: What is mapped: a scene, or two dates.
+SceneFiles = SceneFile | Sequence[SceneFile]
+
+#: Bands that a task takes of a scene, by name or position from 1; None for all in their order.
+Choice = Callable[[Scene], Sequence[str | int] | None]
 
 
-@dataclass
+@dataclass(frozen=True)
 class SceneSource:
     """Windows of a scene's own grid; of several dates on the grid of the first.
 
@@ -31,16 +42,11 @@ class SceneSource:
     """
 
     dates: tuple[Scene, ...]
-    _readers: dict[tuple[int, int], SceneReader] = field(default_factory=dict)
-
-    def __getstate__(self) -> dict[str, object]:
-        """Leave open files behind."""
-        return {'dates': self.dates, '_readers': {}}
 
     @property
     def grid(self) -> Grid:
         """The grid of the first date, which maps have too."""
-        return self.dates[0].native
+        return self.dates[0].grid
 
     @property
     def name(self) -> str:
@@ -52,13 +58,24 @@ class SceneSource:
         """Names of the bands of a date."""
         return self.dates[0].bands
 
-    def close(self) -> None:
-        """Close the files of this process."""
-        # They are closed as their readers go
-        self._readers.clear()
+    @property
+    def files(self) -> list[str]:
+        """Paths of all dates' files."""
+        return [file for date in self.dates for file in date.files]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dates, if there are several, and bands."""
+        several, bands = len(self.dates), len(self.bands)
+        return (several, bands) if several > 1 else (bands,)
 
     def read(
-        self, row: int, col: int, size: int, mirrored: bool = True
+        self,
+        row: int,
+        col: int,
+        size: int,
+        mirrored: bool = True,
+        reader: SceneReader | None = None,
     ) -> tuple[Float[np.ndarray, '*dates bands size size'], Bool[np.ndarray, 'size size']]:  # fmt: skip
         """Read a square window.
 
@@ -67,6 +84,7 @@ class SceneSource:
             col: First column; may lie outside.
             size: Side in pixels.
             mirrored: Whether the scene's mirror image is around it, or nothing valid.
+            reader: Of this thread, which keeps files open; by default they are closed.
 
         Returns:
             Raw values float32, 0 where not valid; of several dates each. And where all dates are
@@ -75,35 +93,31 @@ class SceneSource:
         Raises:
             ValueError: If a file cannot be read any more.
         """
-        rows = mirror(np.arange(row, row + size), self.grid.height)
-        cols = mirror(np.arange(col, col + size), self.grid.width)
+        reader = reader or SceneReader(0)
+        down, across = np.arange(row, row + size), np.arange(col, col + size)
+        rows, cols = mirror(down, self.grid.height), mirror(across, self.grid.width)
         top, left = int(rows.min()), int(cols.min())
         height, width = int(rows.max()) - top + 1, int(cols.max()) - left + 1
-        pairs = [self._read(date, left, top, width, height) for date in self.dates]
+        target = self.grid.window(left, top, width, height)
+        first, *others = self.dates
+        pairs = [
+            reader.read(first, target)
+            if first.needs_warp
+            else reader.read_own(first, left, top, width, height),
+            *(reader.read(date, target) for date in others),
+        ]
         valid = np.logical_and.reduce([valid for _, valid in pairs])
         image = np.stack([image for image, _ in pairs])
-        if len(pairs) > 1:
+        if others:
             # What one date lacks shows no change, as in training
             image *= valid
         if (height, width) != (size, size):
             image = image[..., rows[:, None] - top, cols - left]
             valid = valid[rows[:, None] - top, cols - left]
         if not mirrored:
-            down, across = np.arange(row, row + size), np.arange(col, col + size)
             valid = valid & ((rows == down)[:, None] & (cols == across))
             image = image * valid
-        return (image if len(pairs) > 1 else image[0]), valid
-
-    def _read(
-        self, scene: Scene, col: int, row: int, width: int, height: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Read a window inside the first date's grid, through files of this thread's own."""
-        # GDAL's handles serve one thread at a time
-        key = os.getpid(), threading.get_ident()
-        reader = self._readers.setdefault(key, SceneReader())
-        if scene is self.dates[0]:
-            return reader.read_own(scene, col, row, width, height)
-        return reader.read(scene, self.grid.window(col, row, width, height))
+        return image.reshape(*self.shape, size, size), valid
 
 
 def mirror(places: np.ndarray, length: int) -> np.ndarray:
@@ -126,16 +140,17 @@ def open_source(
     dates: int = 1,
     bands: Sequence[str | int] | None = None,
     declared: Declared = NOTHING_DECLARED,
-    choose: Callable[[Scene], Sequence[str | int] | None] | None = None,
+    choose: Choice | None = None,
 ) -> SceneSource:
     """Open what is to be mapped.
 
     Args:
-        scene: A file, URL, or folder of one file a band; of two dates a pair of these.
+        scene: A file, URL, folder of one file a band, or a scene that was found; of two dates a
+            pair of these.
         dates: How many there must be.
         bands: Names or 1-based positions, in the order wanted; all by default.
         declared: What the files do not say.
-        choose: Where *bands* is None, chooses those of each date; None for all.
+        choose: Where *bands* is None, chooses those of each date.
 
     Returns:
         The source.
@@ -146,7 +161,7 @@ def open_source(
     """
     if dates == 1:
         return SceneSource((_open_one(scene, bands, declared, choose),))
-    if isinstance(scene, str | os.PathLike) or len(scene) != dates:
+    if isinstance(scene, str | os.PathLike | Scene) or len(scene) != dates:
         raise ValueError(
             f'scene={scene!r} for a task that compares {dates} dates: give (before, after)'
         )
@@ -155,21 +170,26 @@ def open_source(
 
 
 def _open_one(
-    paths: Any,
+    given: Any,
     bands: Sequence[str | int] | None,
     declared: Declared,
-    choose: Callable[[Scene], Sequence[str | int] | None] | None = None,
+    choose: Choice | None,
 ) -> Scene:
-    found = find_scenes(
-        find_rasters(paths), bands, DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, declared
-    )
-    if len(found) != 1:
-        raise ValueError(
-            f'{str(paths)!r} holds {len(found)} scenes: give one, or map several with '
-            'cmid-geo map'
+    if not isinstance(given, Scene):
+        found = find_scenes(
+            find_rasters(given), None, DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, declared
         )
-    chosen = choose(found[0]) if choose is not None and bands is None else None
-    return found[0] if chosen is None else _open_one(paths, chosen, declared)
+        if len(found) != 1:
+            raise ValueError(
+                f'{str(given)!r} holds {len(found)} scenes: give one, or map several with '
+                'cmid-geo map'
+            )
+        given = found[0]
+    if bands is None and choose is not None:
+        bands = choose(given)
+    if bands is None:
+        return given
+    return compose_scene(given.rasters, bands, DEFAULT_DATE_REGEX, declared)
 
 
 def _align(first: Scene, other: Scene) -> Scene:

@@ -1,26 +1,31 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What is to be done with a scene, and where its map is made."""
+"""Maps to make: checked before anything is written, locked, made in a folder beside, published whole."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from torchgeo.datasets.utils import Path as PathLike
 
 from ..datasets.filenames import is_remote
+from ..datasets.gdal import gdal_settings
 from ..datasets.grids import Grid
-from .cog import is_cut_off, read_raster_about
-from .inputs import SceneSource
-from .outputs import Outcome
-from .tiling import Tiling
-from .vectors import read_about
+from ..datasets.reader import SceneReader
+from ..datasets.scene import Declared, Scene
+from .cog import is_cut_off, read_raster_notes
+from .inputs import SceneFiles, SceneSource, open_source
+from .outputs import Product
+from .predictor import SceneMapper
+from .tiling import Tiling, cut_scene
+from .vectors import read_notes
 
 #: Seconds after which a lock is held by a program that writes, not by one that looks.
 LOOK = 1.0
@@ -41,20 +46,23 @@ def folder_lock(folder: Path) -> FileLock:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a scene is read; may be sent to other processes.
+class Job:
+    """A scene, and the map that is to be made of it.
 
     Attributes:
         source: The scene, or two dates.
         tiling: The windows.
-        mirrored: Whether the scene's mirror image is around it. Not for objects: one at the edge
-            and its image would be one larger object.
+        product: What is written.
+        out: Where to.
+        notes: How the map is made, for its tags.
         margin: Pixels that are read around each window, see :attr:`SceneMapper.margin`.
     """
 
     source: SceneSource
     tiling: Tiling
-    mirrored: bool = True
+    product: Product
+    out: Path
+    notes: dict[str, Any]
     margin: int = 0
 
     @property
@@ -68,74 +76,19 @@ class Reading:
         return self.size + 2 * self.margin
 
     @property
-    def is_remote(self) -> bool:
-        """Whether a file is read by URL."""
-        return any(is_remote(file) for date in self.source.dates for file in date.files)
-
-    def read(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read a window of the scene.
-
-        Args:
-            window: Its number.
-
-        Returns:
-            Raw values, and where they are valid, both on the scene's pixels, of the window and
-            the margin around it.
-
-        Raises:
-            ValueError: If a file cannot be read any more.
-        """
-        row, col = (
-            place * self.tiling.stride - self.margin
-            for place in self.tiling.corner(window)
-        )
-        return self.source.read(row, col, self.read_size, self.mirrored)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A scene, and the map that is to be made of it.
-
-    Attributes:
-        reading: The scene and its windows.
-        outcome: What is written.
-        out: Where to.
-        about: How the map is made, for its tags.
-        components: How many principal components, if so.
-        threshold: Least score of an object.
-    """
-
-    reading: Reading
-    outcome: Outcome
-    out: Path
-    about: dict[str, Any]
-    components: int | None = None
-    threshold: float = 0.5
-
-    @property
-    def source(self) -> SceneSource:
-        """The scene, or two dates."""
-        return self.reading.source
-
-    @property
-    def tiling(self) -> Tiling:
-        """The windows."""
-        return self.reading.tiling
-
-    @property
     def files(self) -> list[Path]:
         """The map's files: one a layer, or one of objects."""
-        suffixes = [layer.suffix for layer in self.outcome.layers] or ['']
+        suffixes = [layer.suffix for layer in self.product.layers] or ['']
         return [self.out.with_stem(f'{self.out.stem}{each}') for each in suffixes]
 
     @property
-    def aside(self) -> Path:
+    def folder(self) -> Path:
         """The folder in which the map is made."""
         return self.out.with_name(f'.{self.out.name}.part')
 
     @property
     def grid(self) -> Grid:
-        """The map's pixels: the scene's, or the cells that cover it."""
+        """The map's pixels: the scene's, or the vectors' places that cover it."""
         grid, stride = self.source.grid, self.tiling.stride
         rows, cols = self.tiling.down.length, self.tiling.across.length
         if stride == 1:
@@ -147,6 +100,28 @@ class Job:
         """Number of the scene's pixels."""
         return self.source.grid.width * self.source.grid.height
 
+    def read(
+        self, window: int, reader: SceneReader | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read a window of the scene.
+
+        Args:
+            window: Its number.
+            reader: Of this thread, see :meth:`SceneSource.read`.
+
+        Returns:
+            Raw values, and where they are valid, both on the scene's pixels, of the window and
+            the margin around it.
+
+        Raises:
+            ValueError: If a file cannot be read any more.
+        """
+        corner = self.tiling.corner(window)
+        row, col = (place * self.tiling.stride - self.margin for place in corner)
+        mirrored = self.product.mirrored
+        with gdal_settings(any(map(is_remote, self.source.files))):
+            return self.source.read(row, col, self.read_size, mirrored, reader)
+
     @property
     def is_finished(self) -> bool:
         """Whether the map is there, all files of it.
@@ -157,20 +132,20 @@ class Job:
         there = [path for path in self.files if path.exists()]
         for path in there:
             self._check_notes(path)
-        rasters = self.outcome.kind != 'objects'
+        rasters = self.product.kind != 'objects'
         return there == self.files and not (
             rasters and any(map(is_cut_off, self.files))
         )
 
     def _check_notes(self, path: Path) -> None:
         """Refuse a file that was made otherwise, or by others."""
-        objects = self.outcome.kind == 'objects'
-        text = read_about(path) if objects else read_raster_about(path)
+        objects = self.product.kind == 'objects'
+        text = read_notes(path) if objects else read_raster_notes(path)
         try:
             found = dict(json.loads(text or ''))
         except (ValueError, TypeError):
             found = {}
-        wanted = json.loads(json.dumps(self.about))
+        wanted = json.loads(json.dumps(self.notes))
         other = [name for name in sorted(wanted) if found.get(name) != wanted[name]]
         if other:
             why = (
@@ -182,7 +157,7 @@ class Job:
             )
 
     def begin(self, shared: bool = False) -> FileLock:
-        """Make the folder aside, empty, and keep other programs out of it.
+        """Make the folder, empty, and keep other programs out of it.
 
         Args:
             shared: Whether this program holds the lock of the folder of maps: its processes share
@@ -195,10 +170,10 @@ class Job:
             ValueError: If another program is making the map, or shares scenes over this folder, or
                 the folder cannot be written.
         """
-        lock = FileLock(self.aside / 'lock')
+        lock = FileLock(self.folder / 'lock')
         try:
             self._wait_for_folder(shared)
-            self.aside.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
             # What came between has its files here; what comes from now on meets the lock
             self._wait_for_folder(shared)
@@ -209,10 +184,10 @@ class Job:
             ) from error
         except OSError as error:
             raise ValueError(
-                f'{self.aside} cannot be written ({error.strerror}): choose another path for {self.out.name}'
+                f'{self.folder} cannot be written ({error.strerror}): choose another path for {self.out.name}'
             ) from error
         # What a run that was killed left behind
-        for left in self.aside.iterdir():
+        for left in self.folder.iterdir():
             if left.name != 'lock':
                 left.unlink()
         return lock
@@ -224,24 +199,19 @@ class Job:
             lock.acquire(timeout=LOOK)
             lock.release()
 
-    def publish(self, files: Iterable[Path]) -> list[Path]:
+    def publish(self, files: Iterable[Path]) -> None:
         """Give finished files their names; the map itself comes last.
 
         Args:
-            files: In the folder aside.
-
-        Returns:
-            Where they are now.
+            files: In the folder in which the map is made.
         """
         ordered = sorted(files, key=lambda path: path.name == self.out.name)
-        final = [self.out.with_name(path.name) for path in ordered]
         # Names of an earlier map's classes
-        beside = self.out.with_name(f'{self.out.name}.aux.xml')
-        if beside not in final:
-            beside.unlink(missing_ok=True)
-        for path, target in zip(ordered, final, strict=True):
-            os.replace(path, target)
-        return final
+        names = f'{self.out.name}.aux.xml'
+        if names not in {path.name for path in ordered}:
+            self.out.with_name(names).unlink(missing_ok=True)
+        for path in ordered:
+            os.replace(path, self.out.with_name(path.name))
 
     def sweep(self, shared: bool = False) -> None:
         """Take away what a run that was killed left behind, unless it is another's.
@@ -252,15 +222,92 @@ class Job:
         Raises:
             ValueError: If another program is making the map.
         """
-        if self.aside.exists():
+        if self.folder.exists():
             self.end(self.begin(shared))
 
     def end(self, lock: FileLock | None = None) -> None:
-        """Take the folder aside away.
+        """Take the folder away.
 
         Args:
             lock: From :meth:`begin`.
         """
-        shutil.rmtree(self.aside, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         if lock is not None:
             lock.release()
+
+
+def plan_map(
+    mapper: SceneMapper,
+    scene: SceneFiles,
+    out: PathLike,
+    *,
+    size: int = 512,
+    overlap: int | None = None,
+    bands: Sequence[str | int] | None = None,
+    zero_is_nodata: bool = False,
+    nodata: float | None = None,
+    file_crs: str | None = None,
+    precision: str = '32-true',
+) -> Job:
+    """Check that a scene can be mapped, and say how; nothing is written yet.
+
+    Args:
+        mapper: The task.
+        scene: File, URL or folder of one file a band, or a scene that was found; for change two.
+        out: File to write.
+        size: Side of a window in pixels.
+        overlap: What neighbouring windows share, in pixels; an eighth of *size* by default.
+        bands: Names or 1-based positions in the task's order.
+        zero_is_nodata: Whether pixels with 0 in all bands are no data even if no file says so.
+        nodata: Fill value that files do not declare.
+        file_crs: The CRS of files that state none.
+        precision: Of the network's computations.
+
+    Returns:
+        What is to be done.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    declared = Declared(zero_is_nodata, nodata, file_crs)
+    dates = mapper.product.dates
+    with gdal_settings(_is_remote(scene)):
+        source = open_source(scene, dates, bands, declared, mapper.choose_bands)
+    product, grid = mapper.prepare(source, size), source.grid
+    stride = product.stride
+    tiling = cut_scene(grid.height, grid.width, size, overlap, stride, product.mirrored)
+    path = Path(out)
+    endings = ('.gpkg', '.geojson') if product.kind == 'objects' else ('.tif', '.tiff')
+    if path.suffix.lower() not in endings:
+        raise ValueError(
+            f'out={str(out)!r}: {type(mapper.task).__name__} gives {" or ".join(endings)}'
+        )
+    notes = {
+        'scene': [_stamp(file) for file in source.files], 'zero_is_nodata': zero_is_nodata,
+        'nodata': nodata, 'file_crs': file_crs, 'bands': list(source.bands), 'size': size,
+        'overlap': tiling.down.overlap * stride, 'precision': precision, **mapper.notes(),
+    }  # fmt: skip
+    job = Job(source, tiling, product, path, notes, mapper.margin)
+    for each in job.files:
+        if each.is_dir() or any(_same(each, file) for file in source.files):
+            what = 'a folder' if each.is_dir() else 'the scene itself'
+            raise ValueError(f'{str(each)!r} is {what}: choose another name for out=')
+    return job
+
+
+def _is_remote(scene: SceneFiles) -> bool:
+    if isinstance(scene, str | os.PathLike):
+        return is_remote(os.fspath(scene))
+    return any(map(_is_remote, scene.files if isinstance(scene, Scene) else scene))
+
+
+def _same(path: Path, file: str) -> bool:
+    return path.exists() and os.path.exists(file) and os.path.samefile(path, file)
+
+
+def _stamp(file: str) -> list[Any]:
+    """Name, size and time of a file: another one of the same name gives another map."""
+    if not os.path.isfile(file):
+        return [file]
+    state = os.stat(file)
+    return [os.path.basename(file), state.st_size, int(state.st_mtime)]

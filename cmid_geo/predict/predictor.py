@@ -1,33 +1,42 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What a task says of windows of raw values."""
+"""Tasks as they look at windows of raw values."""
 
+import contextlib
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torchgeo.datasets.utils import Path as PathLike
+from torchgeo.tasks import BaseTask
 
 from ..datasets.scene import Scene
 from ..ops.bands import find_bands, names_of
 from ..ops.cells import CELL
-from ..options import Turning
+from ..ops.value_range import scale
+from ..options import Output, Precision, Turning
 from ..tasks import CMID
 from ..tasks.restoring import Restored
 from .checkpoint import Backbone, evaluating, open_task
 from .inputs import SceneSource
-from .layers import Layer
-from .outputs import Outcome, Output, backbone_of, outcome_of
-from .ranges import check_range
-from .tta import turns_of
+from .outputs import Layer, Product, backbone_of, product_of
+from .tta import find_dihedrals
+
+#: Lightning's names of precisions, and the type that autocast uses.
+PRECISIONS: dict[str, torch.dtype | None] = {
+    '32-true': None,
+    'bf16-mixed': torch.bfloat16,
+    '16-mixed': torch.float16,
+}
 
 
 class SceneMapper(Restored, LightningModule):
@@ -40,7 +49,7 @@ class SceneMapper(Restored, LightningModule):
 
     def __init__(
         self,
-        task: nn.Module | str | os.PathLike[str],
+        task: nn.Module | PathLike,
         output: Output | None = None,
         *,
         components: int | None = None,
@@ -51,6 +60,7 @@ class SceneMapper(Restored, LightningModule):
         dtype: str | None = None,
         labels: Sequence[str] | None = None,
         colors: Sequence[str] | None = None,
+        stride: int = CELL,
     ) -> None:
         """Initialize a new SceneMapper instance.
 
@@ -60,13 +70,16 @@ class SceneMapper(Restored, LightningModule):
             output: 'classes', 'probabilities' or 'both' of segmentation and change; by default
                 what the task is for.
             components: Of a backbone's vectors, write so many principal components.
-            threshold: Least share of change, or score of an object, in [0, 1].
+            threshold: Least probability of change or of a label, and least confidence of an object,
+                in [0, 1].
             tta: Test-time augmentation: average over 'flips', 'turns', or 'all' eight.
-            low: Raw value of each band, or of all, that stands for 0; the task's own by default.
-            high: Likewise for 1.
+            low: Raw value of each band, or of all, that becomes 0; the task's own by default.
+            high: Raw value of each band, or of all, that becomes 1; the task's own by default.
             dtype: Of a plain module's map, such as 'uint8', to which values are rounded.
             labels: Names of the classes; the task's own by default.
             colors: Of the classes, as matplotlib knows them.
+            stride: Pixels from one of a backbone's vectors to the next, a divisor of 32: those finer
+                than its cells come from shifted cells, (32 / *stride*)² times as slowly.
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
@@ -74,36 +87,73 @@ class SceneMapper(Restored, LightningModule):
         """
         super().__init__()
         self.task: Any = task if isinstance(task, nn.Module) else open_task(task)
-        self.outcome = outcome_of(
-            self.task, output, threshold, labels, colors, components
+        self.product = product_of(
+            self.task, output, threshold, labels, colors, components, stride
         )
         if (low is None) != (high is None):
             raise ValueError(f'low={low} and high={high}: give both, or none')
         self._digest: str | None = None
-        self.turns, self.threshold = turns_of(tta), threshold
-        self.components, self.dtype_wanted = components, dtype
-        if components is not None and components > (self.outcome.channels or 0):
-            raise ValueError(
-                f'components={components} of vectors of {self.outcome.channels}: give at most as many'
-            )
+        self.dihedrals, self.threshold = find_dihedrals(tta), threshold
+        self.dtype_wanted = dtype
         for name, value in (('low', low), ('high', high)):
             given = None if value is None else torch.as_tensor(value).float()
             self.register_buffer(name, given, persistent=False)
 
     @property
-    def margin(self) -> int:
-        """Pixels to read around a window, so that a backbone's vectors lie where they look.
+    def _shift(self) -> int:
+        """Pixels to the right and below that a network sees a cell's centre at.
 
         A ResNet's vector sees the upper left corner of its cell (``field_offset``): shown pixels
-        further to the right and below, it sees the cell's centre, to within half a pixel.
+        so much further, it sees the cell's centre, to within half a pixel.
         """
-        if self.outcome.kind != 'cells':
-            return 0
         return round(-backbone_of(self.task).field_offset)
+
+    @property
+    def margin(self) -> int:
+        """Pixels to read around a window, so that a backbone's vectors lie where they look."""
+        if self.product.kind != 'cells':
+            return 0
+        # Cells around places finer than they are reach beyond these
+        return self._shift + CELL // 2 - self.product.stride // 2
+
+    @contextlib.contextmanager
+    def running(
+        self, device: str | torch.device, precision: Precision = '32-true'
+    ) -> Generator[None]:
+        """Put the task on a device, in evaluation mode, and afterwards back.
+
+        Args:
+            device: 'auto' for an accelerator if there is one, or torch's name of one.
+            precision: See :data:`PRECISIONS`.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            ValueError: If there is no such precision.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f'precision={precision!r}: choose one of {list(PRECISIONS)}'
+            )
+        if device == 'auto':
+            device = torch.accelerator.current_accelerator(check_available=True) or 'cpu'  # fmt: skip
+        chosen, kind = torch.device(device), PRECISIONS[precision]
+        first = next(self.task.parameters(), None)
+        home = torch.device('cpu') if first is None else first.device
+        autocast = torch.autocast(
+            chosen.type, kind or torch.bfloat16, enabled=kind is not None
+        )
+        try:
+            self.to(chosen)
+            with evaluating(self), torch.inference_mode(), autocast:
+                yield
+        finally:
+            self.to(home)
 
     # ------------------------------------------------------------------ before
 
-    def prepare(self, source: SceneSource, size: int) -> Outcome:
+    def prepare(self, source: SceneSource, size: int) -> Product:
         """Check that a scene fits the task, and settle what only the two together tell.
 
         Args:
@@ -116,27 +166,53 @@ class SceneMapper(Restored, LightningModule):
         Raises:
             ValueError: If bands or values do not fit.
         """
+        name = type(self.task).__name__
         wanted = getattr(self.task, 'hparams', {}).get('in_channels')
         found = len(source.bands)
         if wanted is not None and wanted != found:
             raise ValueError(
-                f'{source.name} has {found} bands {list(source.bands)} but {type(self.task).__name__} '
-                f'takes {wanted}: choose them in its order by bands='
+                f'{source.name} has {found} bands {list(source.bands)} but {name} takes {wanted}: choose them in '
+                'its order by bands='
             )
-        told = self.low is not None or getattr(self.task, 'low', None) is not None
-        check_range(self.task, source, *self._limits(), told)
-        outcome = self.outcome
-        if outcome.kind in ('pixels', 'cells') and size % CELL:
+        self._check_limits(source)
+        if self.product.kind in ('pixels', 'cells') and size % CELL:
             raise ValueError(
-                f'size={size}: the maps of {type(self.task).__name__} have strides of up to {CELL} pixels, give a '
-                f'multiple of {CELL}'
+                f'size={size}: the maps of {name} have strides of up to {CELL} pixels, give a multiple of {CELL}'
             )
-        if outcome.kind == 'plain':
-            return replace(outcome, **self._try_out(source, size))
-        if outcome.kind == 'cells':
-            layer = Layer('', outcome.channels or 1, 'float16', float('nan'))
-            return replace(outcome, layers=(layer,))
-        return outcome
+        if self.product.kind != 'plain':
+            return self.product
+        channels, dtype = self._try_out(source, size), self.dtype_wanted or 'float32'
+        layer = Layer('', channels, dtype, float('nan'))
+        if np.issubdtype(dtype, np.integer):
+            # Any whole number may be what the module means, the scene's own nodata value too
+            masked = source.dates[0].may_be_invalid
+            layer = replace(layer, nodata=None, masked=masked)
+        return replace(self.product, channels=channels, layers=(layer,))
+
+    def _check_limits(self, source: SceneSource) -> None:
+        """Refuse values of which nobody said what they mean, or that cannot mean it."""
+        held, bands = source.dates[0].dtype, len(source.bands)
+        low, high = self._limits()
+        # Bytes alone have a range of their own
+        known = low is not None and (self._are_told or held == 'uint8')
+        if isinstance(self.task, Backbone | BaseTask) and not known:
+            raise ValueError(
+                f'{source.name} holds {held} and {type(self.task).__name__} does not tell which raw values '
+                'stand for 0 and 1: give low= and high='
+            )
+        if low is None or high is None:
+            return
+        if not {low.numel(), high.numel()} <= {1, bands} or not (low < high).all():
+            raise ValueError(
+                f'low={low.tolist()} and high={high.tolist()} of {bands} bands: give one value a band, or '
+                'one for all, and high above low'
+            )
+        whole = np.issubdtype(held, np.integer)
+        if whole and bool((low == 0).all()) and bool((high == 1).all()):
+            raise ValueError(
+                f'{source.name} holds whole numbers, of which the task knows only that 0 is 0 and 1 is 1: '
+                'it was trained without a datamodule that tells; give low= and high=, such as 0 and 255'
+            )
 
     def choose_bands(self, scene: Scene) -> list[str] | list[int] | None:
         """Choose the bands that the task was trained on, by the names that it knows.
@@ -188,40 +264,36 @@ class SceneMapper(Restored, LightningModule):
             else [names[p] for p in places if p is not None]
         )
 
-    def _try_out(self, source: SceneSource, size: int) -> dict[str, Any]:
-        """See what a module makes of a window."""
-        shape = (1, len(source.bands), size, size)
+    def _try_out(self, source: SceneSource, size: int) -> int:
+        """See how many values a pixel a module makes of a window."""
+        shape = (1, *source.shape, size, size)
         # In training mode it would learn from this
         with evaluating(self), torch.inference_mode():
-            result = self(
-                torch.zeros(shape, device=self.device),
-                torch.ones((1, size, size), dtype=torch.bool, device=self.device),
-            )
+            valid = torch.ones((1, size, size), dtype=torch.bool, device=self.device)
+            result = self(torch.zeros(shape, device=self.device), valid)
         if result.ndim != 4 or result.shape[2:] != (size, size):
             raise ValueError(
                 f'{type(self.task).__name__} turned {shape} into {tuple(result.shape)}: give a module that '
                 'keeps height and width'
             )
-        dtype = self.dtype_wanted or 'float32'
-        layer = Layer('', result.shape[1], dtype, float('nan'))
-        if np.issubdtype(dtype, np.integer):
-            # Any whole number may be what the module means, the scene's own nodata value too
-            masked = source.dates[0].may_be_invalid
-            layer = replace(layer, nodata=None, masked=masked)
-        return {'channels': result.shape[1], 'layers': (layer,)}
+        return result.shape[1]
 
     # ------------------------------------------------------------------ windows
 
+    @property
+    def _are_told(self) -> bool:
+        """Whether the user or the task says which raw values become 0 and 1."""
+        return self.low is not None or getattr(self.task, 'low', None) is not None
+
     def _limits(self) -> tuple[Tensor | None, Tensor | None]:
-        """Raw values that stand for 0 and 1: given ones, or the task's."""
-        low: Any = self.low
-        high: Any = self.high
-        if low is None:
-            low, high = (getattr(self.task, name, None) for name in ('low', 'high'))
-        if low is None and isinstance(self.task, Backbone):
+        """Raw values that become 0 and 1: given ones, or the task's."""
+        owner: Any = self if self.low is not None else self.task
+        if self._are_told:
+            return owner.low, owner.high
+        if isinstance(self.task, Backbone):
             # Of bytes, which are all that is accepted then
-            low, high = (torch.tensor(v, device=self.device) for v in (0.0, 255.0))
-        return low, high
+            return torch.tensor(0.0), torch.tensor(255.0)
+        return None, None
 
     def scale(self, image: Tensor, valid: Tensor) -> Tensor:
         """Bring raw values to what the task was trained on.
@@ -236,8 +308,8 @@ class SceneMapper(Restored, LightningModule):
         low, high = self._limits()
         if low is None or high is None:
             return image
-        low, high = low.view(-1, 1, 1), high.view(-1, 1, 1)
-        scaled = ((image - low) / (high - low)).clamp(0, 1)
+        bands = image.shape[-3]
+        scaled = scale(image, low.expand(bands), high.expand(bands))
         # Pretraining fills gaps with the mean, the other tasks with 0
         fills = isinstance(self.task, CMID | Backbone)
         mean = getattr(self.task, 'mean', None) if fills else None
@@ -250,7 +322,7 @@ class SceneMapper(Restored, LightningModule):
         image: Float[Tensor, 'batch *dates bands size size'],
         valid: Bool[Tensor, 'batch size size'],
     ) -> Any:
-        """Look at windows, in each turn.
+        """Look at windows, in each orientation of test-time augmentation.
 
         Args:
             image: Raw values of windows, with :attr:`margin` around them.
@@ -261,24 +333,37 @@ class SceneMapper(Restored, LightningModule):
             of ``boxes`` in pixels, ``scores`` and ``labels``.
         """
         image = self.scale(image, valid)
-        if self.outcome.kind == 'objects':
+        if self.product.kind == 'objects':
             return self._detect(image)
-        mean, moved = None, 2 * self.margin
-        for number, turn in enumerate(self.turns, 1):
-            # In each turn it is the right and lower margin that is seen
-            turned = turn.apply(image)[..., moved:, moved:]
-            scores = self.task(turned).float()
-            share = turn.undo(self.outcome.share(scores))
-            mean = share if mean is None else mean + (share - mean) / number
+        mean = None
+        for number, each in enumerate(self.dihedrals, 1):
+            logits = self._look(each.image(image))
+            found = each.inverse.image(self.product.activate(logits))
+            mean = found if mean is None else mean + (found - mean) / number
         return mean
 
+    def _look(self, image: Tensor) -> Tensor:
+        """What the network says; of a backbone for places that may be finer than its cells."""
+        if self.product.kind != 'cells':
+            return self.task(image).float()
+        size, first = image.shape[-1] - 2 * self.margin, 2 * self._shift
+        # Whichever way the image is rotated, it is the right and lower margin that is seen
+        starts = range(first, first + CELL, self.product.stride)
+        parts = [
+            self.task(image[..., row : row + size, col : col + size]).float()
+            for row in starts
+            for col in starts
+        ]
+        return F.pixel_shuffle(torch.stack(parts, 2).flatten(1, 2), len(starts))
+
     def _detect(self, image: Tensor) -> list[dict[str, Tensor]]:
-        """What is found in all turns of each image; merging leaves one of each object."""
+        """What is found in all orientations of each image; merging leaves one of each object."""
         found: list[list[dict[str, Tensor]]] = [[] for _ in image]
-        for turn in self.turns:
-            for own, each in zip(found, self.task(turn.apply(image)), strict=True):
-                boxes = turn.undo_boxes(each['boxes'].float(), image.shape[-1])
-                own.append(each | {'boxes': boxes})
+        side = image.shape[-1]
+        for each in self.dihedrals:
+            for own, seen in zip(found, self.task(each.image(image)), strict=True):
+                boxes = each.inverse.boxes(seen['boxes'].float(), side, side)
+                own.append(seen | {'boxes': boxes})
         names = 'boxes', 'scores', 'labels'
         return [
             {name: torch.cat([each[name] for each in own]) for name in names}
@@ -286,26 +371,42 @@ class SceneMapper(Restored, LightningModule):
         ]
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """See :meth:`forward`; the batch is of :class:`~cmid_geo.predict.SceneWindows`."""
+        """Look at a batch of windows, unless they hold no data.
+
+        Args:
+            batch: Of :class:`~cmid_geo.predict.SceneWindows`.
+            batch_idx: Not used.
+            dataloader_idx: Not used.
+
+        Returns:
+            As of :meth:`forward`; None for each window without data.
+        """
+        if not any(batch['has_data']):
+            return [None] * len(batch['index'])
         return self(batch['image'], batch['valid'])
 
     def notes(self) -> dict[str, Any]:
         """What maps depend on, beyond the scene: they are made again if any of it differs."""
         limits = [None if v is None else v.tolist() for v in self._limits()]
+        product = self.product
         chosen = [
             [layer.suffix, layer.dtype, layer.names, layer.classes, layer.colours]
-            for layer in self.outcome.layers
+            for layer in (product.layers if product.kind == 'pixels' else ())
         ]
-        merged = {'nms_thresh': self.outcome.nms_thresh}
-        return {
+        notes = {
             'network': self.digest(), 'task': type(self.task).__name__, 'limits': limits,
-            'turns': len(self.turns), 'turned': self.turns[-1].quarters, 'layers': chosen,
-            'threshold': self.threshold, 'components': self.components,
-            'dtype': self.dtype_wanted, 'classes': list(self.outcome.classes or ()),
-            # Maps of other kinds were made without, and stay what they are
-            **({'margin': self.margin} if self.margin else {}),
-            **(merged if self.outcome.kind == 'objects' else {}),
+            'turns': len(self.dihedrals), 'turned': self.dihedrals[-1].quarters,
+            'layers': chosen, 'threshold': self.threshold, 'components': product.components,
+            'dtype': self.dtype_wanted, 'classes': list(product.classes or ()),
         }  # fmt: skip
+        is_finer = product.kind == 'cells' and product.stride != CELL
+        # Maps of other kinds were made without, and stay what they are
+        special = {
+            'margin': self.margin or None,
+            'nms_thresh': product.nms_thresh if product.kind == 'objects' else None,
+            'stride': product.stride if is_finer else None,
+        }
+        return notes | {k: v for k, v in special.items() if v is not None}
 
     def forget(self) -> None:
         """Look at the network's tensors anew: they may have changed."""

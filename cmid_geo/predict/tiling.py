@@ -1,10 +1,10 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""How windows cover a scene, and which of them share a place.
+"""Overlapping windows that cover a scene, and the regions in which they share places.
 
-Everything is counted in *units*: pixels of the scene, or cells of 32 pixels where a network
-gives one vector a cell.
+Everything is counted in *units*: pixels of the scene, or the places of vectors, one for each
+*stride* x *stride* pixels.
 """
 
 import bisect
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+
+from ..ops.window_starts import window_starts
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,16 @@ class Axis:
             found.append((low, high, tuple(range(first, last))))
         return tuple(found)
 
-    @functools.cached_property
-    def segments_of(self) -> tuple[tuple[int, ...], ...]:
-        """The segments of each window."""
-        found: list[list[int]] = [[] for _ in self.starts]
-        for number, (_, _, windows) in enumerate(self.segments):
-            for window in windows:
-                found[window].append(number)
-        return tuple(map(tuple, found))
+    def segments_of(self, window: int) -> list[int]:
+        """Find the segments of a window.
+
+        Args:
+            window: Its number.
+
+        Returns:
+            Numbers of the segments, rising.
+        """
+        return [n for n, segment in enumerate(self.segments) if window in segment[2]]
 
     @functools.cached_property
     def weights(self) -> Float[np.ndarray, 'size']:
@@ -84,14 +88,8 @@ def cut_axis(
     Returns:
         The axis.
     """
-    if length <= size:
-        before = (size - length) // 2 if centred else 0
-        return Axis(length, size, overlap, (-before,))
-    step = size - overlap
-    last = length + margin - size
-    count = 1 + math.ceil((last + margin) / step)
-    starts = [index * step - margin for index in range(count - 1)]
-    return Axis(length, size, overlap, (*starts, last))
+    starts = window_starts(length, size, size - overlap, margin, centred)
+    return Axis(length, size, overlap, starts)
 
 
 @dataclass(frozen=True)
@@ -132,6 +130,12 @@ class Tiling:
         """Return the number of windows."""
         return len(self.down.starts) * len(self.across.starts)
 
+    def all_regions(self) -> Iterator[Region]:
+        """Yield all regions, which together are the scene."""
+        for row in range(len(self.down.segments)):
+            for col in range(len(self.across.segments)):
+                yield self.region(row, col)
+
     def corner(self, window: int) -> tuple[int, int]:
         """Return the first (row, col) of a window, in units.
 
@@ -154,8 +158,8 @@ class Tiling:
             The regions, which together are the window's part of the scene.
         """
         row, col = divmod(window, len(self.across.starts))
-        for one in self.down.segments_of[row]:
-            for other in self.across.segments_of[col]:
+        for one in self.down.segments_of(row):
+            for other in self.across.segments_of(col):
                 yield self.region(one, other)
 
     def region(self, row: int, col: int) -> Region:
@@ -201,8 +205,8 @@ def cut_scene(
     """Cover a scene with windows of whole pixels.
 
     Args:
-        height: Of the scene, in pixels.
-        width: Likewise.
+        height: Height of the scene in pixels.
+        width: Width of the scene in pixels.
         size: Side of a window, in pixels.
         overlap: What neighbouring windows share at least, in pixels; an eighth of *size* by default.
         stride: Pixels a unit; *size* and *overlap* must be multiples of it.

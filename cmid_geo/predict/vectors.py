@@ -4,7 +4,6 @@
 """Objects found in the windows of a scene: collected, merged over the seams, and written."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import geopandas as gpd
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyogrio
 import shapely
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Int64
 from pyogrio.errors import DataLayerError, DataSourceError
 from torch import Tensor
 
@@ -30,64 +29,16 @@ FORMATS: dict[str, tuple[str, dict[str, str | int]]] = {
 LAYER = 'objects'
 
 
-@dataclass(frozen=True)
-class Objects:
-    """Detections on a scene's pixel grid.
+#: A detection on a scene's pixel grid: corners of its polygon, in order around, as (col, row) in
+#: pixels, with (0, 0) the outer corner of the scene's first pixel; its score in [0, 1]; its label from
+#: 1 on, as 0 is the background; and whether it touches an edge of its window that is no edge of the
+#: scene: it may be a fragment.
+OBJECT = np.dtype(
+    [('corners', 'f8', (4, 2)), ('score', 'f4'), ('label', 'i8'), ('cut', '?')]
+)
 
-    Attributes:
-        corners: Of their polygons, in order around: (col, row) in pixels, with (0, 0) the outer
-            corner of the scene's first pixel.
-        scores: In [0, 1].
-        labels: From 1 on; 0 is the background.
-        cut: Whether an object touches an edge of its window that is no edge of the scene: it may
-            be a fragment.
-    """
-
-    corners: Float64[np.ndarray, 'n 4 2']
-    scores: Float32[np.ndarray, 'n']
-    labels: Int64[np.ndarray, 'n']
-    cut: Bool[np.ndarray, 'n']
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self.scores)
-
-    @classmethod
-    def empty(cls) -> 'Objects':
-        """Return no objects."""
-        return cls(
-            np.zeros((0, 4, 2)),
-            np.zeros(0, np.float32),
-            np.zeros(0, np.int64),
-            np.zeros(0, np.bool_),
-        )
-
-    @classmethod
-    def join(cls, parts: 'Sequence[Objects]') -> 'Objects':
-        """Put the objects of several windows together.
-
-        Args:
-            parts: Of one scene; may be none.
-
-        Returns:
-            All of them, in this order.
-        """
-        parts = [cls.empty(), *parts]
-        columns = [[getattr(part, f.name) for part in parts] for f in fields(cls)]
-        return cls(*(np.concatenate(column) for column in columns))
-
-    def take(
-        self, index: Int64[np.ndarray, 'some'] | Bool[np.ndarray, 'n']
-    ) -> 'Objects':
-        """Choose some of the objects.
-
-        Args:
-            index: Their places, or a bool for each.
-
-        Returns:
-            Those, in the order of *index*.
-        """
-        return Objects(*(getattr(self, f.name)[index] for f in fields(self)))
+#: Detections, in an array of :data:`OBJECT`.
+Objects = np.ndarray
 
 
 def objects_of_window(
@@ -148,10 +99,8 @@ def objects_of_window(
     polygons = shapely.polygons(moved)
     keep = ((centre >= 0) & (centre <= end)).all(1) & (scores >= threshold).numpy()
     keep &= shapely.is_valid(polygons) & (shapely.area(polygons) > 0)
-    objects = Objects(
-        moved, scores.float().numpy(), labels.long().numpy(), cut.any((1, 2))
-    )
-    return objects.take(keep)
+    columns = moved, scores.numpy(), labels.numpy(), cut.any((1, 2))
+    return np.rec.fromarrays(columns, dtype=OBJECT)[keep]
 
 
 def merge_objects(
@@ -177,24 +126,26 @@ def merge_objects(
             raise ValueError(
                 f'{name} is {value} but a share is meant: give a number from 0 to 1'
             )
-    ranked = objects.take(_order(objects, whole_first=True))
-    polygons = shapely.polygons(ranked.corners)
+    ranked = objects[_order(objects, whole_first=True)]
+    polygons = shapely.polygons(ranked['corners'])
     kept = np.zeros(len(ranked), np.bool_)
-    for label in np.unique(ranked.labels):
-        places = np.flatnonzero(ranked.labels == label)
+    for label in np.unique(ranked['label']):
+        places = np.flatnonzero(ranked['label'] == label)
         kept[places] = _greedy(
-            polygons[places], ranked.cut[places], nms_thresh, fragment
+            polygons[places], ranked['cut'][places], nms_thresh, fragment
         )
-    merged = ranked.take(kept)
-    return merged.take(_order(merged))
+    merged = ranked[kept]
+    return merged[_order(merged)]
 
 
 def _order(objects: Objects, whole_first: bool = False) -> Int64[np.ndarray, 'n']:
     """Sort by falling score; ties by all else, or the order found would decide."""
-    where = objects.corners.reshape(len(objects), 8).T[::-1]
-    first = [objects.cut] if whole_first else []
+    where = objects['corners'].reshape(len(objects), 8).T[::-1]
+    first = [objects['cut']] if whole_first else []
     # The last key is the first to decide
-    return np.lexsort([objects.cut, objects.labels, *where, -objects.scores, *first])
+    return np.lexsort(
+        [objects['cut'], objects['label'], *where, -objects['score'], *first]
+    )
 
 
 def _greedy(
@@ -228,7 +179,7 @@ def write_objects(
     path: Path,
     grid: Grid,
     names: Sequence[str] | None = None,
-    about: str = '',
+    notes: str = '',
 ) -> None:
     """Write objects as polygons on the ground, with ``class``, ``label`` and ``score``.
 
@@ -238,7 +189,7 @@ def write_objects(
             format demands. One that exists is replaced; other layers of a GeoPackage stay.
         grid: Of the scene.
         names: Of the classes, the background first; else ``class`` is the label.
-        about: Description of the layer, such as how it was made: see :func:`read_about`.
+        notes: Description of the layer, such as how it was made: see :func:`read_notes`.
     """
     kind = path.suffix.lower()
     if kind not in FORMATS:
@@ -246,17 +197,19 @@ def write_objects(
             f"cannot write objects to '{path.name}', only to {' or '.join(FORMATS)}: "
             'change the ending'
         )
-    if names is not None and len(objects) and objects.labels.max() >= len(names):
+    if names is not None and len(objects) and objects['label'].max() >= len(names):
         raise ValueError(
-            f'label {objects.labels.max()} has no name among {len(names)}: give one name a '
+            f'label {objects["label"].max()} has no name among {len(names)}: give one name a '
             'label, that of the background (0) first'
         )
-    named = [str(label) if names is None else names[label] for label in objects.labels]
-    col, row = objects.corners[..., 0], objects.corners[..., 1]
+    named = [
+        str(label) if names is None else names[label] for label in objects['label']
+    ]
+    col, row = np.moveaxis(objects['corners'], -1, 0)
     t = grid.transform
     ground = np.stack([t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f], -1)
     table = gpd.GeoDataFrame(
-        {'class': named, 'label': objects.labels, 'score': objects.scores},
+        {'class': named, 'label': objects['label'], 'score': objects['score']},
         geometry=shapely.polygons(ground),
         crs=grid.crs,
     )
@@ -267,11 +220,11 @@ def write_objects(
     # An empty table does not show its type of geometry
     pyogrio.write_dataframe(
         table, path, layer=LAYER, driver=driver, geometry_type='Polygon',
-        layer_options=options | {'DESCRIPTION': about},
+        layer_options=options | {'DESCRIPTION': notes},
     )  # fmt: skip
 
 
-def read_about(path: Path) -> str | None:
+def read_notes(path: Path) -> str | None:
     """Read what :func:`write_objects` was told about its objects.
 
     Args:

@@ -1,23 +1,410 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""The callback that writes what ``Trainer.predict`` finds out."""
+"""Writing of maps while the network predicts, by one process or several together."""
 
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 
-from .cog import gdal_settings
-from .datamodule import SceneWindows, Share, Windows
-from .maps import MapInMaking, make_map
-from .running import Behind
+from ..datasets.gdal import gdal_settings
+from .api import check_counts, reason
+from .blending import Blender, Spill
+from .cog import RasterFile
+from .job import Job
+from .pca import write_components
+from .predictor import SceneMapper
+from .reader import Batch, Windows
+from .vectors import OBJECT, merge_objects, objects_of_window, write_objects
+
+#: How many windows with data tell whether a scene's values fit.
+WATCHED = 4
+
+#: How many batches wait to be written.
+WAITING = 2
 
 
-class MapWriter(BasePredictionWriter):
+class RangeWatch:
+    """Looks at a scene's first windows, and warns where most of their values would be clamped."""
+
+    def __init__(self, name: str, low: Any, high: Any) -> None:
+        """Initialize a new RangeWatch instance.
+
+        Args:
+            name: Of the scene.
+            low: Raw value of each band, or of all, that becomes 0; None where not known.
+            high: Raw value of each band, or of all, that becomes 1; None where not known.
+        """
+        self.name, self.limits = name, None if low is None else (low, high)
+        self._seen: list[Tensor] = []
+
+    def see(self, image: Tensor, valid: Tensor, is_last: bool) -> None:
+        """Look at a window; at the last of the first ones, say what was seen.
+
+        Args:
+            image: Raw values (..., bands, rows, cols).
+            valid: (rows, cols).
+            is_last: Whether no window follows.
+        """
+        if self.limits is None:
+            return
+        values = image[..., valid].cpu()
+        self._seen += [values] if values.numel() else []
+        if is_last or len(self._seen) == WATCHED:
+            self._tell(*self.limits)
+            self.limits, self._seen = None, []
+
+    def _tell(self, *limits: list[float] | float) -> None:
+        values = torch.cat(self._seen, -1) if self._seen else torch.zeros(0)
+        low, high = (torch.tensor(limit).view(-1, 1) for limit in limits)
+        outside = ((values < low) | (values > high)).double().mean().item()
+        # Nothing at all is no half
+        if not outside > 0.5:
+            return
+        # One that all bands share is said once
+        low, high = (
+            limit if len(set(each.flatten().tolist())) > 1 else each[0].item()
+            for each, limit in zip((low, high), limits, strict=True)
+        )
+        warnings.warn(
+            f'{100 * outside:.0f} % of the values of {self.name} in its first windows, from '
+            f'{values.min():g} to {values.max():g}, lie outside of {low} to {high}, which the network knows as '
+            '0 and 1, and are clamped: the map can say little. Give the raw values of this scene that stand '
+            'for 0 and 1 by --low and --high (low= and high=)',
+            stacklevel=2,
+        )
+
+
+class MapInMaking(ABC):
+    """A map of which this process brings some windows, or all."""
+
+    def __init__(self, job: Job, mine: range, rank: int = 0) -> None:
+        """Initialize a new MapInMaking instance.
+
+        Args:
+            job: What is to be done.
+            mine: Numbers of the windows that this process brings.
+            rank: Of the process.
+        """
+        self.job, self.mine, self.left = job, mine, len(mine)
+        self.is_whole = len(mine) == len(job.tiling)
+        # The process that brings the first window puts the map together
+        self.is_head = 0 in mine
+        self.spill = Spill(job.folder / f'rank_{rank}.bin')
+        # One process of all tells
+        limits = job.notes['limits'] if self.is_head else (None, None)
+        self._watch = RangeWatch(job.source.name, *limits)
+
+    def add(self, window: int, prediction: Any, valid: Tensor, image: Tensor) -> None:
+        """Add what the network says of a window.
+
+        Args:
+            window: Its number.
+            prediction: A tensor, or a dictionary of objects; None where nothing is valid.
+            valid: Where the scene holds data, with the margin that was read.
+            image: What the network was given: raw values, a warning comes where it knows others.
+        """
+        self.left -= 1
+        self._watch.see(image, valid, self.left == 0)
+        inner = slice(self.job.margin, self.job.margin + self.job.size)
+        self._take(window, prediction, valid[inner, inner])
+
+    def drop(self) -> None:
+        """Close the files of a map that will not be."""
+        self.spill.close()
+
+    @abstractmethod
+    def _take(self, window: int, prediction: Any, valid: Tensor) -> None:
+        """Take what the network says of a window."""
+
+    @abstractmethod
+    def finish(self, spills: Sequence[Spill] = ()) -> list[Path]:
+        """Write the files.
+
+        Args:
+            spills: What all processes left, if there are several.
+
+        Returns:
+            The files, in the folder in which the map is made.
+        """
+
+
+class RasterInMaking(MapInMaking):
+    """A map of pixels or cells."""
+
+    def __init__(self, job: Job, mine: range, rank: int = 0) -> None:
+        """Open the layers, if this process puts them together."""
+        super().__init__(job, mine, rank)
+        self._blender = Blender(job.tiling, self._finish, self.spill, mine.__contains__)
+        self._files = []
+        named = zip(job.product.layers, job.files, strict=True)
+        for layer, path in named if self.is_head else ():
+            self._files.append(RasterFile(job.folder, path.name, layer, job.grid))
+
+    def _finish(self, values: Tensor, valid: Tensor) -> list[np.ndarray]:
+        return [layer.finish(values, valid) for layer in self.job.product.layers]
+
+    def _take(self, window: int, prediction: Any, valid: Tensor) -> None:
+        stride, side = self.job.tiling.stride, self.job.tiling.down.size
+        if stride > 1:
+            # A cell with any data has a vector
+            cells = valid.view(side, stride, side, stride)
+            valid = cells.any(dim=3).any(dim=1)
+        if prediction is None:
+            channels = self.job.product.channels or 1
+            prediction = torch.zeros(channels, 1, 1).expand(-1, side, side)
+        for region, arrays in self._blender.add(window, prediction, valid):
+            if self.is_head:
+                self._write(region.key, arrays)
+            else:
+                self.spill.put(region.key, *arrays)
+
+    def _write(self, corner: tuple[int, int], arrays: Sequence[np.ndarray]) -> None:
+        for file, array in zip(self._files, arrays, strict=True):
+            file.write(corner, array)
+
+    def finish(self, spills: Sequence[Spill] = ()) -> list[Path]:
+        """Write what others finished, and what lies between; close the layers."""
+        for spill in spills:
+            for key in [key for key in spill.places if len(key) == 2]:
+                self._write(key, spill.take(key))
+        for region, arrays in self._blender.join(spills):
+            self._write(region.key, arrays)
+        if self.job.product.components:
+            file = write_components(self._files[0], self.job.product.components)
+            self._files = [file]
+        closed = [file.close(self.job.notes) for file in self._files]
+        beside = [path.with_name(f'{path.name}.aux.xml') for path in closed]
+        return [*(path for path in beside if path.exists()), *closed]
+
+    def drop(self) -> None:
+        """Close the layers too."""
+        super().drop()
+        for file in self._files:
+            file.drop()
+
+
+class ObjectsInMaking(MapInMaking):
+    """A map of objects: polygons with class and score."""
+
+    def __init__(self, job: Job, mine: range, rank: int = 0) -> None:
+        """Begin with none."""
+        super().__init__(job, mine, rank)
+        self._found = [np.zeros(0, OBJECT)]
+
+    def _take(self, window: int, prediction: Any, valid: Tensor) -> None:
+        if prediction is None:
+            return
+        job, (row, col) = self.job, self.job.tiling.corner(window)
+        found = objects_of_window(
+            prediction, col, row, job.size, job.grid.width, job.grid.height,
+            threshold=job.product.threshold,
+        )  # fmt: skip
+        centres = found['corners'].mean(axis=1) - (col, row)
+        x, y = centres.astype(int).clip(0, job.size - 1).T
+        found = found[valid.cpu().numpy()[y, x]]
+        if self.is_whole:
+            self._found.append(found)
+        else:
+            self.spill.put((window,), found)
+
+    def finish(self, spills: Sequence[Spill] = ()) -> list[Path]:
+        """Merge what all windows hold."""
+        for spill in spills:
+            self._found += [spill.take(key)[0] for key in list(spill.places)]
+        job, path = self.job, self.job.folder / self.job.out.name
+        merged = merge_objects(np.concatenate(self._found), job.product.nms_thresh)
+        notes = json.dumps(job.notes, sort_keys=True)
+        write_objects(merged, path, job.grid, job.product.classes, notes)
+        return [path]
+
+
+class Maps:
+    """The maps of several scenes, written in a thread while the network predicts.
+
+    What fails of a scene stops its map, not the others.
+
+    Attributes:
+        made: Numbers of the scenes whose map is there.
+        failed: Numbers of the others of which something failed, and what.
+    """
+
+    def __init__(self, windows: Windows, shown: bool | str = False) -> None:
+        """Initialize a new Maps instance.
+
+        Args:
+            windows: Of this process.
+            shown: Whether to show a bar, with pixels a second of all processes together; or what
+                to call it.
+        """
+        self.windows = windows
+        self.made: set[int] = set()
+        self.failed: dict[int, Exception] = {}
+        self._making: dict[int, MapInMaking] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+        self._done = 0
+        pixels = sum(job.pixels for job in windows.jobs)
+        name = shown if isinstance(shown, str) else None
+        self._bar = tqdm(total=pixels, unit='px', unit_scale=True, disable=not shown, desc=name)  # fmt: skip
+
+    def add(self, predictions: Tensor | list[Any], batch: Batch) -> None:
+        """Write a batch, while the next one is predicted.
+
+        Args:
+            predictions: Of each window.
+            batch: Of the windows.
+        """
+        self._waiting.append(self._thread.submit(self._write, predictions, batch))
+        if len(self._waiting) > WAITING:
+            self._waiting.popleft().result()
+        # The other processes have as many windows
+        self._done += len(batch['index'])
+        pixels = (self._bar.total or 0) * self._done // len(self.windows.mine)
+        self._bar.update(pixels - self._bar.n)
+
+    def _write(self, predictions: Tensor | list[Any], batch: Batch) -> None:
+        names = 'index', 'error', 'valid', 'image'
+        columns = [batch[name] for name in names]
+        for index, *window in zip(*columns, predictions, strict=True):
+            number, place = self.windows.locate(index)
+            if number not in self.failed:
+                self._try(number, self._add, place, *window)
+
+    def _try(self, number: int, call: Any, *arguments: Any) -> None:
+        """Do something for a scene; give its map up where that fails."""
+        try:
+            call(number, *arguments)
+        # Whatever is wrong with one scene, the others may be well
+        except Exception as error:  # noqa: BLE001
+            self.failed[number] = error
+            if number in self._making:
+                self._making.pop(number).drop()
+
+    def _add(
+        self,
+        number: int,
+        window: int,
+        error: Exception | None,
+        valid: Tensor,
+        image: Tensor,
+        found: Any,
+    ) -> None:
+        """Add a window to its map; the last one finishes the map, or this process's part."""
+        if error is not None:
+            raise error
+        if number not in self._making:
+            job, rank = self.windows.jobs[number], self.windows.rank
+            objects = job.product.kind == 'objects'
+            kind = ObjectsInMaking if objects else RasterInMaking
+            self._making[number] = kind(job, self.windows.span(number, rank), rank)
+        making = self._making[number]
+        making.add(window, found, valid, image)
+        if making.left == 0 and making.is_whole:
+            self._finish(number)
+        elif making.left == 0:
+            making.spill.close()
+
+    def _finish(self, number: int, spills: Sequence[Spill] = ()) -> None:
+        making = self._making[number]
+        with gdal_settings():
+            making.job.publish(making.finish(spills))
+        self.made.add(number)
+        for spill in (self._making.pop(number).spill, *spills):
+            spill.close()
+
+    def wait(self) -> dict[int, Spill]:
+        """Wait until all is written.
+
+        Returns:
+            Of maps that other processes have windows of too, what this one leaves for the one that
+            puts them together.
+        """
+        while self._waiting:
+            self._waiting.popleft().result()
+        for number, making in list(self._making.items()):
+            if making.left:
+                self.failed[number] = ValueError(
+                    'not all of its windows were predicted'
+                )
+                self._making.pop(number).drop()
+        return {number: making.spill for number, making in self._making.items()}
+
+    def put_together(
+        self, spills: Sequence[dict[int, Spill]], failed: set[int]
+    ) -> None:
+        """Finish the maps that this process puts together.
+
+        Args:
+            spills: Of all processes, see :meth:`wait`.
+            failed: Numbers of the scenes of which any process failed.
+        """
+        for number, making in sorted(self._making.items()):
+            if making.is_head and number not in failed:
+                parts = [each[number] for each in spills if number in each]
+                self._try(number, self._finish, parts)
+
+    def close(self) -> None:
+        """Give up what is not finished."""
+        self._thread.shutdown(cancel_futures=True)
+        for making in self._making.values():
+            making.drop()
+        self._making = {}
+        self._bar.close()
+
+
+def write_job(
+    mapper: SceneMapper,
+    job: Job,
+    batch_size: int,
+    num_workers: int,
+    progress: bool | str = False,
+) -> None:
+    """Make one map with one process.
+
+    Args:
+        mapper: On its device, in evaluation mode.
+        job: What is to be done.
+        batch_size: Windows that the network sees at a time.
+        num_workers: Threads that read.
+        progress: Whether to show a bar, or what to call it.
+
+    Raises:
+        ValueError: If a number is off, or a file cannot be read or written.
+    """
+    check_counts(batch_size=batch_size, num_workers=num_workers)
+    device = mapper.device
+    windows = Windows([job], batch_size, num_workers, pin_memory=device.type == 'cuda')
+    lock = job.begin()
+    try:
+        maps = Maps(windows, job.out.name if progress is True else progress)
+        try:
+            for number, batch in enumerate(windows):
+                moved = mapper.transfer_batch_to_device(batch, device, 0)
+                maps.add(mapper.predict_step(moved, number), batch)
+                if maps.failed:
+                    break
+            maps.wait()
+        finally:
+            maps.close()
+    finally:
+        job.end(lock)
+    if maps.failed:
+        raise maps.failed[0]
+
+
+class MapWriter(Callback):
     """Writes maps while the network predicts, together with the other processes.
 
     A map of which one process had all windows appears when the last of them has come. Of the
@@ -31,170 +418,78 @@ class MapWriter(BasePredictionWriter):
         Args:
             progress: Whether to show a bar, with pixels a second of all processes together.
         """
-        super().__init__('batch')
         self.progress = progress
-        self._data: SceneWindows | None = None
-        self._making: dict[int, MapInMaking] = {}
-        self._made: set[int] = set()
-        self._failed: dict[int, str] = {}
+        self._maps: Maps | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin; the Trainer shall not keep what is written."""
         trainer.predict_loop.return_predictions = False
-        self._data = data = _data_of(trainer)
-        loader: Any = trainer.predict_dataloaders
-        self._windows: Windows = loader.dataset
-        self._shares = [
-            Share(self._windows, trainer.world_size, rank).mine
-            for rank in range(trainer.world_size)
-        ]
-        self._rank, self._behind, self._done = trainer.global_rank, Behind(), 0
-        self._making, self._made, self._failed = {}, set(), {}
-        pixels = sum(job.pixels for job in data.jobs)
-        shown = self.progress and trainer.is_global_zero
-        self._bar = tqdm(total=pixels, unit='px', unit_scale=True, disable=not shown)
+        windows = getattr(_data_of(trainer), 'windows', None)
+        if not isinstance(windows, Windows):
+            raise ValueError(  # noqa: TRY004
+                f'MapWriter with data of {type(_data_of(trainer)).__name__}: maps are made by '
+                'Trainer.predict(SceneMapper(task), SceneWindows(...))'
+            )
+        self._maps = Maps(windows, self.progress and trainer.is_global_zero)
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
+        outputs: Any,
+        batch: Batch,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Write a batch, while the next one is predicted.
 
         Args:
             trainer: With the windows.
             pl_module: The :class:`~cmid_geo.predict.SceneMapper`.
-            prediction: What it says of each window.
-            batch_indices: Not used: the batch tells.
+            outputs: What it says of each window.
             batch: Of :class:`~cmid_geo.predict.SceneWindows`.
             batch_idx: Not used.
             dataloader_idx: Not used.
         """
-        self._behind.do(self._write, prediction, batch)
-        # The other processes have as many windows
-        self._done += len(batch['index'])
-        share = min(self._done / max(len(self._shares[self._rank]), 1), 1)
-        self._bar.update(round(share * (self._bar.total or 0)) - self._bar.n)
-
-    def _write(self, prediction: Any, batch: Any) -> None:
-        names = 'valid', 'image', 'error'
-        columns = [batch[name] for name in names]
-        for index, found, *parts in zip(
-            batch['index'].tolist(), prediction, *columns, strict=True
-        ):
-            number, window = self._windows.locate(max(index, 0))
-            if index < 0 or number in self._failed:
-                continue
-            # Whatever is wrong with one scene, the others may be well
-            try:
-                self._add(number, window, found, *parts)
-            except Exception as failure:  # noqa: BLE001
-                self._give_up(number, str(failure) or type(failure).__name__)
-
-    def _add(
-        self,
-        number: int,
-        window: int,
-        found: Any,
-        valid: Tensor,
-        image: Tensor,
-        error: str,
-    ) -> None:
-        """Add a window to its map; the last one finishes the map, or this process's part."""
-        if number not in self._making:
-            mine = self._windows.span(number, self._shares[self._rank])
-            job = self._jobs[number]
-            self._making[number] = make_map(job, mine, self._rank)
-        making = self._making[number]
-        if error:
-            making.fail(error)
-        making.add(window, found, valid, image)
-        if making.is_done and making.is_whole:
-            self._finish(number)
-        elif making.is_done:
-            making.close()
-
-    @property
-    def _jobs(self) -> Any:
-        return [] if self._data is None else self._data.jobs
-
-    def _give_up(self, number: int, why: str) -> None:
-        """Throw away what there is of a map, and tell the processes that share it."""
-        self._failed[number] = why
-        making = self._making.pop(number, None)
-        if making is not None:
-            making.fail(why)
-            making.drop()
-            making.close()
-
-    def _finish(self, number: int, ranks: Sequence[int] = ()) -> None:
-        making = self._making[number]
-        try:
-            with gdal_settings(making.job.reading.is_remote):
-                making.finish(ranks)
-            self._made.add(number)
-            del self._making[number]
-        except Exception as failure:  # noqa: BLE001
-            self._give_up(number, str(failure) or type(failure).__name__)
+        if self._maps is not None:
+            self._maps.add(outputs, batch)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put maps together that several processes had windows of, and say what came of all."""
-        with self._behind:
-            pass
-        trainer.strategy.barrier('parts are written')
-        for number, making in sorted(self._making.items()):
-            if making.is_head and making.is_done:
-                spans = [self._windows.span(number, share) for share in self._shares]
-                self._finish(number, [rank for rank, span in enumerate(spans) if span])
-            else:
-                making.drop()
-        trainer.strategy.barrier('maps are written')
-        made: set[int] = set()
-        failed: dict[int, str] = {}
-        for rank in range(trainer.world_size):
-            theirs = trainer.strategy.broadcast((self._made, self._failed), src=rank)
-            made, failed = made | theirs[0], failed | theirs[1]
-        tally = _data_of(trainer).tally
-        for number, job in enumerate(self._jobs):
+        maps, tally = self._maps, _data_of(trainer).tally
+        if maps is None:
+            return
+        spills = _gather(trainer, maps.wait())
+        failed = _gather(trainer, set(maps.failed))
+        maps.put_together(spills, set().union(*failed))
+        made = set().union(*_gather(trainer, maps.made))
+        told = {number: reason(error) for number, error in maps.failed.items()}
+        whys = {n: why for each in _gather(trainer, told) for n, why in each.items()}
+        for number, job in enumerate(maps.windows.jobs):
             if number in made:
                 tally.made.append(job.out)
             else:
-                why = failed.get(number, 'not all of its windows were predicted')
+                why = whys.get(number, 'not all of its windows were predicted')
                 tally.failed[job.source.name] = why
-        self._clean(trainer)
+        self._close()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Take away what will not be finished."""
-        if self._data is not None:
-            self._behind.__exit__(type(exception))
-            for making in self._making.values():
-                making.drop()
-        self._clean(trainer)
+        """Give up what will not be finished."""
+        self._close()
 
-    def _clean(self, trainer: Trainer) -> None:
-        if self._data is not None:
-            self._bar.close()
-            for job in self._jobs:
-                job.source.close()
-        self._data, self._making = None, {}
-        data = getattr(trainer, 'datamodule', None)
-        if isinstance(data, SceneWindows):
-            data.release()
+    def _close(self) -> None:
+        if self._maps is not None:
+            self._maps.close()
+        self._maps = None
 
 
-def _data_of(trainer: Trainer) -> SceneWindows:
-    """The scenes that a Trainer maps."""
-    data = getattr(trainer, 'datamodule', None)
-    if not isinstance(data, SceneWindows):
-        raise ValueError(  # noqa: TRY004
-            f'MapWriter with data of {type(data).__name__}: maps are made by '
-            'Trainer.predict(SceneMapper(task), SceneWindows(...))'
-        )
-    return data
+def _data_of(trainer: Trainer) -> Any:
+    return getattr(trainer, 'datamodule', None)
+
+
+def _gather[Value](trainer: Trainer, value: Value) -> list[Value]:
+    """What each process has, once all have it."""
+    ranks = range(trainer.world_size)
+    return [trainer.strategy.broadcast(value, src=rank) for rank in ranks]

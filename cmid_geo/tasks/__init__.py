@@ -3,29 +3,6 @@
 
 """Tasks: the methods, as TorchGeo's users run them."""
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from ..lazy import attach
-
-if TYPE_CHECKING:
-    from ..callbacks.remember import Remember
-    from ..metrics.rotated_mean_average_precision import RotatedMAP
-    from .change import ChangeDetection
-    from .classification import Classification
-    from .cmid import CMID
-    from .detection import ObjectDetection
-    from .oriented import OrientedDetection
-    from .segmentation import SemanticSegmentation
-
-__all__ = (
-    'CMID',
-    'ChangeDetection',
-    'Classification',
-    'ObjectDetection',
-    'OrientedDetection',
-    'Remember',
-    'RotatedMAP',
-    'SemanticSegmentation',
-)
-
-__getattr__, __dir__ = attach(__name__)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What the values of images mean to a task."""
+"""Base of all tasks: the value range of their images, kept in buffers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, nn
 from torchgeo.tasks import BaseTask
 
-from ..models.weights.report import LoadReport
+from ..models.weights.matching import LoadReport
 from ..models.weights.sources import KIND, VERSION, saved_bands
 from ..ops.bands import names_of
+from ..ops.value_range import ValueRange
 from ..version import __version__
 from .checks import check_bands, check_names, check_run
 from .restoring import Restored
+from .types import Checkpoint
 
 
 class Values(Restored, BaseTask):
     """A task that carries the meaning of the values it was trained on.
 
-    Raw values *low* and *high* of each band stand for 0 and 1, *mean* and *std* standardise what
+    Raw values *low* and *high* of each band stand for 0 and 1, *mean* and *std* normalize what
     was scaled so; all four stay in the task's checkpoints, and so do the names of the bands.
 
     Attributes:
@@ -43,7 +45,7 @@ class Values(Restored, BaseTask):
         Args:
             bands: Number of bands.
             mean: Of each band in [0, 1], or of all.
-            std: Likewise.
+            std: Standard deviation of each band in [0, 1], or of all.
         """
         for name, value in {'low': 0.0, 'high': 1.0, 'mean': mean, 'std': std}.items():
             filled = torch.tensor(value, dtype=torch.float32)
@@ -61,7 +63,7 @@ class Values(Restored, BaseTask):
         super().setup(stage)
         check_run(self.trainer, stage, type(self).__name__)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Name the task and the version, so that a checkpoint alone can be mapped with.
 
         Args:
@@ -70,7 +72,7 @@ class Values(Restored, BaseTask):
         checkpoint[KIND] = type(self).__name__
         checkpoint[VERSION] = __version__
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Take over the bands that a checkpoint knows.
 
         Args:
@@ -85,88 +87,88 @@ class Values(Restored, BaseTask):
         elif known:
             self.hparams['bands'] = list(known)
 
-    def learn_bands(self, datamodule: Any) -> bool:
-        """Take over names and order of a datamodule's bands, where the task knows none.
+    @property
+    def value_range(self) -> ValueRange:
+        """What the values of images mean: names of the bands, low, high, mean and std."""
+        values = (
+            getattr(self, name).tolist() for name in ('low', 'high', 'mean', 'std')
+        )
+        return ValueRange(tuple(self.hparams['bands'] or ()), *map(tuple, values))
+
+    def learn_values(self, datamodule: object, normalizing: bool = False) -> bool:
+        """Take over what a datamodule knows of its values and bands, where the task does not.
 
         Args:
             datamodule: Ours, or one of TorchGeo's.
+            normalizing: Whether to take over mean and std too, unless the user gave them.
 
         Returns:
-            Whether there were some to take over.
+            Whether names of bands were taken over.
 
         Raises:
-            ValueError: If the task was told others than it takes.
+            ValueError: If its images have other bands than the task takes.
         """
-        found, known = _bands_of(datamodule), self.hparams['bands']
-        count = self.hparams['in_channels']
+        found, given = value_range_of(datamodule), self.hparams
+        count = given['in_channels']
+        if found.low:
+            several = max(len(found.low), len(found.high))
+            check_bands(several if several > 1 else count, count, type(self).__name__)
+            for name in ('low', 'high'):
+                getattr(self, name).copy_(torch.tensor(getattr(found, name)))
+        for name in ('mean', 'std') if normalizing and found.mean else ():
+            if not given[name]:
+                getattr(self, name).copy_(torch.tensor(getattr(found, name)))
+        known = given['bands']
         if known and len(known) != count:
             raise ValueError(
                 f'bands={list(known)} are {len(known)} names for in_channels={count}: name each band, or leave '
                 'it to the datamodule'
             )
-        new = not known and len(found) == count
+        new = not known and len(found.bands) == count
         if new:
-            self.hparams['bands'] = found
+            given['bands'] = list(found.bands)
         return new
 
-    def check_order(self) -> None:
-        """Refuse a datamodule of other bands than the task knows, also a restored one."""
-        known = self.hparams['bands']
-        found = _bands_of(getattr(self.trainer, 'datamodule', None))
-        if known and len(found) == len(known):
-            check_names(known, found, type(self).__name__, 'the datamodule')
-
-    def learn_limits(self, datamodule: Any) -> None:
-        """Take over which raw values a datamodule scales to 0 and 1.
-
-        Args:
-            datamodule: Ours, or one of TorchGeo's.
+    def share_values(self) -> None:
+        """Let a datamodule of ours read images as the task knows them, also a restored one.
 
         Raises:
-            ValueError: If its images have other bands than the task takes.
+            ValueError: If it has other bands, or these in another order.
         """
-        statistics = getattr(datamodule, 'statistics', None)
-        if statistics is not None:
-            low, high = torch.tensor(statistics.low), torch.tensor(statistics.high)
-            self._set_limits(low, high)
-            return
-        # TorchGeo's datamodules deliver (raw - mean) / std, as their Normalize was built
-        aug = getattr(datamodule, 'train_aug', None) or getattr(datamodule, 'aug', None)
-        for step in aug.modules() if isinstance(aug, nn.Module) else ():
-            flags = getattr(step, 'flags', {})
-            if {'mean', 'std'} <= set(flags):
-                self._set_limits(flags['mean'], flags['mean'] + flags['std'])
-
-    def _set_limits(self, low: Tensor, high: Tensor) -> None:
-        """Copy one value a band, or one for all."""
-        if low.numel() > 1:
-            check_bands(low.numel(), self.hparams['in_channels'], type(self).__name__)
-        self.low.copy_(low)
-        self.high.copy_(high)
-
-    def share_limits(self) -> None:
-        """Let a datamodule of ours read scenes as the task knows them, also a restored one."""
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
+        own, found = self.value_range, value_range_of(datamodule)
         known = bool((self.low != 0).any() or (self.high != 1).any())
-        if (
-            known
-            and hasattr(datamodule, 'limits')
-            and datamodule.statistics is not None
-        ):
-            check_bands(len(datamodule.statistics.low), self.hparams['in_channels'])
-            datamodule.limits = (tuple(self.low.tolist()), tuple(self.high.tolist()))
+        if known and getattr(datamodule, 'value_range', None) is not None:
+            if len(found.low) > 1:
+                check_bands(len(found.low), self.hparams['in_channels'])
+            datamodule.value_range = own
+        if own.bands and len(found.bands) == len(own.bands):
+            check_names(own.bands, found.bands, type(self).__name__, 'the datamodule')
 
 
-def _bands_of(datamodule: Any) -> list[str | int]:
-    """Names of a datamodule's bands, or their positions in files without names; else none."""
-    statistics = getattr(datamodule, 'statistics', None)
-    if statistics is not None:
-        # One range stands for all bands of pictures, whatever these are
-        several = statistics.bands != ('all',)
-        return list(statistics.positions or statistics.bands) if several else []
+def value_range_of(datamodule: object) -> ValueRange:
+    """What a datamodule knows of its values; what it does not is empty.
+
+    Args:
+        datamodule: Ours, or one of TorchGeo's.
+
+    Returns:
+        Its value range. TorchGeo's datamodules deliver (raw - mean) / std, as their Normalize was
+        built; there *low* and *high* may be one number for all bands.
+    """
+    known = getattr(datamodule, 'value_range', None)
+    if known is not None:
+        return known
+    bands: list[str] = []
     # TorchGeo's know theirs, if not as one word for a set
     for holder in (datamodule, getattr(datamodule, 'train_dataset', None)):
-        names = names_of(getattr(holder, 'bands', None))
-        if names:
-            return [*names]
-    return []
+        bands = bands or names_of(getattr(holder, 'bands', None))
+    low: list[float] = []
+    high: list[float] = []
+    aug = getattr(datamodule, 'train_aug', None) or getattr(datamodule, 'aug', None)
+    for step in aug.modules() if isinstance(aug, nn.Module) else ():
+        flags = getattr(step, 'flags', {})
+        if {'mean', 'std'} <= set(flags):
+            low = flags['mean'].flatten().tolist()
+            high = (flags['mean'] + flags['std']).flatten().tolist()
+    return ValueRange(tuple(bands), tuple(low), tuple(high))

@@ -4,7 +4,7 @@
 """Change detection with one shared encoder for both dates."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torchgeo.tasks
@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from ..losses.masked import DenseLoss, DenseLossName
+from ..losses.masked import DenseLossName
 from ..models.change import ChangeDecoder, Fusion, create_change_model
-from .downstream import Downstream
+from .checks import check_classes
+from .downstream import Downstream, dense_loss
 from .optimization import OptimizerName, Schedule
-from .pairs import check_choices, check_masks, check_pairs, known_pixels
+from .types import Batch, Stage
 
 #: Label of pixels that count in no metric.
 IGNORED = -1
@@ -77,7 +78,7 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
                 :func:`~cmid_geo.models.load_backbone` reads, True for timm's weights, None or
                 False for random ones.
             in_channels: Number of bands of a date.
-            task: 'binary' gives one map of scores, 'multiclass' one a class.
+            task: 'binary' gives one map of logits, 'multiclass' one a class.
             num_classes: Number of classes; for 'multiclass' only.
             num_labels: Has its place for TorchGeo's sake: there is no task='multilabel' here.
             labels: Names of the classes.
@@ -135,12 +136,7 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
 
     def configure_losses(self) -> None:
         """Build the loss, which counts only pixels that are known."""
-        given = self.hparams
-        weights = (
-            None if given[name] is None else torch.as_tensor(given[name]).float()
-            for name in ('class_weights', 'pos_weight')
-        )
-        self.criterion = DenseLoss(given['loss'], *weights)
+        self.criterion = dense_loss(self.hparams)
 
     def configure_metrics(self) -> None:
         """Build TorchGeo's metrics, which count only pixels that are known."""
@@ -153,17 +149,17 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
     def forward(
         self, pair: Float[Tensor, 'batch 2 bands height width']
     ) -> Float[Tensor, 'batch classes height width']:
-        """Compute scores of change.
+        """Compute logits of change.
 
         Args:
             pair: Both dates, in [0, 1], with sides that are multiples of 32 pixels.
 
         Returns:
-            Scores; one map if binary.
+            Logits; one map if binary.
         """
-        return self.model(self.standardise(pair))
+        return self.model(self.normalize(pair))
 
-    def check_labels(self, batch: Any) -> None:
+    def check_labels(self, batch: Batch) -> None:
         """Refuse masks that do not fit the images, and labels that do not exist.
 
         Args:
@@ -179,7 +175,7 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         classes, ignored = self.hparams['num_classes'], self.hparams['ignore_index']
         check_masks(batch['image'], batch['mask'], classes, ignored)
 
-    def check(self, batch: Any, batch_idx: int, labelled: bool = True) -> None:
+    def check(self, batch: Batch, batch_idx: int, labelled: bool = True) -> None:
         """Refuse images that are no pairs, and whatever else does not fit.
 
         Args:
@@ -196,11 +192,11 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
             check_pairs(image)
             if 'valid' in batch:
                 both = known_pixels(batch)[:, None].expand(-1, 2, -1, -1)
-                batch = batch | {'valid': both}
+                batch = {**batch, 'valid': both}
         super().check(batch, batch_idx, labelled)
 
     def read_labels(
-        self, batch: dict[str, Any]
+        self, batch: Batch
     ) -> tuple[Int[Tensor, 'batch height width'], Bool[Tensor, 'batch height width']]:
         """Labels of a batch, and where they count.
 
@@ -217,24 +213,27 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
             known = known & (labels != self.hparams['ignore_index'])
         return labels.where(known, IGNORED), known
 
-    def _shared_step(self, batch: Any, batch_idx: int, stage: str) -> Tensor:
-        """Loss and metrics of a batch, for all three stages."""
-        scores = self(batch['image'])
+    def shared_step(self, batch: Batch, batch_idx: int, stage: Stage) -> Tensor:
+        """Compute the loss, and update the metrics.
+
+        Args:
+            batch: ``image``, ``mask`` and optionally ``valid``, see the class.
+            batch_idx: Index of the batch in its epoch.
+            stage: 'train', 'val' or 'test'.
+
+        Returns:
+            The loss.
+        """
+        logits = self(batch['image'])
         labels, known = self.read_labels(batch)
-        loss = self.criterion(scores, labels, known)
-        # Processes must agree on what schedules and checkpoints follow
-        self.log(
-            f'{stage}_loss', loss, batch_size=len(scores), sync_dist=stage != 'train'
-        )
-        # Of scores that all lie in [0, 1] metrics would believe that they are probabilities
+        loss = self.criterion(logits, labels, known)
         binary = self.hparams['task'] == 'binary'
-        shares = scores[:, 0].sigmoid() if binary else scores.softmax(dim=1)
-        # Called, not updated: an update mixes the metrics of single classes up
-        getattr(self, f'{stage}_metrics')(shares, labels)
+        shown = logits[:, 0].sigmoid() if binary else logits.softmax(dim=1)
+        self.record(stage, loss, shown, labels)
         return loss
 
     def predict_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> Float[Tensor, 'batch classes height width']:
         """Compute probabilities.
 
@@ -246,6 +245,121 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         Returns:
             Of change, one map, if binary; else of each class.
         """
-        scores = self(batch['image'])
+        logits = self(batch['image'])
         binary = self.hparams['task'] == 'binary'
-        return scores.sigmoid() if binary else scores.softmax(dim=1)
+        return logits.sigmoid() if binary else logits.softmax(dim=1)
+
+
+def check_pairs(image: Tensor) -> None:
+    """Refuse images that are no pairs.
+
+    Args:
+        image: Of a batch.
+
+    Raises:
+        ValueError: If it is not (batch, 2, bands, height, width).
+    """
+    if image.ndim != 5 or image.shape[1] != 2:
+        raise ValueError(
+            f'image has shape {tuple(image.shape)} but change is seen between two dates: give '
+            '(batch, 2, bands, height, width)'
+        )
+
+
+def check_masks(
+    image: Tensor, mask: Tensor, num_classes: int | None, ignore_index: int | None
+) -> None:
+    """Refuse masks that do not fit the images, and labels that do not exist.
+
+    Args:
+        image: (batch, ..., height, width).
+        mask: Labels.
+        num_classes: Number of classes; None for change or none.
+        ignore_index: Label that is not learned.
+
+    Raises:
+        ValueError: If a shape or a label is off.
+    """
+    plain = (len(image), *image.shape[-2:])
+    if mask.shape not in (plain, (plain[0], 1, *plain[1:])):
+        raise ValueError(
+            f'mask has shape {tuple(mask.shape)} but images {tuple(image.shape)}: give one label a '
+            'pixel, (batch, height, width)'
+        )
+    if num_classes is not None:
+        check_classes(mask, num_classes, ignore_index, 'mask')
+        return
+    off = (mask != 0) & (mask != 1)
+    if ignore_index is not None:
+        off &= mask != ignore_index
+    if off.any():
+        raise ValueError(
+            f'mask holds {mask[off].unique()[:5].tolist()} but binary change is 0 or 1: read masks of '
+            '0 and 255 with binary=True, leave a label out with ignore_index=, or set '
+            "task='multiclass'"
+        )
+
+
+def known_pixels(batch: Batch) -> Bool[Tensor, 'batch height width']:
+    """Where both dates hold data.
+
+    Args:
+        batch: With ``image``, and ``valid`` of both dates or of each.
+
+    Returns:
+        True where they do; everywhere without ``valid``.
+    """
+    valid = batch.get('valid')
+    if valid is None:
+        return torch.ones_like(batch['image'][:, 0, 0], dtype=torch.bool)
+    return valid.all(dim=1) if valid.ndim == 4 else valid
+
+
+def check_choices(
+    task: str,
+    num_classes: int | None,
+    labels: Sequence[str] | None,
+    pos_weight: Tensor | float | None,
+    class_weights: Tensor | Sequence[float] | None,
+    num_labels: int | None = None,
+) -> None:
+    """Refuse arguments that do not go together.
+
+    Args:
+        task: 'binary' or 'multiclass'.
+        num_classes: Number of classes.
+        labels: Names of the classes.
+        pos_weight: Weight of change.
+        class_weights: Weights of the classes.
+        num_labels: Number of labels, of which this task has none.
+
+    Raises:
+        ValueError: If there are too few classes, or names or weights of others.
+    """
+    classes = 2
+    if num_labels is not None:
+        raise ValueError(
+            f"num_labels={num_labels} with task={task!r}: change has no task='multilabel', leave it out"
+        )
+    if task == 'multiclass':
+        if num_classes is None or num_classes < 2:
+            raise ValueError(
+                f"num_classes={num_classes} with task='multiclass': give the number of classes, no "
+                'change among them, at least 2'
+            )
+        classes = num_classes
+        if pos_weight is not None:
+            raise ValueError(
+                f"pos_weight={pos_weight} with task='multiclass': it weighs the one class of 'binary', "
+                'give class_weights= instead'
+            )
+    elif num_classes is not None:
+        raise ValueError(
+            f"num_classes={num_classes} with task='binary', which has one map: leave it out, or set "
+            "task='multiclass'"
+        )
+    for name, values in (('labels', labels), ('class_weights', class_weights)):
+        if values is not None and len(values) != classes:
+            raise ValueError(
+                f'{name} has {len(values)} entries for {classes} classes: give one a class'
+            )

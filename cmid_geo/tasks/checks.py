@@ -3,19 +3,20 @@
 
 """Refusing what cannot be trained on, as early as it can be known."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from ..ops.bands import find_bands, names_of
+from .types import Hyperparameters
 
 
-def check_data(datamodule: Any, parameters: Mapping[str, Any]) -> None:
+def check_data(datamodule: object, parameters: Hyperparameters) -> None:
     """Refuse a datamodule whose chips do not fit the task.
 
     Args:
@@ -27,7 +28,7 @@ def check_data(datamodule: Any, parameters: Mapping[str, Any]) -> None:
     """
     faults = []
     statistics = getattr(datamodule, 'statistics', None)
-    if statistics is not None:
+    if statistics is not None and len(statistics.low) > 1:
         faults += _band_faults(len(statistics.low), parameters['in_channels'], 'CMID')
     patch = getattr(datamodule, 'patch_size', None)
     sides = (patch,) if isinstance(patch, int) else tuple(patch or ())
@@ -177,7 +178,7 @@ def check_start(given: Sequence[str], wanted: Sequence[str], cure: str) -> bool:
     return crossed
 
 
-def check_batch(batch: Any, bands: int, task: str = 'CMID') -> None:
+def check_batch(batch: object, bands: int, task: str = 'CMID') -> None:
     """Refuse chips that are not in [0, 1], or have other bands.
 
     Args:
@@ -206,70 +207,54 @@ def check_batch(batch: Any, bands: int, task: str = 'CMID') -> None:
         )
 
 
-class StopOnNonFinite(Callback):
-    """Stops the run at a loss that is not finite, and names it.
+def check_classes(
+    labels: Tensor, num_classes: int, ignore_index: int | None, name: str
+) -> None:
+    """Refuse labels that are no class.
 
-    On a GPU the losses are read one step late, so that the host need not wait; but always
-    before a checkpoint is written.
+    Args:
+        labels: Whole numbers of any shape.
+        num_classes: Number of classes.
+        ignore_index: Label that is not learned, which may be any number.
+        name: What to call the labels.
+
+    Raises:
+        ValueError: If a label is no class and not ignored.
     """
+    off = (labels < 0) | (labels >= num_classes)
+    if ignore_index is not None:
+        off &= labels != ignore_index
+    if off.any():
+        found = sorted({int(label) for label in labels[off].unique()[:5]})
+        raise ValueError(
+            f'{name} holds {found} but num_classes={num_classes} knows 0 to {num_classes - 1}: raise '
+            'num_classes=, correct the labels, or leave one out with ignore_index='
+        )
 
-    def __init__(self) -> None:
-        """Initialize a new StopOnNonFinite instance."""
-        self.pending: tuple[str, Tensor, torch.cuda.Event | None] | None = None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Look at the losses of the batch before, and start to fetch this one's."""
-        where = f'batch {batch_idx} of epoch {trainer.current_epoch}'
-        losses, event = outputs['losses'].detach(), None
-        self.check(trainer)
-        if losses.device.type == 'cuda':
-            losses, event = losses.to('cpu', non_blocking=True), torch.cuda.Event()
-            event.record()
-        self.pending = (where, losses, event)
-        if event is None:
-            self.check(trainer)
+def check_labelling(given: Hyperparameters) -> None:
+    """Refuse kinds of labels, losses, names and numbers that do not go together.
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        """Let no weights out that a bad loss has spoilt."""
-        self.check(trainer)
+    Args:
+        given: Hyperparameters of a task.
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Look at the last batch too."""
-        self.check(trainer)
-
-    def check(self, trainer: Trainer) -> None:
-        """Raise if the losses at hand are not finite.
-
-        Args:
-            trainer: Knows the last checkpoint.
-
-        Raises:
-            FloatingPointError: Names losses and batch.
-        """
-        if self.pending is None:
-            return
-        where, losses, event = self.pending
-        self.pending = None
-        if event is not None:
-            event.synchronize()
-        names = ('reconstruction', 'global', 'local')
-        bad = [
-            f'{n} {v}'
-            for n, v, ok in zip(names, losses.tolist(), losses.isfinite())
-            if not ok
-        ]
-        if bad:
-            callback = trainer.checkpoint_callback
-            last = getattr(callback, 'last_model_path', '') or getattr(
-                callback, 'best_model_path', ''
-            )
-            kept = f'; the last checkpoint is {last}' if last else ''
-            raise FloatingPointError(
-                f'loss not finite in {where}: {", ".join(bad)}. Lower CMID(lr=...), lengthen the '
-                f"warm-up, train with precision='bf16-mixed' rather than 16-mixed, or look for NaN "
-                f'in the data{kept}'
-            )
+    Raises:
+        ValueError: If they do not.
+    """
+    task, loss = given['task'], given['loss']
+    needed = {'multiclass': 'num_classes', 'multilabel': 'num_labels'}.get(task)
+    if needed and not given[needed]:
+        raise ValueError(f'task={task!r} needs {needed}=: give the number of classes')
+    if loss in ('ce', 'bce') and (loss == 'ce') != (task == 'multiclass'):
+        right = 'ce' if task == 'multiclass' else 'bce'
+        raise ValueError(
+            f"loss={loss!r} does not go with task={task!r}: choose loss={right!r}, or 'dice'"
+        )
+    names = given['labels']
+    # Of the two of a binary task the one that is true may stand alone
+    counts = (given[needed],) if needed else (1, 2)
+    if names is not None and len(names) not in counts:
+        raise ValueError(
+            f'labels={list(names)} are {len(names)} names but task={task!r} has '
+            f'{" or ".join(map(str, counts))}: give one a class'
+        )

@@ -4,7 +4,7 @@
 """Scene classification on CMID's backbones."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torchgeo.tasks
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.models import WeightsEnum
 
-from ..losses.labelled import (
+from ..losses.masked import (
     LabelledBinaryCrossEntropy,
     LabelledCrossEntropy,
     WhereLabelled,
@@ -20,8 +20,10 @@ from ..losses.labelled import (
 from ..models.classification import create_network, pooling_of, set_pooling
 from ..plots.predictions import confusion_figure, log_figure
 from ..transforms.classification import Mixing, RandomAppearance, random_erasing
-from .downstream import Downstream, check_classes, check_labelling
+from .checks import check_classes, check_labelling
+from .downstream import Downstream
 from .optimization import OptimizerName, Schedule, configure_recipe
+from .types import Batch, Checkpoint, Hyperparameters, Stage
 
 
 class Classification(Downstream, torchgeo.tasks.Classification):
@@ -147,7 +149,7 @@ class Classification(Downstream, torchgeo.tasks.Classification):
             nn.Identity() if magnitude is None else RandomAppearance(magnitude)
         )
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Pool a ViT's tokens as the checkpoint's classifier learned to, whatever the weights say.
 
         Args:
@@ -193,47 +195,39 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         return self.model
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predict scores.
+        """Predict logits.
 
         Args:
             x: Images (B, C, H, W) in [0, 1].
 
         Returns:
-            Scores (B, classes).
+            Logits (B, classes).
         """
-        return self.model(self.standardise(x))
+        return self.model(self.normalize(x))
 
-    def training_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> Tensor:
-        """Compute the loss of augmented images.
+    def shared_step(self, batch: Batch, batch_idx: int, stage: Stage) -> Tensor:
+        """Compute the loss, in training of augmented images, and update the metrics.
 
         Args:
             batch: ``image`` and ``label``, see the class.
             batch_idx: Index of the batch in its epoch.
-            dataloader_idx: Not used.
+            stage: 'train', 'val' or 'test'.
 
         Returns:
             The loss.
         """
-        label = batch['label']
-        image = self.erasing(self.standardise(self.appearance(batch['image'])))
-        mixed, target = self.mixing(image, label)
-        scores = self.model(mixed).squeeze(1)
-        loss = self.criterion(scores, target)
-        self.train_metrics(self.shares(scores.detach()), label)
-        self.log('train_loss', loss, prog_bar=True, batch_size=len(label))
+        image, label = batch['image'], batch['label']
+        if stage == 'train':
+            image = self.erasing(self.normalize(self.appearance(image)))
+            image, target = self.mixing(image, label)
+            logits = self.model(image).squeeze(1)
+        else:
+            logits, target = self(image).squeeze(1), label
+        loss = self.criterion(logits, target)
+        self.record(stage, loss, self.probabilities(logits), label)
+        if stage != 'train' and self.hparams['task'] == 'multiclass':
+            self.confusion.update(logits, label)
         return loss
-
-    def validation_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Count what is right."""
-        self._evaluate(batch, 'val')
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count what is right."""
-        self._evaluate(batch, 'test')
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics and which classes are taken for which."""
@@ -245,7 +239,7 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         super().on_test_epoch_end()
         self._show_confusion('test')
 
-    def check_labels(self, batch: Any) -> None:
+    def check_labels(self, batch: Batch) -> None:
         """Refuse labels that are missing or no class."""
         given = self.hparams
         if 'label' not in batch:
@@ -254,14 +248,6 @@ class Classification(Downstream, torchgeo.tasks.Classification):
             )
         classes = given['num_classes'] if given['task'] == 'multiclass' else 2
         check_classes(batch['label'], classes, given['ignore_index'], 'label')
-
-    def _evaluate(self, batch: Any, split: str) -> None:
-        scores, label = self(batch['image']).squeeze(1), batch['label']
-        loss = self.criterion(scores, label)
-        getattr(self, f'{split}_metrics')(self.shares(scores), label)
-        if self.hparams['task'] == 'multiclass':
-            self.confusion.update(scores, label)
-        self.log(f'{split}_loss', loss, batch_size=len(label), sync_dist=True)
 
     def _show_confusion(self, split: str) -> None:
         if self.hparams['task'] != 'multiclass':
@@ -272,7 +258,7 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         log_figure(self, f'{split}/confusion', lambda: confusion_figure(matrix, names))
 
 
-def _check_augmenting(given: Any) -> None:
+def _check_augmenting(given: Hyperparameters) -> None:
     """Refuse losses and augmentations that labels or bands do not allow."""
     ignored, classes = given['ignore_index'], given['num_classes'] or 1
     if (

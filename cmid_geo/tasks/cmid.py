@@ -4,7 +4,7 @@
 """Contrastive Mask Image Distillation (CMID)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,9 @@ from ..models.encoder import Encoder, Encoding
 from ..models.heads import PixelDecoder, Projector, PrototypeHead
 from ..models.teacher import KeyQueue, make_teacher
 from ..ops.cells import hide_cells
-from ..transforms.chips import check_size
-from ..transforms.views import TwoViews, View
-from .comparison import Comparison
-from .pretraining import Pretraining
+from ..transforms.views import TwoViews, View, check_size
+from .pretraining import Comparison, Pretraining
+from .types import Batch, StepOutput
 from .warm_start import start_from
 
 
@@ -203,7 +202,7 @@ class CMID(Pretraining):
             given['num_prototypes'], given['student_temp'], given['center_momentum']
         )
 
-    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """Compute the losses of a batch; :class:`Remember` moves the memory after it.
 
         Args:

@@ -8,21 +8,84 @@ from typing import Any
 
 import torch
 import torchgeo.tasks
-from matplotlib import pyplot as plt
 from torch import Tensor, nn
 from torchmetrics.detection.mean_ap import MeanAveragePrecision
 from torchvision.models import WeightsEnum
 
 from ..models.detection import ASPECT_RATIOS, Detector, create_detector
+from ..plots.predictions import log_figure
 from ..transforms.detection import check_boxes, keep_visible
 from .downstream import Downstream
 from .optimization import OptimizerName, Schedule
+from .types import Batch, Stage
 
 #: What is logged of COCO's numbers.
 LOGGED = ('map', 'map_50', 'map_75', 'map_small', 'map_medium', 'map_large', 'mar_100')
 
 
-class ObjectDetection(Downstream, torchgeo.tasks.ObjectDetection):
+class Detection(Downstream):
+    """Steps of detectors: losses in training, mean average precision over an epoch otherwise."""
+
+    mode = 'max'
+
+    def targets(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """Boxes and labels of each image of a batch, as the detector takes them."""
+        raise NotImplementedError
+
+    def log_precision(self, stage: Stage) -> None:
+        """Log the metrics of an epoch, and begin anew."""
+        raise NotImplementedError
+
+    def show(self, batch: Batch, found: list[dict[str, Tensor]]) -> None:
+        """Log a figure of the first image of the first batch; none by default."""
+
+    def forward(self, x: Tensor, targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Detect objects or, in training mode, compute the losses.
+
+        Args:
+            x: Images (B, C, H, W) in [0, 1].
+            targets: ``boxes`` and ``labels`` of each image, in training mode.
+
+        Returns:
+            ``boxes``, ``labels`` and ``scores`` of each image, or losses by name.
+        """
+        return self.model(self.normalize(x), targets)
+
+    def shared_step(self, batch: Batch, batch_idx: int, stage: Stage) -> Tensor | None:
+        """Sum the detector's losses in training; else compare what is found with the targets.
+
+        Args:
+            batch: See the class.
+            batch_idx: Index of the batch in its epoch.
+            stage: 'train', 'val' or 'test'.
+
+        Returns:
+            In training the loss.
+        """
+        image, targets = batch['image'], self.targets(batch)
+        if stage == 'train':
+            losses = self(image, targets)
+            loss = torch.stack(list(losses.values())).sum()
+            self.log('train_loss', loss, prog_bar=True, batch_size=len(image))
+            named = {f'train_{name}': each for name, each in losses.items()}
+            self.log_dict(named, batch_size=len(image))
+            return loss
+        found = self(image)
+        getattr(self, f'{stage}_metrics').update(found, targets)
+        if stage == 'val' and batch_idx == 0:
+            self.show(batch, found)
+        return None
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the precision over all validation images."""
+        self.log_precision('val')
+
+    def on_test_epoch_end(self) -> None:
+        """Log the precision over all test images."""
+        self.log_precision('test')
+
+
+class ObjectDetection(Detection, torchgeo.tasks.ObjectDetection):
     """Detection by Faster R-CNN, FCOS or RetinaNet on any backbone of timm, with any weights.
 
     Batches hold ``image`` (B, C, H, W) in [0, 1], and lists over the images of ``bbox_xyxy``
@@ -36,7 +99,6 @@ class ObjectDetection(Downstream, torchgeo.tasks.ObjectDetection):
     """
 
     monitor = 'val_map'
-    mode = 'max'
 
     def __init__(
         self,
@@ -139,68 +201,16 @@ class ObjectDetection(Downstream, torchgeo.tasks.ObjectDetection):
         """Build COCO's metric, of all and of each class."""
         # Images with more than 100 objects are usual from above
         options: dict[str, Any] = {'class_metrics': True, 'average': 'macro'}
-        for split in ('val', 'test'):
+        for stage in ('val', 'test'):
             metric = MeanAveragePrecision(**options)
             metric.warn_on_many_detections = False
-            setattr(self, f'{split}_metrics', metric)
+            setattr(self, f'{stage}_metrics', metric)
 
     def backbone_module(self) -> nn.Module:
         """timm's network: the pyramid on it is new and always trained."""  # noqa: D403
         return self.model.backbone.body.network
 
-    def forward(self, x: Tensor, targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Detect objects or, in training mode, compute the losses.
-
-        Args:
-            x: Images (B, C, H, W) in [0, 1].
-            targets: ``boxes`` and ``labels`` of each image, in training mode.
-
-        Returns:
-            ``boxes``, ``labels`` and ``scores`` of each image, or losses by name.
-        """
-        return self.model(self.standardise(x), targets)
-
-    def training_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            batch: ``image``, ``bbox_xyxy`` and ``label``, see the class.
-            batch_idx: Index of the batch in its epoch.
-            dataloader_idx: Not used.
-
-        Returns:
-            The sum of the detector's losses.
-        """
-        losses = self(batch['image'], _targets(batch))
-        loss = torch.stack(list(losses.values())).sum()
-        size = len(batch['image'])
-        self.log('train_loss', loss, prog_bar=True, batch_size=size)
-        self.log_dict({f'train_{name}': each for name, each in losses.items()}, batch_size=size)  # fmt: skip
-        return loss
-
-    def validation_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Compare what is found with the truth."""
-        found = self._evaluate(batch, 'val')
-        if batch_idx == 0:
-            self._show(batch, found)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Compare what is found with the truth."""
-        self._evaluate(batch, 'test')
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the precision over all validation images."""
-        self._log_precision('val')
-
-    def on_test_epoch_end(self) -> None:
-        """Log the precision over all test images."""
-        self._log_precision('test')
-
-    def check_labels(self, batch: dict[str, Any]) -> None:
+    def check_labels(self, batch: Batch) -> None:
         """Refuse boxes and labels that are missing, or are none.
 
         Args:
@@ -223,49 +233,37 @@ class ObjectDetection(Downstream, torchgeo.tasks.ObjectDetection):
         for boxes, labels in zip(batch['bbox_xyxy'], batch['label']):
             check_boxes(boxes, labels, self.hparams['num_classes'])
 
-    def _evaluate(self, batch: Any, split: str) -> Any:
-        found = self(batch['image'])
-        getattr(self, f'{split}_metrics').update(found, _targets(batch))
-        return found
+    def targets(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """Boxes as detectors and metrics want them, clipped to their images."""
+        height, width = batch['image'].shape[2:]
+        targets = []
+        for boxes, labels in zip(batch['bbox_xyxy'], batch['label']):
+            inside, kept = keep_visible(boxes.float(), height, width)
+            targets.append({'boxes': inside, 'labels': labels[kept].long()})
+        return targets
 
-    def _log_precision(self, split: str) -> None:
-        metric = getattr(self, f'{split}_metrics')
+    def log_precision(self, stage: Stage) -> None:
+        """Log COCO's numbers, of all and of each class."""
+        metric = getattr(self, f'{stage}_metrics')
         values = metric.compute()
         metric.reset()
-        precision = {f'{split}_{name}': values[name] for name in LOGGED}
+        precision = {f'{stage}_{name}': values[name] for name in LOGGED}
         names = self.hparams['labels']
         for label, value in zip(
             values['classes'].reshape(-1).tolist(), values['map_per_class'].reshape(-1)
         ):
             if label > 0:
                 name = names[label] if names else label
-                precision[f'{split}_map_{name}'] = value
+                precision[f'{stage}_map_{name}'] = value
         self.log_dict(precision, sync_dist=True)
 
-    def _show(self, batch: Any, found: Any) -> None:
-        """Give loggers that take figures one of the first image, where the datamodule draws."""
+    def show(self, batch: Batch, found: list[dict[str, Tensor]]) -> None:
+        """Log a figure of the first image, where the datamodule draws."""
         plot = getattr(getattr(self.trainer, 'datamodule', None), 'plot', None)
-        add = getattr(getattr(self.logger, 'experiment', None), 'add_figure', None)
-        if plot is None or add is None:
+        if plot is None:
             return
-        sample = {key: batch[key][0].cpu() for key in ('image', 'bbox_xyxy', 'label')}
-        for key, name in (
-            ('bbox_xyxy', 'boxes'),
-            ('label', 'labels'),
-            ('score', 'scores'),
-        ):
-            sample[f'prediction_{key}'] = found[0][name].cpu()
-        figure = plot(sample)
-        if figure is not None:
-            add('val/boxes', figure, global_step=self.global_step)
-            plt.close(figure)
-
-
-def _targets(batch: Any) -> list[dict[str, Tensor]]:
-    """Boxes as detectors and metrics want them, clipped to their images."""
-    height, width = batch['image'].shape[2:]
-    targets = []
-    for boxes, labels in zip(batch['bbox_xyxy'], batch['label']):
-        inside, kept = keep_visible(boxes.float(), height, width)
-        targets.append({'boxes': inside, 'labels': labels[kept].long()})
-    return targets
+        names = {'bbox_xyxy': 'boxes', 'label': 'labels', 'score': 'scores'}
+        sample = {
+            key: batch[key][0].cpu() for key in ('image', 'bbox_xyxy', 'label')
+        } | {f'prediction_{key}': found[0][name].cpu() for key, name in names.items()}
+        log_figure(self, 'val/boxes', lambda: plot(sample))

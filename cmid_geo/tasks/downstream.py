@@ -1,10 +1,10 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What all tasks on pretrained backbones do alike."""
+"""Downstream tasks: weights, value range, steps and recipe on pretrained backbones."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -12,12 +12,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from ..losses.masked import DenseLoss
 from ..models.weights.loading import load_backbone
 from ..models.weights.sources import read_source
 from ..ops.bands import find_bands, names_of
+from ..ops.value_range import normalize
 from .base import Values
 from .checks import check_batch, check_start
 from .optimization import configure_recipe
+from .types import Batch, Hyperparameters, Stage
 
 
 class Downstream(Values):
@@ -91,35 +94,38 @@ class Downstream(Values):
         rank_zero_info(str(self.report))
         return self.report.about, places if by_name else None
 
-    def standardise(
+    def normalize(
         self, image: Float[Tensor, '*batch bands height width']
     ) -> Float[Tensor, '*batch bands height width']:
-        """Standardise images as the weights expect.
+        """Normalize images as the weights expect.
 
         Args:
             image: In [0, 1].
 
         Returns:
-            The standardised images.
+            The normalized images.
         """
-        return (image - self.mean[:, None, None]) / self.std[:, None, None]
+        return normalize(image, self.mean, self.std)
 
-    def shares(self, scores: Tensor) -> Tensor:
-        """Scores as metrics take them.
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits as metrics take them.
 
-        Of scores that all lie in [0, 1] they would believe that they are probabilities.
+        Of logits that all lie in [0, 1] they would believe that they are probabilities.
 
         Args:
-            scores: (B, classes, ...), or (B).
+            logits: (B, classes, ...), or (B).
 
         Returns:
-            Scores of several classes as they are, else probabilities, without a dimension for the
+            Logits of several classes as they are, else probabilities, without a dimension for the
             one of a binary task.
         """
         if self.hparams['task'] == 'multiclass':
-            return scores
-        shares = scores.sigmoid()
-        return shares.squeeze(1) if shares.ndim > 1 else shares
+            return logits
+        found = logits.sigmoid()
+        return found.squeeze(1) if found.ndim > 1 else found
+
+    #: Its older name.
+    standardise = normalize
 
     def backbone_module(self) -> nn.Module:
         """The part that ``freeze_backbone`` freezes."""
@@ -146,8 +152,8 @@ class Downstream(Values):
         super().setup(stage)
         datamodule = getattr(self.trainer, 'datamodule', None)
         if stage == 'fit' and datamodule is not None:
-            self.learn_limits(datamodule)
-            if self.learn_bands(datamodule) and self.report is not None:
+            named = self.learn_values(datamodule)
+            if named and self.report is not None:
                 self.follow_bands()
 
     def follow_bands(self) -> None:
@@ -179,19 +185,18 @@ class Downstream(Values):
 
     def on_fit_start(self) -> None:
         """Let the datamodule read images as the task knows them."""
-        self.share_limits()
-        self.check_order()
+        self.share_values()
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 
-    def check_labels(self, batch: Any) -> None:
+    def check_labels(self, batch: Batch) -> None:
         """Refuse labels that do not exist; each task knows its own.
 
         Args:
             batch: As the step gets it.
         """
 
-    def check(self, batch: Any, batch_idx: int, labelled: bool = True) -> None:
+    def check(self, batch: Batch, batch_idx: int, labelled: bool = True) -> None:
         """Refuse what the task was not made for, before it fails in less clear a way.
 
         Looking at values makes a GPU wait: there only the first batch of an epoch is.
@@ -209,12 +214,12 @@ class Downstream(Values):
         if labelled and (batch_idx == 0 or batch['image'].device.type == 'cpu'):
             self.check_labels(batch)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """See :meth:`check`."""
         self.check(batch, batch_idx)
 
     def on_validation_batch_start(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """See :meth:`check`."""
         self.check(batch, batch_idx)
@@ -222,10 +227,60 @@ class Downstream(Values):
     on_test_batch_start = on_validation_batch_start
 
     def on_predict_batch_start(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """See :meth:`check`."""
         self.check(batch, batch_idx, labelled=False)
+
+    # ------------------------------------------------------------------ steps
+
+    def shared_step(self, batch: Batch, batch_idx: int, stage: Stage) -> Tensor | None:
+        """Compute loss and metrics of a batch; each task knows its own.
+
+        Args:
+            batch: See the class.
+            batch_idx: Index of the batch in its epoch.
+            stage: 'train', 'val' or 'test'.
+
+        Returns:
+            In training the loss.
+        """
+        raise NotImplementedError
+
+    def training_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> Tensor:
+        """Compute the loss, see :meth:`shared_step`."""
+        return cast(Tensor, self.shared_step(batch, batch_idx, 'train'))
+
+    def validation_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Compare predictions and targets, see :meth:`shared_step`."""
+        self.shared_step(batch, batch_idx, 'val')
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compare predictions and targets, see :meth:`shared_step`."""
+        self.shared_step(batch, batch_idx, 'test')
+
+    def record(
+        self, stage: Stage, loss: Tensor, probabilities: Tensor, target: Tensor
+    ) -> None:
+        """Log a loss and update the metrics of a stage.
+
+        Args:
+            stage: 'train', 'val' or 'test'.
+            loss: Of the batch.
+            probabilities: As metrics take them, see :meth:`probabilities`.
+            target: Labels.
+        """
+        # Called, not updated: an update mixes the metrics of single classes up
+        getattr(self, f'{stage}_metrics')(probabilities.detach(), target)
+        training = stage == 'train'
+        # Processes must agree on what schedules and checkpoints follow
+        self.log(
+            f'{stage}_loss', loss, prog_bar=training, batch_size=len(target), sync_dist=not training
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ recipe
 
@@ -234,61 +289,26 @@ class Downstream(Values):
         return configure_recipe(self, self.model)
 
 
-def check_classes(
-    labels: Tensor, num_classes: int, ignore_index: int | None, name: str
-) -> None:
-    """Refuse labels that are no class.
+def dense_loss(given: Hyperparameters) -> DenseLoss:
+    """Build the loss of a task that labels pixels.
 
     Args:
-        labels: Whole numbers of any shape.
-        num_classes: Number of classes.
-        ignore_index: Label that is not learned, which may be any number.
-        name: What to call the labels.
+        given: Hyperparameters of the task: ``loss``, ``class_weights`` and ``pos_weight``.
 
-    Raises:
-        ValueError: If a label is no class and not ignored.
+    Returns:
+        The loss, which is 0 where nothing has a label.
     """
-    off = (labels < 0) | (labels >= num_classes)
-    if ignore_index is not None:
-        off &= labels != ignore_index
-    if off.any():
-        found = sorted({int(label) for label in labels[off].unique()[:5]})
-        raise ValueError(
-            f'{name} holds {found} but num_classes={num_classes} knows 0 to {num_classes - 1}: raise '
-            'num_classes=, correct the labels, or leave one out with ignore_index='
-        )
-
-
-def check_labelling(given: Any) -> None:
-    """Refuse kinds of labels, losses, names and numbers that do not go together.
-
-    Args:
-        given: Hyperparameters of a task.
-
-    Raises:
-        ValueError: If they do not.
-    """
-    task, loss = given['task'], given['loss']
-    needed = {'multiclass': 'num_classes', 'multilabel': 'num_labels'}.get(task)
-    if needed and not given[needed]:
-        raise ValueError(f'task={task!r} needs {needed}=: give the number of classes')
-    if loss in ('ce', 'bce') and (loss == 'ce') != (task == 'multiclass'):
-        right = 'ce' if task == 'multiclass' else 'bce'
-        raise ValueError(
-            f"loss={loss!r} does not go with task={task!r}: choose loss={right!r}, or 'dice'"
-        )
-    names = given['labels']
-    # Of the two of a binary task the one that is true may stand alone
-    counts = (given[needed],) if needed else (1, 2)
-    if names is not None and len(names) not in counts:
-        raise ValueError(
-            f'labels={list(names)} are {len(names)} names but task={task!r} has '
-            f'{" or ".join(map(str, counts))}: give one a class'
-        )
+    weights = (
+        None if given[name] is None else torch.as_tensor(given[name]).float()
+        for name in ('class_weights', 'pos_weight')
+    )
+    return DenseLoss(given['loss'], *weights)
 
 
 def _of_bands(
-    values: Any, bands: int, places: Sequence[int | None] | None = None
+    values: Sequence[float] | float | None,
+    bands: int,
+    places: Sequence[int | None] | None = None,
 ) -> Any:
     """Values of each band, from their places if given; of bands not there the mean of all."""
     if not values or isinstance(values, int | float):

@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from .types import Hyperparameters
+
 #: Names of optimizers, and what timm calls them; its 'sgd' is Nesterov's.
 OPTIMIZERS = {'adamw': 'adamw', 'adan': 'adan', 'sgd': 'momentum'}
 OptimizerName = Literal['adamw', 'adan', 'sgd']
@@ -123,7 +125,7 @@ def configure_recipe(
     return cast(OptimizerLRScheduler, {'optimizer': optimizer, 'lr_scheduler': plan})
 
 
-def _length(trainer: Any, given: Any) -> tuple[int, int]:
+def _length(trainer: Any, given: Hyperparameters) -> tuple[int, int]:
     """Steps of a run and of its warm-up."""
     total = trainer.estimated_stepping_batches
     if math.isinf(total):

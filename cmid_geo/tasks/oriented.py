@@ -5,21 +5,23 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from ..metrics.rotated_mean_average_precision import RotatedMAP
 from ..models.oriented import ANCHOR_SIZES, OrientedRCNN
-from ..ops.rotated_boxes import corners
-from .downstream import Downstream
+from ..ops.rotated_boxes import boxes_from_corners, canonical, corners
+from .detection import Detection
 from .optimization import OptimizerName, Schedule
-from .oriented_targets import check_boxes, targets_of
+from .types import Batch, Stage
+
+#: Sides in pixels up to which a box has no area: corners on a line are not exactly so.
+NOTHING = 1e-3
 
 
-class OrientedDetection(Downstream):
+class OrientedDetection(Detection):
     """Oriented object detection by Oriented R-CNN.
 
     Batches hold ``image`` (B, C, H, W) in [0, 1], and two lists with an entry an image: ``bbox``,
@@ -36,7 +38,6 @@ class OrientedDetection(Downstream):
     """
 
     monitor = 'val_map_50'
-    mode = 'max'
 
     def __init__(
         self,
@@ -136,8 +137,6 @@ class OrientedDetection(Downstream):
         self.adopt(self.model.encoder)
         if given['freeze_backbone']:
             self.backbone_module().requires_grad_(False)
-        # Lightning keeps the modes that it finds and does not call train()
-        self.train()
 
     def configure_metrics(self) -> None:
         """Initialize the measures of validation and test."""
@@ -150,64 +149,12 @@ class OrientedDetection(Downstream):
 
     # ------------------------------------------------------------------ steps
 
-    def forward(
-        self, image: Tensor, targets: Sequence[dict[str, Tensor]] | None = None
-    ) -> Any:
-        """Detect, or compute losses.
-
-        Args:
-            image: (B, C, H, W) in [0, 1].
-            targets: In training, ``boxes`` (N, 5) and ``labels`` (N) of each image.
-
-        Returns:
-            See :class:`~cmid_geo.models.oriented.OrientedRCNN`.
-        """
-        return self.model(self.standardise(image), targets)
-
-    def training_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> Tensor:
-        """Compute the loss: the sum of four.
-
-        Args:
-            batch: See the class.
-            batch_idx: Index of the batch in its epoch.
-            dataloader_idx: Not used.
-
-        Returns:
-            The loss.
-        """
-        losses = self(batch['image'], targets_of(batch))
-        loss = torch.stack(list(losses.values())).sum()
-        size = len(batch['image'])
-        self.log('train_loss', loss, batch_size=size, prog_bar=True)
-        self.log_dict({f'train_{k}': v for k, v in losses.items()}, batch_size=size)
-        return loss
-
-    def validation_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Detect, and remember what was found.
-
-        Args:
-            batch: See the class.
-            batch_idx: Index of the batch in its epoch.
-            dataloader_idx: Not used.
-        """
-        self.val_metrics.update(self(batch['image']), targets_of(batch))
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Detect, and remember what was found.
-
-        Args:
-            batch: See the class.
-            batch_idx: Index of the batch in its epoch.
-            dataloader_idx: Not used.
-        """
-        self.test_metrics.update(self(batch['image']), targets_of(batch))
+    def targets(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """Boxes, labels and difficult ones of each image, see :func:`targets_of`."""
+        return targets_of(batch)
 
     def predict_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> list[dict[str, Tensor]]:
         """Detect.
 
@@ -223,33 +170,23 @@ class OrientedDetection(Downstream):
         found = self(batch['image'])
         return [each | {'corners': corners(each['boxes']).flatten(1)} for each in found]
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the measures."""
-        self._log_measures('val', self.val_metrics)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the measures, and map_50 of each class that there is."""
-        found = self._log_measures('test', self.test_metrics)
-        for label, value in enumerate(found.tolist(), 1):
-            if not math.isnan(value):
-                self.log(f'test_map_50_class_{label}', value, sync_dist=True)
-
-    def _log_measures(self, stage: str, metrics: RotatedMAP) -> Tensor:
-        """Log all but the classes, which are returned, and begin anew."""
+    def log_precision(self, stage: Stage) -> None:
+        """Log the measures, and at a test map_50 of each class that there is."""
+        metrics: RotatedMAP = getattr(self, f'{stage}_metrics')
         found = metrics.compute()
         metrics.reset()
         # torchmetrics makes a number of the one class
-        of_classes = found.pop('map_50_per_class').reshape(-1)
-        bar = {'map_50': True, 'map_50_11_points': True}
+        of_classes = found.pop('map_50_per_class').reshape(-1).tolist()
         for name, value in found.items():
-            self.log(
-                f'{stage}_{name}', value, prog_bar=bar.get(name, False), sync_dist=True
-            )
-        return of_classes
+            shown = name in ('map_50', 'map_50_11_points')
+            self.log(f'{stage}_{name}', value, prog_bar=shown, sync_dist=True)
+        for label, value in enumerate(of_classes if stage == 'test' else (), 1):
+            if not math.isnan(value):
+                self.log(f'test_map_50_class_{label}', value, sync_dist=True)
 
     # ------------------------------------------------------------------ data
 
-    def check_labels(self, batch: dict[str, Any]) -> None:
+    def check_labels(self, batch: Batch) -> None:
         """Refuse boxes and labels that cannot be.
 
         Args:
@@ -270,3 +207,76 @@ class OrientedDetection(Downstream):
             )
         for own, wanted in zip(boxes, labels, strict=True):
             check_boxes(own, wanted, self.hparams['num_classes'])
+
+
+def check_boxes(boxes: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Refuse boxes and labels of an image that cannot be.
+
+    Args:
+        boxes: (N, 5) or (N, 8).
+        labels: (N).
+        num_classes: Number of classes, the background included.
+
+    Raises:
+        ValueError: If a box is not finite, has no area or neither 5 nor 8 values, if there are
+            not as many labels, or if a label is no class.
+    """
+    if boxes.ndim != 2 or boxes.shape[1] not in (5, 8) or len(labels) != len(boxes):
+        raise ValueError(
+            f'bbox of shape {tuple(boxes.shape)} with label of shape {tuple(labels.shape)}: give (N, 8) '
+            'corners or (N, 5) of (cx, cy, w, h, angle), and N labels; (0, 8) where there is nothing'
+        )
+    if not boxes.isfinite().all():
+        bad = boxes[~boxes.isfinite().all(1)][0].tolist()
+        raise ValueError(
+            f'bbox holds {bad}: all numbers must be finite, correct the labels'
+        )
+    sides = rectangles(boxes)[:, 2:4] if boxes.shape[1] == 8 else boxes[:, 2:4]
+    if (sides <= NOTHING).any():
+        bad = boxes[(sides <= NOTHING).any(1)][0].tolist()
+        raise ValueError(f'bbox holds {bad}, of no area: leave such boxes out')
+    off = (labels < 1) | (labels >= num_classes)
+    if off.any():
+        raise ValueError(
+            f'label holds {sorted(set(labels[off].tolist()))[:5]} but num_classes={num_classes} knows 1 '
+            f'to {num_classes - 1}, 0 is the background: raise num_classes=, or count labels from 1'
+        )
+
+
+def rectangles(boxes: Tensor) -> Tensor:
+    """Bring boxes to their canonical form.
+
+    Args:
+        boxes: (N, 8) of four corners, or (N, 5) of (cx, cy, w, h, angle).
+
+    Returns:
+        (N, 5).
+    """
+    if boxes.shape[1] == 5:
+        return canonical(boxes.float())
+    return boxes_from_corners(boxes.float().reshape(-1, 4, 2))
+
+
+def targets_of(batch: Batch) -> list[dict[str, Tensor]]:
+    """What a batch holds to learn and to measure by.
+
+    Args:
+        batch: See :class:`OrientedDetection`.
+
+    Returns:
+        For each image ``boxes`` (N, 5), ``labels`` (N) and, where given, ``difficult`` (N).
+
+    Raises:
+        ValueError: If there are no boxes or labels.
+    """
+    if not {'bbox', 'label'} <= set(batch):
+        raise ValueError(
+            f"the batch holds {list(batch)}: OrientedDetection learns and measures by 'bbox' and 'label'"
+        )
+    targets = [
+        {'boxes': rectangles(boxes), 'labels': labels}
+        for boxes, labels in zip(batch['bbox'], batch['label'], strict=True)
+    ]
+    for target, hard in zip(targets, batch.get('difficult', ())):
+        target['difficult'] = hard
+    return targets

@@ -1,8 +1,10 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What a pretraining run needs beside its method."""
+"""Pretraining: value range, schedules, logs and callbacks beside the method."""
 
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..callbacks.export_backbone import ExportBackbone
 from ..callbacks.monitoring import CollapseAlarm, Throughput
+from ..callbacks.nonfinite import StopOnNonFinite
 from ..callbacks.remember import Remember
 from ..losses import (
     PrototypeLoss,
@@ -27,14 +30,34 @@ from ..losses import (
 from ..models.encoder import Encoder
 from ..models.teacher import KeyQueue, momentum_at, rate_at, temperature_at
 from ..ops.bands import find_bands, names_of
-from ..transforms.views import TwoViews, default_standardisation
+from ..ops.value_range import normalize
+from ..transforms.views import TwoViews, View, default_mean_std
 from .base import Values
-from .checks import StopOnNonFinite, check_batch, check_data, check_start
-from .comparison import Comparison
+from .checks import check_batch, check_data, check_start
 from .schedules import Horizon
+from .types import Batch
 
 #: In the order of a comparison's losses.
 LOSSES = ('reconstruction', 'global', 'local')
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of comparing two views.
+
+    Attributes:
+        losses: Reconstruction, global and local loss.
+        keys: The teacher's unit vectors of the first and the second view.
+        embedding: The student's unit vectors of the first view.
+        scores: The teacher's cosines with the prototypes, of the matched cells both ways.
+        weight: Weight of each of those cells.
+    """
+
+    losses: Float[Tensor, '3']
+    keys: Float[Tensor, '2 batch dim']
+    embedding: Float[Tensor, 'batch dim']
+    scores: Float[Tensor, 'cells prototypes']
+    weight: Float[Tensor, ' cells']
 
 
 class Pretraining(Values):
@@ -58,7 +81,7 @@ class Pretraining(Values):
     def configure_values(self) -> None:
         """Register what the values of chips mean, until the data tell."""
         given = self.hparams
-        mean, std = default_standardisation(given['in_channels'])
+        mean, std = default_mean_std(given['in_channels'])
         self.register_values(
             given['in_channels'], given['mean'] or mean, given['std'] or std
         )
@@ -76,20 +99,11 @@ class Pretraining(Values):
         datamodule = getattr(self.trainer, 'datamodule', None)
         if datamodule is not None:
             check_data(datamodule, self.hparams)
-            self._learn_values(datamodule)
+            self.learn_values(datamodule, normalizing=True)
+            if self.report is not None:
+                self._check_start(self.report.about.get('bands'))
 
-    def _learn_values(self, datamodule: Any) -> None:
-        statistics = getattr(datamodule, 'statistics', None)
-        if statistics is not None:
-            for name in ('mean', 'std'):
-                if not self.hparams[name]:
-                    getattr(self, name).copy_(torch.tensor(getattr(statistics, name)))
-        self.learn_limits(datamodule)
-        self.learn_bands(datamodule)
-        if self.report is not None:
-            self._check_start(self.report.about.get('bands'))
-
-    def _check_start(self, bands: Any) -> None:
+    def _check_start(self, bands: object) -> None:
         """Refuse weights whose filters do not lie in the order of the data's bands."""
         given, wanted = names_of(bands), names_of(self.hparams['bands'])
         if not given or not wanted:
@@ -106,8 +120,7 @@ class Pretraining(Values):
     def on_fit_start(self) -> None:
         """Use the values that were set up or restored, also on scenes new to a restored run."""
         self.prepare_augmentations()
-        self.share_limits()
-        self.check_order()
+        self.share_values()
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 
@@ -122,6 +135,18 @@ class Pretraining(Values):
         if isinstance(self.augmentations, TwoViews):
             self.augmentations.mean, self.augmentations.std = self.mean, self.std
             self.augmentations.field_offset = self.student.backbone.field_offset
+
+    @abstractmethod
+    def compare(self, first: View, second: View) -> Comparison:
+        """Compare two views by the losses of the method, without side effects.
+
+        Args:
+            first: The plain view.
+            second: The strong view.
+
+        Returns:
+            The losses, and what went into them.
+        """
 
     # ------------------------------------------------------------------ schedules
 
@@ -177,19 +202,18 @@ class Pretraining(Values):
 
     def forward(self, image: Tensor) -> Tensor:
         """Features (batch, dim, rows, cols) of chips (batch, bands, height, width) in [0, 1]."""
-        standard = (image - self.mean[:, None, None]) / self.std[:, None, None]
         source: Encoder = getattr(self, self.hparams['export_source'])
-        return source.backbone(standard)
+        return source.backbone(normalize(image, self.mean, self.std))
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the three losses on views that are the same at each validation."""
         self._compare_fixed(batch, batch_idx, 'val')
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the three losses on views that are the same at each test."""
         self._compare_fixed(batch, batch_idx, 'test')
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, 'batch dim']:
+    def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, 'batch dim']:
         """Features of whole chips, averaged over their cells."""
         image, valid = batch['image'], batch.get('valid')
         if valid is not None:
@@ -197,14 +221,14 @@ class Pretraining(Values):
             image = image.where(valid.unsqueeze(-3), self.mean[:, None, None])
         return self(image).mean(dim=(2, 3))
 
-    def _compare_fixed(self, batch: Any, batch_idx: int, split: str) -> None:
+    def _compare_fixed(self, batch: Batch, batch_idx: int, split: str) -> None:
         devices = [self.device] if self.device.type == 'cuda' else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(batch_idx)
             first, second = self.augmentations(batch['image'], batch.get('valid'))
-        self.log_comparison(cast(Any, self).compare(first, second), split)
+        self.log_comparison(self.compare(first, second), split)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Refuse chips that are not what the task was made for, at the first of an epoch."""
         if batch_idx == 0:
             check_batch(batch, self.hparams['in_channels'])

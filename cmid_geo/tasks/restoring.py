@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torchgeo.tasks import BaseTask
 
 from ..models.weights.checkpoint import open_checkpoint, refuse_url
+from .types import Hyperparameters
 
 #: Packages whose classes a checkpoint may name.
 TRUSTED = ('cmid_geo', 'torchgeo')
@@ -75,7 +76,7 @@ class Restored:
 
     @_restricted_classmethod
     def load_from_checkpoint(
-        cls: Any, checkpoint_path: Any, *args: Any, **kwargs: Any
+        cls: Any, checkpoint_path: object, *args: Any, **kwargs: Any
     ) -> Any:
         """Build a module as it was saved, see Lightning's method of this name.
 
@@ -110,10 +111,10 @@ class Restored:
 
 
 def check_hyperparameters(
-    content: Mapping[str, Any],
-    path: Any,
-    kind: Any,
-    given: Mapping[str, Any],
+    content: Hyperparameters,
+    path: object,
+    kind: type | None,
+    given: Hyperparameters,
     overridden: bool = False,
 ) -> None:
     """Refuse a checkpoint whose hyperparameters would let Lightning import what they name.
@@ -154,7 +155,7 @@ def check_hyperparameters(
         _check_values(hparams, path, find_task(named) or kind, given, overridden)
 
 
-def find_task(path: Any) -> type[BaseTask] | None:
+def find_task(path: object) -> type[BaseTask] | None:
     """Find a task among what is imported already, or ours and TorchGeo's.
 
     Args:
@@ -171,7 +172,7 @@ def find_task(path: Any) -> type[BaseTask] | None:
     return found if isinstance(found, type) and issubclass(found, BaseTask) else None
 
 
-def _check_instantiator(name: Any, path: Any) -> None:
+def _check_instantiator(name: object, path: object) -> None:
     """Refuse another way of building modules than Lightning's."""
     if name not in (None, *INSTANTIATORS):
         raise ValueError(
@@ -181,10 +182,10 @@ def _check_instantiator(name: Any, path: Any) -> None:
 
 
 def _check_values(
-    hparams: Mapping[str, Any],
-    path: Any,
-    kind: Any,
-    given: Mapping[str, Any],
+    hparams: Hyperparameters,
+    path: object,
+    kind: type | None,
+    given: Hyperparameters,
     overridden: bool,
 ) -> None:
     """Refuse values by which a parser would import a class."""
@@ -207,7 +208,7 @@ def _check_values(
         )
 
 
-def _takes_as_it_is(hint: Any, value: Any) -> bool:
+def _takes_as_it_is(hint: object, value: object) -> bool:
     """Whether a parser takes a value for no more than it is: no class to import, no file to read."""
     if not _holds_text(value):
         return True
@@ -223,14 +224,14 @@ def _takes_as_it_is(hint: Any, value: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, PLAIN)
 
 
-def _holds_text(value: Any) -> bool:
+def _holds_text(value: object) -> bool:
     """Whether a value is more than numbers."""
     if isinstance(value, list | tuple):
         return any(map(_holds_text, value))
     return not isinstance(value, int | float | types.NoneType | torch.Tensor)
 
 
-def _is_simple(value: Any) -> bool:
+def _is_simple(value: object) -> bool:
     """Whether text holds words alone, which a parser does not look into."""
     if isinstance(value, Mapping):
         return 'class_path' not in value and all(map(_is_simple, value.values()))
@@ -240,7 +241,7 @@ def _is_simple(value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _told_in_a_sentence(path: Any) -> Generator[None]:
+def _told_in_a_sentence(path: object) -> Generator[None]:
     """Refuse URLs, and files that are damaged or hold a program, with value, rule and cure."""
     refuse_url(path)
     try:

@@ -4,11 +4,11 @@
 """How long a run is."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .checks import refuse
+from .types import Hyperparameters
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Horizon:
     chips: float
 
     @classmethod
-    def of(cls, trainer: Any, parameters: Mapping[str, Any]) -> 'Horizon':
+    def of(cls, trainer: Any, parameters: Hyperparameters) -> 'Horizon':
         """Read a run's length off its Trainer and data.
 
         Args:
@@ -76,7 +76,7 @@ class Horizon:
         refuse(faults)
         return horizon
 
-    def faults(self, parameters: Mapping[str, Any]) -> list[str]:
+    def faults(self, parameters: Hyperparameters) -> list[str]:
         """Tell which schedules and queues do not fit the run.
 
         Args:
@@ -112,7 +112,7 @@ def _data_faults(trainer: Any, batch: int) -> list[str]:
     return faults
 
 
-def _steps(schedule: str, parameters: Mapping[str, Any], epoch: float) -> int:
+def _steps(schedule: str, parameters: Hyperparameters, epoch: float) -> int:
     """Length of a schedule: its steps where given, else its epochs times their steps."""
     steps = parameters[f'{schedule}_steps']
     if steps is not None:
@@ -127,7 +127,7 @@ def _steps(schedule: str, parameters: Mapping[str, Any], epoch: float) -> int:
     return round(epochs * math.ceil(epoch)) if epochs else 0
 
 
-def _batch_size(loader: Any) -> int:
+def _batch_size(loader: object) -> int:
     """Images a batch of a data loader, also of one with a batch sampler."""
     for source in (loader, getattr(loader, 'batch_sampler', None)):
         size = getattr(source, 'batch_size', None)

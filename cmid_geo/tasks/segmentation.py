@@ -12,11 +12,13 @@ import torchgeo.tasks
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from ..losses.masked import DenseLoss, DenseLossName
+from ..losses.masked import DenseLossName
 from ..models.segmentation import Decoder, FCNHead, create_segmenter
 from ..plots.predictions import log_figure, prediction_figure
-from .downstream import Downstream, check_classes, check_labelling
+from .checks import check_classes, check_labelling
+from .downstream import Downstream, dense_loss
 from .optimization import OptimizerName, Schedule
+from .types import Batch, Stage
 
 
 class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
@@ -150,108 +152,85 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
 
     def configure_losses(self) -> None:
         """Build the loss, which is 0 where nothing has a label."""
-        given = self.hparams
-        if given['task'] == 'multilabel':
+        if self.hparams['task'] == 'multilabel':
             super().configure_losses()
-            return
-        weights = (
-            None if given[name] is None else torch.as_tensor(given[name]).float()
-            for name in ('class_weights', 'pos_weight')
-        )
-        self.criterion = DenseLoss(given['loss'], *weights)
+        else:
+            self.criterion = dense_loss(self.hparams)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predict scores.
+        """Predict logits.
 
         Args:
             x: Images (B, C, H, W) in [0, 1].
 
         Returns:
-            Scores (B, classes, H, W).
+            Logits (B, classes, H, W).
         """
-        return self.model(self.standardise(x))
+        return self.model(self.normalize(x))
 
-    def training_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> Tensor:
-        """Compute the loss, with that of the auxiliary head.
+    def shared_step(self, batch: Batch, batch_idx: int, stage: Stage) -> Tensor:
+        """Compute the loss, in training with that of the auxiliary head, and update the metrics.
 
         Args:
             batch: ``image`` and ``mask``, see the class.
             batch_idx: Index of the batch in its epoch.
-            dataloader_idx: Not used.
+            stage: 'train', 'val' or 'test'.
 
         Returns:
             The loss.
         """
         image, mask = batch['image'], _flat(batch['mask'], self.hparams['task'])
-        if self.auxiliary_weight:
-            features = self.model.encoder(self.standardise(image))
-            scores = self.model.segmentation_head(self.model.decoder(list(features)))
+        if stage == 'train' and self.auxiliary_weight:
+            features = self.model.encoder(self.normalize(image))
+            logits = self.model.segmentation_head(self.model.decoder(list(features)))
             coarse = self.model.auxiliary_head(features[-2])
             coarse = F.interpolate(coarse, mask.shape[-2:], mode='bilinear')
-            loss = self.measure(scores, mask)
+            loss = self.measure(logits, mask)
             loss = loss + self.auxiliary_weight * self.measure(coarse, mask)
         else:
-            scores = self(image)
-            loss = self.measure(scores, mask)
-        self.train_metrics(self.shares(scores.detach()), mask)
-        self.log('train_loss', loss, prog_bar=True, batch_size=len(image))
+            logits = self(image)
+            loss = self.measure(logits, mask)
+        self.record(stage, loss, self.probabilities(logits), mask)
+        if stage == 'val' and batch_idx < 4:
+            shown = image[0], mask[0], self.decide(logits)[0]
+            names = self.hparams['labels'], self.hparams['ignore_index']
+            log_figure(
+                self, f'val/{batch_idx}', lambda: prediction_figure(*shown, *names)
+            )
         return loss
 
-    def validation_step(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Count what is right, and show the first image of the first batches."""
-        scores = self._evaluate(batch, 'val')
-        if batch_idx < 4:
-            predicted = self.decide(scores)[0]
-            mask = _flat(batch['mask'], self.hparams['task'])[0]
-            log_figure(
-                self,
-                f'val/{batch_idx}',
-                lambda: prediction_figure(
-                    batch['image'][0], mask, predicted, self.hparams['labels'],
-                    self.hparams['ignore_index'],
-                ),
-            )  # fmt: skip
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count what is right."""
-        self._evaluate(batch, 'test')
-
-    def measure(self, scores: Tensor, mask: Tensor) -> Tensor:
+    def measure(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Compute the loss of what has a label.
 
         Args:
-            scores: (B, classes, H, W).
+            logits: (B, classes, H, W).
             mask: (B, H, W), or (B, labels, H, W).
 
         Returns:
             The loss.
         """
         if self.hparams['task'] == 'multilabel':
-            return self.criterion(scores, mask.to(scores))
+            return self.criterion(logits, mask.to(logits))
         ignored = self.hparams['ignore_index']
         known = torch.ones_like(mask, dtype=torch.bool)
         return self.criterion(
-            scores, mask, known if ignored is None else mask != ignored
+            logits, mask, known if ignored is None else mask != ignored
         )
 
-    def decide(self, scores: Tensor) -> Tensor:
-        """Turn scores into classes.
+    def decide(self, logits: Tensor) -> Tensor:
+        """Turn logits into classes.
 
         Args:
-            scores: (B, classes, H, W).
+            logits: (B, classes, H, W).
 
         Returns:
             Classes (B, H, W); for several labels 0 or 1, (B, labels, H, W).
         """
         if self.hparams['task'] == 'multiclass':
-            return scores.argmax(1)
-        return (scores > 0).long().squeeze(1)
+            return logits.argmax(1)
+        return (logits > 0).long().squeeze(1)
 
-    def check_labels(self, batch: Any) -> None:
+    def check_labels(self, batch: Batch) -> None:
         """Refuse masks that are missing or hold what is no class."""
         given = self.hparams
         if 'mask' not in batch:
@@ -266,14 +245,6 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
                 'label a pixel, (B, H, W)'
             )
         check_classes(mask, classes, given['ignore_index'], 'mask')
-
-    def _evaluate(self, batch: Any, split: str) -> Tensor:
-        image, mask = batch['image'], _flat(batch['mask'], self.hparams['task'])
-        scores = self(image)
-        loss = self.measure(scores, mask)
-        getattr(self, f'{split}_metrics')(self.shares(scores), mask)
-        self.log(f'{split}_loss', loss, batch_size=len(image), sync_dist=True)
-        return scores
 
 
 def _flat(mask: Tensor, task: str) -> Tensor:

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -13,8 +13,11 @@ from torch import Tensor
 
 from ..models.teacher import KeyQueue
 from ..models.weights.loading import load_backbone
-from ..models.weights.report import LoadReport
+from ..models.weights.matching import LoadReport
 from ..models.weights.sources import Weights, read_training_state
+
+if TYPE_CHECKING:
+    from .pretraining import Pretraining
 
 #: What is restored as a whole or not at all; the student's before the teacher's.
 PARTS = (
@@ -29,7 +32,7 @@ PARTS = (
 )
 
 
-def start_from(task: Any, weights: Weights) -> LoadReport:
+def start_from(task: 'Pretraining', weights: Weights) -> LoadReport:
     """Start a task from weights: from all that they hold, and say what that was.
 
     A backbone alone goes into student and teacher. A checkpoint of CMID, or a full file that
@@ -70,7 +73,9 @@ def start_from(task: Any, weights: Weights) -> LoadReport:
     return report
 
 
-def _restore(task: Any, training: Mapping[str, Tensor], *kinds: str) -> dict[str, str]:
+def _restore(
+    task: 'Pretraining', training: Mapping[str, Tensor], *kinds: str
+) -> dict[str, str]:
     """Restore parts; tell which could not be, and why."""
     own, anew = task.state_dict(), {}
     for part in PARTS:

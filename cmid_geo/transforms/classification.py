@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Augmentations that classifiers are fine-tuned with, on the device."""
+"""Augmentation of classification: mixup, CutMix, RandAugment and random erasing."""
 
 import kornia.augmentation as K
 import torch
@@ -22,8 +22,9 @@ class Mixing(nn.Module):
 
         Args:
             num_classes: Number of classes.
-            mixup: Both parameters of the beta distribution that shares are drawn from; 0 for none.
-            cutmix: Likewise, for rectangles.
+            mixup: Both parameters of the beta distribution that weights of mixup are drawn from; 0 for
+                none.
+            cutmix: Both parameters of that of the areas of CutMix; 0 for none.
 
         Raises:
             ValueError: If a parameter is negative.
@@ -53,8 +54,8 @@ class Mixing(nn.Module):
             label: Classes.
 
         Returns:
-            The images, and the share of each class (batch, classes); as they came if nothing is
-            to be mixed or there is one image only.
+            The images, and the probability of each class (batch, classes); as they came if
+            nothing is to be mixed or there is one image only.
         """
         if not self.kinds or len(image) < 2:
             return image, label
@@ -94,7 +95,7 @@ class RandomAppearance(nn.Module):
 
 
 def random_erasing(probability: float) -> nn.Module:
-    """Erase a rectangle of standardised images: it becomes 0, their mean.
+    """Erase a rectangle of normalized images: it becomes 0, their mean.
 
     Source: https://arxiv.org/abs/1708.04896.
 

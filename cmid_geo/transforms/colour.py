@@ -1,13 +1,14 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Alterations of colour that a view of the same ground may suffer."""
+"""Random changes of colour, on the images' device."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import kornia.augmentation as K
 import torch
-from kornia.augmentation import random_generator as rg
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -35,7 +36,7 @@ def strong_colour(
         brightness: Largest relative change of brightness.
         contrast: Largest relative change of contrast.
         saturation: Largest relative change of saturation.
-        hue: Largest turn of the hue, as a share of the circle.
+        hue: Largest rotation of the hue, as a fraction of the circle.
         gamma: Smallest and largest exponent, where *rgb* is False.
         jitter_p: Probability of the four above.
         blur_sigma: Narrowest and widest Gaussian blur in pixels.
@@ -49,66 +50,88 @@ def strong_colour(
         A module from (batch, bands, height, width) in [0, 1] to the same.
     """
     if rgb:
-        jitter = [K.ColorJitter(brightness, contrast, saturation, hue, p=jitter_p)]
+        jitter: nn.Module = K.ColorJitter(
+            brightness, contrast, saturation, hue, p=jitter_p
+        )
         grey: nn.Module = K.RandomGrayscale(p=grey_p)
     else:
-        jitter = [
-            K.ColorJitter(brightness, contrast, p=jitter_p),
-            K.RandomGamma(gamma, (1.0, 1.0), p=jitter_p),
-        ]
-        grey = RandomBandMean(p=grey_p)
+        jitter = plain_colour(brightness, contrast, gamma, jitter_p)
+        grey = Randomly(band_mean, grey_p)
     return nn.Sequential(
-        *jitter,
+        jitter,
         K.RandomGaussianBlur((7, 7), blur_sigma, p=blur_p),
-        RandomNoise(noise_std, p=noise_p),
+        Randomly(partial(add_noise, std=noise_std), noise_p),
         # Kornia adds up to 0.1 unless told not to
         K.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=solarize_p),
         grey,
     )
 
 
-class RandomNoise(K.IntensityAugmentationBase2D):
-    """Gaussian noise whose strength is drawn for each image; Kornia's has one strength."""
+def plain_colour(
+    brightness: float, contrast: float, gamma: tuple[float, float], p: float
+) -> nn.Module:
+    """Changes of colour that any bands can undergo, each drawn for each image.
 
-    def __init__(self, std: tuple[float, float], p: float = 0.5) -> None:
-        """Initialize a new RandomNoise instance.
+    Args:
+        brightness: Largest relative change of brightness.
+        contrast: Largest relative change of contrast.
+        gamma: Smallest and largest exponent.
+        p: Probability of brightness and contrast, and of gamma.
 
-        Args:
-            std: Smallest and largest standard deviation, in units of the image.
-            p: Probability for each image.
-        """
-        super().__init__(p=p)
-        self._param_generator = rg.PlainUniformGenerator((std, 'std', None, None))
-
-    def apply_transform(
-        self,
-        input: Tensor,
-        params: dict[str, Tensor],
-        flags: dict[str, Any],
-        transform: Tensor | None = None,
-    ) -> Tensor:
-        """Add the noise to (batch, bands, height, width)."""
-        std = params['std'].to(input)[:, None, None, None]
-        return (input + std * torch.randn_like(input)).clamp(0, 1)
+    Returns:
+        A module from (batch, bands, height, width) in [0, 1] to the same.
+    """
+    return nn.Sequential(
+        K.ColorJitter(brightness, contrast, p=p), K.RandomGamma(gamma, (1.0, 1.0), p=p)
+    )
 
 
-class RandomBandMean(K.IntensityAugmentationBase2D):
-    """Greyscale without a colour space: each band becomes the mean of all."""
+class Randomly(nn.Module):
+    """A change of images that some of them undergo."""
 
-    def __init__(self, p: float = 0.5) -> None:
-        """Initialize a new RandomBandMean instance.
+    def __init__(self, change: Callable[[Tensor], Tensor], p: float) -> None:
+        """Initialize a new Randomly instance.
 
         Args:
+            change: From (batch, bands, height, width) to the same.
             p: Probability for each image.
         """
-        super().__init__(p=p)
+        super().__init__()
+        self.change, self.p = change, p
 
-    def apply_transform(
-        self,
-        input: Tensor,
-        params: dict[str, Tensor],
-        flags: dict[str, Any],
-        transform: Tensor | None = None,
-    ) -> Tensor:
-        """Average (batch, bands, height, width) over the bands."""
-        return input.mean(dim=1, keepdim=True).expand_as(input)
+    def forward(
+        self, image: Float[Tensor, 'batch bands height width']
+    ) -> Float[Tensor, 'batch bands height width']:
+        """Change some of the images."""
+        chosen = torch.rand(len(image), 1, 1, 1, device=image.device) < self.p
+        return self.change(image).where(chosen, image)
+
+
+def add_noise(
+    image: Float[Tensor, 'batch bands height width'], std: tuple[float, float]
+) -> Float[Tensor, 'batch bands height width']:
+    """Add Gaussian noise whose strength is drawn for each image; Kornia's has one strength.
+
+    Args:
+        image: In [0, 1].
+        std: Smallest and largest standard deviation, in units of the image.
+
+    Returns:
+        The image, in [0, 1].
+    """
+    strength = torch.empty_like(image[:, :1, :1, :1]).uniform_(*std)
+    return (image + strength * torch.randn_like(image)).clamp(0, 1)
+
+
+def band_mean(
+    image: Float[Tensor, 'batch bands height width'],
+) -> Float[Tensor, 'batch bands height width']:
+    """Greyscale without a colour space: each band becomes the mean of all.
+
+    Args:
+        image: Of any range.
+
+    Returns:
+        The image, all its bands alike.
+    """
+    return image.mean(dim=1, keepdim=True).expand_as(image)

@@ -11,20 +11,21 @@ import kornia.augmentation as K
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from kornia.geometry.conversions import normalize_homography
 from kornia.geometry.linalg import transform_points
 from torch import Tensor, nn
 
-from ..ops.cells import CELL, fill_invalid, random_cell_mask
-from .chips import check_chips, check_size, draw_dates
+from ..ops.cells import CELL, random_cell_mask
+from ..ops.dihedral import dihedral_group
+from ..ops.value_range import normalize
 from .colour import strong_colour
+from .geometry import draw_crops, draw_dihedrals, sampling_grid, warp_image
 
 #: The authors' statistics of RGB imagery in [0, 1], which they use for every pretraining set.
 RGB_MEAN = (0.33797, 0.3605, 0.3348)
 RGB_STD = (0.1359, 0.1352, 0.1407)
 
 
-def default_standardisation(bands: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def default_mean_std(bands: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation to use where the data's own are not known.
 
     Args:
@@ -44,7 +45,7 @@ class View:
     """A look at a chip, and where on the chip each of its cells lies.
 
     Attributes:
-        image: Standardised pixels; where not valid, the chip's mean of the band.
+        image: Normalized pixels; where not valid, the chip's mean of the band.
         mask: True where a cell is hidden from the student.
         positions: Centres (x, y) of what the cells' vectors see, row by row, in pixel indices
             of the chip: an integer is the centre of a pixel.
@@ -59,14 +60,14 @@ class View:
     @property
     def valid_cells(self) -> Bool[Tensor, 'batch cells']:
         """Whether at least half of a cell is valid."""
-        share = F.avg_pool2d(self.valid[:, None].float(), CELL)
-        return (share >= 0.5).flatten(1)
+        fraction = F.avg_pool2d(self.valid[:, None].float(), CELL)
+        return (fraction >= 0.5).flatten(1)
 
 
 class TwoViews(nn.Module):
     """Chips in, two located and masked views out: a plain one, then a strongly altered one.
 
-    Both are cropped, flipped and turned, each on its own draw. Everything runs batched and
+    Both are cropped, rotated and flipped, each on its own draw. Everything runs batched and
     on the chips' device. If you use this transform, please cite
     https://doi.org/10.1109/TGRS.2023.3268232.
     """
@@ -91,15 +92,14 @@ class TwoViews(nn.Module):
 
         Args:
             size: Side of the views in pixels, a multiple of 32.
-            mask_ratio: Share of the cells to hide, from 0 to 1.
-            scale: Smallest and largest area of a crop, as shares of the chip's.
+            mask_ratio: Fraction of the cells to hide, from 0 to 1.
+            scale: Smallest and largest area of a crop, as fractions of the chip's.
             ratio: Narrowest and widest side ratio of a crop.
-            turns: Whether to draw vertical flips and quarter turns too: imagery from
-                above has no up.
+            turns: Whether to draw quarter turns too, and with them flips in all directions: imagery
+                from above has no up.
             rgb: Whether the bands are red, green and blue, so that saturation and hue
                 exist; by default, whether there are three.
-            mean: Mean of each band in [0, 1], to standardise with; see
-                :func:`default_standardisation`.
+            mean: Mean of each band in [0, 1], to normalize with; see :func:`default_mean_std`.
             std: Standard deviation of each band in [0, 1].
             field_offset: From the centre of a cell to the centre of what its vector sees, in pixels
                 of the view to the right and downwards: a backbone's
@@ -121,20 +121,10 @@ class TwoViews(nn.Module):
             'mean', None if mean is None else torch.tensor(mean), False
         )
         self.register_buffer('std', None if std is None else torch.tensor(std), False)
+        self.register_load_state_dict_pre_hook(_keep_constants)
 
-        self.crop = _Geometry(
-            K.RandomResizedCrop(
-                (size, size),
-                scale=scale,
-                ratio=ratio,
-                cropping_mode='resample',
-                align_corners=True,
-            )
-        )
-        flips: list[nn.Module] = [K.RandomHorizontalFlip(p=0.5)]
-        if turns:
-            flips += [K.RandomVerticalFlip(p=0.5), K.RandomRotation90((0, 3), p=1.0)]
-        self.flip = _Geometry(*flips)
+        self.crop = K.RandomResizedCrop((size, size), scale, ratio)
+        self.group = dihedral_group(quarters=turns)
         self.colours = nn.ModuleDict(
             {
                 'rgb': strong_colour(True, **colour),
@@ -177,9 +167,8 @@ class TwoViews(nn.Module):
             dates = (
                 draw_dates(chips, valid) if chips.ndim == 5 else [(chips, valid)] * 2
             )
-            images = [fill_invalid(image, known) for image, known in dates]
             views = []
-            for number, (image, known) in enumerate(images):
+            for number, (image, known) in enumerate(dates):
                 geometry = (
                     geometries[number] if geometries else self.draw_geometry(image)
                 )
@@ -190,7 +179,7 @@ class TwoViews(nn.Module):
         return views[0], views[1]
 
     def draw_geometry(self, chips: Float[Tensor, 'batch bands height width']) -> Tensor:
-        """Draw a crop, flips and a quarter turn for each chip.
+        """Draw a crop, and a rotation and flip of it, for each chip.
 
         Args:
             chips: Only their shape, type and device matter.
@@ -199,9 +188,9 @@ class TwoViews(nn.Module):
             Matrices (batch, 3, 3) in float64 that map pixel indices (x, y, 1) of a chip to
             those of its view.
         """
-        batch, device = len(chips), chips.device
-        cropped = self.crop.draw(batch, *chips.shape[-2:], device)
-        return self.flip.draw(batch, self.size, self.size, device) @ cropped
+        size = (self.size, self.size)
+        rotation = draw_dihedrals(len(chips), self.group, size, chips.device)
+        return rotation @ draw_crops(self.crop, chips)
 
     def draw_mask(self, chips: Float[Tensor, 'batch bands height width']) -> Tensor:
         """Draw the cells to hide.
@@ -216,31 +205,26 @@ class TwoViews(nn.Module):
         return random_cell_mask(len(chips), side, side, self.mask_ratio, chips.device)
 
     def _view(
-        self, image: Tensor, valid: Tensor, geometry: Tensor, mask: Tensor, strong: bool
+        self,
+        image: Tensor,
+        valid: Tensor | None,
+        geometry: Tensor,
+        mask: Tensor,
+        strong: bool,
     ) -> View:
-        # One warp for all of crop, flips and turns; validity travels as one more band
-        layers = torch.cat([image, valid[:, None].to(image.dtype)], dim=1)
-        chip, view = (image.shape[2], image.shape[3]), (self.size, self.size)
-        # Inverted in double precision: in single it is off by thousandths of a pixel
-        theta = torch.linalg.inv(normalize_homography(geometry, chip, view))
-        grid = F.affine_grid(
-            theta[:, :2].to(image.dtype), [*layers.shape[:2], *view], align_corners=True
-        )
-        warped = F.grid_sample(layers, grid, padding_mode='border', align_corners=True)
-        # Interpolated from valid pixels alone, 1 keeps 1 to rounding
-        known = warped[:, -1] > 1 - 1e-4
-        image = warped[:, :-1].clamp(0, 1)
+        grid = sampling_grid(geometry, image, (self.size, self.size))
+        image, known = warp_image(image, valid, grid)
         if strong:
             rgb = image.shape[1] == 3 if self.rgb is None else self.rgb
             image = self.colours['rgb' if rgb else 'any'](image).clamp(0, 1)
         positions = self._positions(geometry).to(image.dtype)
-        return View(self._standardise(image), mask, positions, known)
-
-    def _standardise(self, image: Tensor) -> Tensor:
-        mean, std = default_standardisation(image.shape[1])
-        centre = image.new_tensor(mean) if self.mean is None else self.mean.to(image)
-        spread = image.new_tensor(std) if self.std is None else self.std.to(image)
-        return (image - centre[:, None, None]) / spread[:, None, None]
+        mean, std = default_mean_std(image.shape[1])
+        normalized = normalize(
+            image,
+            mean if self.mean is None else self.mean,
+            std if self.std is None else self.std,
+        )
+        return View(normalized, mask, positions, known)
 
     def _positions(self, geometry: Tensor) -> Tensor:
         side = torch.arange(
@@ -254,19 +238,79 @@ class TwoViews(nn.Module):
         )
 
 
-class _Geometry(K.AugmentationSequential):
-    """Geometric augmentations of which only the drawn matrices are wanted."""
+def _keep_constants(
+    views: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Take nothing from a checkpoint: Kornia saves constants, which the arguments tell."""
+    for name in [name for name in state if name.startswith(prefix)]:
+        del state[name]
+    state.update({f'{prefix}{name}': own for name, own in views.state_dict().items()})
 
-    def __init__(self, *steps: Any) -> None:
-        """Initialize from Kornia's augmentations, none of which changes the size but the last."""
-        super().__init__(*steps, data_keys=['input'])
 
-    def draw(self, batch: int, height: int, width: int, device: torch.device) -> Tensor:
-        """Draw for images of a size and return the matrices (batch, 3, 3) in float64."""
-        # Kornia asks an image for its shape, type and device only: this one holds one value
-        image = torch.zeros((), dtype=torch.float64, device=device)
-        image = image.expand(batch, 1, height, width)
-        # Drawn in Kornia's way, from the host's generator
-        parameters = self.forward_parameters(image.shape)
-        matrix: Any = self.get_transformation_matrix(image, parameters, recompute=True)
-        return matrix.to(image)
+def check_size(size: int) -> None:
+    """Refuse views that do not divide into cells.
+
+    Args:
+        size: Side of the views in pixels.
+
+    Raises:
+        ValueError: If *size* is no positive multiple of 32.
+    """
+    if size < CELL or size % CELL:
+        below, above = max(size // CELL, 1) * CELL, (max(size, 0) // CELL + 1) * CELL
+        raise ValueError(
+            f'size={size} is no positive multiple of {CELL}: views divide into cells of '
+            f'{CELL}x{CELL} pixels, use {below} or {above}'
+        )
+
+
+def check_chips(chips: Tensor, valid: Tensor | None, size: int) -> None:
+    """Refuse chips from which no views can be cut.
+
+    Args:
+        chips: (batch, bands, height, width) or (batch, dates, bands, height, width).
+        valid: (batch, height, width) or (batch, dates, height, width), or None.
+        size: Side of the views in pixels.
+
+    Raises:
+        ValueError: If a shape does not fit.
+    """
+    if chips.ndim not in (4, 5) or not chips.is_floating_point():
+        raise ValueError(
+            f'chips of shape {tuple(chips.shape)} and type {chips.dtype}: views are cut from floats '
+            'in [0, 1] of shape (batch, bands, height, width) or (batch, dates, bands, height, width)'
+        )
+    height, width = chips.shape[-2:]
+    if min(height, width) < size:
+        raise ValueError(
+            f'chips are {height}x{width} pixels but views need {size}: raise '
+            'SceneDataModule(patch_size=...) or lower CMID(size=...)'
+        )
+    expected = chips.shape[:-3] + chips.shape[-2:]
+    if valid is not None and valid.shape != expected:
+        raise ValueError(
+            f'valid has shape {tuple(valid.shape)} but the chips need {tuple(expected)}: '
+            'pass one value a pixel, for each date if there are several'
+        )
+
+
+def draw_dates(
+    chips: Tensor, valid: Tensor | None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Draw two dates of each place, different ones where there are two or more.
+
+    Args:
+        chips: (batch, dates, bands, height, width).
+        valid: (batch, dates, height, width), or None.
+
+    Returns:
+        Chips and validity of the first date, and of the second.
+    """
+    batch, dates = chips.shape[:2]
+    order = torch.rand(batch, dates, device=chips.device).argsort(dim=1)
+    rows = torch.arange(batch, device=chips.device)
+    drawn = (order[:, 0], order[:, -1])
+    return [
+        (chips[rows, date], None if valid is None else valid[rows, date])
+        for date in drawn
+    ]

@@ -17,7 +17,8 @@ from torchgeo.datasets import OSCD
 from cmid_geo.__main__ import main
 from cmid_geo.datamodules import ChangeDataModule, LEVIRCDDataModule, OSCDDataModule
 from cmid_geo.datasets import Chip
-from cmid_geo.datasets.label_fraction import ListedChips, stratified_fraction
+from cmid_geo.datasets.label_fraction import draw_fraction
+from cmid_geo.datasets.samplers import ListedChips
 from cmid_geo.tasks import ChangeDetection
 
 
@@ -166,12 +167,12 @@ def test_a_share_of_the_labels(cities: Path) -> None:
 
 def test_shares_are_of_each_kind_and_nested() -> None:
     kinds = [0] * 90 + [1] * 10
-    some, more = (stratified_fraction(kinds, share, 3) for share in (0.1, 0.5))
+    some, more = (draw_fraction(kinds, share, 3) for share in (0.1, 0.5))
     assert [sum(index >= 90 for index in each) for each in (some, more)] == [1, 5]
     assert (len(some), len(more)) == (10, 50) and set(some) < set(more)
-    assert stratified_fraction(kinds, 0.1, 4) != some
-    assert stratified_fraction(kinds, 1.0, 3) == list(range(100))
-    assert stratified_fraction(kinds, 0.001, 3)[1] >= 90
+    assert draw_fraction(kinds, 0.1, 4) != some
+    assert draw_fraction(kinds, 1.0, 3) == list(range(100))
+    assert draw_fraction(kinds, 0.001, 3)[1] >= 90
 
 
 def test_few_chips_come_equally_often() -> None:

@@ -2,6 +2,7 @@
 # Licensed under the MIT License.
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,7 +87,7 @@ def test_other_types_are_scaled_by_their_range(tmp_path: Path) -> None:
     assert batch['image'].min() == 0 and batch['image'].max() == 1
     # What a square is filled up with is 0
     assert batch['image'][:, :, 33:].abs().max() == 0
-    data.limits = ((0.0,) * 5, (1000.0,) * 5)
+    data.value_range = replace(data.statistics, low=(0.0,) * 5, high=(1000.0,) * 5)
     scaled = data.scale({'image': torch.full((1, 5, 2, 2), 250.0)})
     assert torch.allclose(scaled['image'], torch.tensor(0.25))
 

@@ -10,15 +10,8 @@ import torch
 from dotafiles import BOXES, NAMES, write_dota, write_image, write_labels
 from torchgeo.datasets import DOTA
 
-from cmid_geo.datamodules.few import few_images
 from cmid_geo.datamodules.oriented import DOTADataModule, OrientedDataModule
-from cmid_geo.datasets.dota import (
-    OrientedChips,
-    find_pairs,
-    image_size,
-    read_dota,
-    starts,
-)
+from cmid_geo.datasets.dota import OrientedChips, find_pairs, read_dota
 from cmid_geo.ops.rotated_boxes import boxes_from_corners
 from cmid_geo.tasks.oriented import OrientedDetection
 
@@ -90,13 +83,6 @@ class TestReader:
 
 
 class TestChips:
-    @pytest.mark.parametrize(
-        ('side', 'expected'),
-        [(40, [0]), (64, [0]), (65, [0, 1]), (108, [0, 44]), (109, [0, 44, 45]), (200, [0, 44, 88, 132, 136])],
-    )  # fmt: skip
-    def test_chips_cover_a_side(self, side: int, expected: list[int]) -> None:
-        assert starts(side, 64, 20) == expected
-
     def test_pixels_and_boxes_are_where_the_window_is(self, folder: Path) -> None:
         chips = OrientedChips(find_pairs(folder), NAMES, 48, 16)
         assert len(chips) == 4 * 3 * 2
@@ -180,11 +166,8 @@ class TestChips:
                     pairs, NAMES, **({'patch_size': 64, 'overlap': 0} | options)
                 )
         (folder / 'images' / 'P1.png').write_bytes(b'no image')
-        with pytest.raises(
-            ValueError, match=r'P1.png cannot be opened: .*; replace it'
-        ):
+        with pytest.raises(ValueError, match=r'cannot read .*P1.png.*: replace it'):
             OrientedChips(pairs, NAMES, 64, 0)
-        assert image_size(folder / 'images' / 'P0.png') == (100, 70)
 
 
 class TestFolders:
@@ -326,33 +309,3 @@ class TestDOTA:
 
         with pytest.raises(DatasetNotFoundError):
             DOTADataModule(str(tmp_path / 'nowhere')).setup('fit')
-
-
-class TestFewImages:
-    LABELS = ([1, 1, 2], [1], [2], [], [3], [1, 3], [2, 2], [], [1], [2])
-
-    def test_all_and_none(self) -> None:
-        assert few_images(self.LABELS, 1.0) == list(range(10))
-        for fraction in (0.0, -1.0, 1.5):
-            with pytest.raises(
-                ValueError, match=f'label_fraction={fraction} is a share'
-            ):
-                few_images(self.LABELS, fraction)
-
-    @pytest.mark.parametrize('seed', range(5))
-    def test_each_class_stays(self, seed: int) -> None:
-        for fraction in (0.01, 0.3, 0.5):
-            chosen = few_images(self.LABELS, fraction, seed)
-            seen = set().union(*(self.LABELS[index] for index in chosen))
-            assert seen == {1, 2, 3}
-            assert len(chosen) <= max(3, round(fraction * 10) + 1)
-        assert few_images(self.LABELS, 0.3, seed) == few_images(self.LABELS, 0.3, seed)
-
-    def test_seeds_differ_and_classes_keep_their_share(self) -> None:
-        labels = [[1]] * 60 + [[2]] * 30 + [[]] * 10
-        chosen = [few_images(labels, 0.2, seed) for seed in range(4)]
-        assert len({tuple(each) for each in chosen}) == 4
-        for each in chosen:
-            assert len(each) == 20
-            assert sum(index < 60 for index in each) == pytest.approx(12, abs=2)
-            assert sum(60 <= index < 90 for index in each) == pytest.approx(6, abs=2)

@@ -24,8 +24,8 @@ from cmid_geo.datamodules import ChangeDataModule, SegmentationDataModule
 from cmid_geo.datasets import Chip, SceneDataset
 from cmid_geo.datasets.change import ChangePairs
 from cmid_geo.datasets.coco import CocoDetection
-from cmid_geo.datasets.dota import image_size
-from cmid_geo.datasets.image_folder import read_image
+from cmid_geo.datasets.dota import OrientedChips
+from cmid_geo.datasets.images import read_image
 from cmid_geo.datasets.masks import MaskDataset
 from cmid_geo.predict.inputs import open_source
 
@@ -423,7 +423,9 @@ OPENERS: dict[str, Callable[[Path], object]] = {
     ).validity(0),
     'map': lambda folder: open_source(folder / 'a.tif').read(0, 0, 64),
     'images': lambda folder: read_image(folder / 'a.tif'),
-    'oriented': lambda folder: image_size(folder / 'a.tif'),
+    'oriented': lambda folder: OrientedChips(
+        [(folder / 'a.tif', Path(os.devnull))], ['x'], 64, 0
+    ),
     'detection': lambda folder: CocoDetection(folder, folder / 'boxes.json', size=20)[0],
 }  # fmt: skip
 

@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 import torch
 from rasterfiles import noise, write
-from torchgeo.datasets import DatasetNotFoundError
 
 from cmid_geo.datasets import Chip, SceneDataset
-from cmid_geo.datasets.image_folder import ImageFolders, read_image
-from cmid_geo.datasets.label_fraction import (
-    ListedChips,
-    covering_fraction,
-    stratified_fraction,
-)
 from cmid_geo.datasets.masks import LabelledScenes, MaskDataset
 
 
@@ -77,52 +70,3 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         )
     with pytest.raises(ValueError, match='crs=images.crs, res=images.res'):
         LabelledScenes(images, MaskDataset(tmp_path / 'far', res=20.0))
-
-
-def test_fractions_keep_every_class() -> None:
-    labels = np.repeat([0, 1, 2], [1000, 100, 3])
-    drawn = stratified_fraction(labels, 0.05, 1)
-    assert np.bincount(labels[drawn]).tolist() == [50, 5, 1]
-    assert drawn == stratified_fraction(labels, 0.05, 1)
-    assert drawn != stratified_fraction(labels, 0.05, 2)
-    assert set(drawn) < set(stratified_fraction(labels, 0.5, 1))
-    assert stratified_fraction(labels, 1.0) == list(range(1103))
-    for wrong in (0.0, 1.5, -0.1):
-        with pytest.raises(ValueError, match=f'label_fraction={wrong}'):
-            stratified_fraction(labels, wrong)
-
-
-def test_fractions_of_chips_cover_rare_classes() -> None:
-    counts = np.zeros((100, 4), int)
-    counts[:, 0], counts[:, 3] = 90, 0
-    counts[7, 1], counts[8, 2] = 5, 6
-    drawn = covering_fraction(counts, 0.02)
-    assert {7, 8} <= set(drawn) and len(drawn) <= 4
-
-
-def test_listed_chips_come_in_turn() -> None:
-    chips = [Chip((0,), n, 0, 8, 8) for n in range(3)]
-    sampler = ListedChips(chips, 7, seed=1)
-    first = list(sampler)
-    assert len(first) == len(sampler) == 7
-    assert {c.col for c in first[:3]} == {c.col for c in first[3:6]} == {0, 1, 2}
-    assert first == list(sampler)
-    sampler.set_epoch(5)
-    assert first != list(sampler)
-
-
-def test_folders_of_images(tmp_path: Path) -> None:
-    from PIL import Image
-
-    write(tmp_path / 'b' / 'many.tif', noise(5, 20, 30))
-    (tmp_path / 'a').mkdir()
-    Image.new('L', (30, 20), 7).save(tmp_path / 'a' / 'grey.png')
-    found = ImageFolders(tmp_path)
-    assert found.classes == ['a', 'b'] and found.labels.tolist() == [0, 1]
-    assert torch.equal(found[0]['image'], torch.full((3, 20, 30), 7.0))
-    assert torch.equal(found[1]['image'], torch.from_numpy(noise(5, 20, 30)).float())
-    with pytest.raises(DatasetNotFoundError):
-        ImageFolders(tmp_path / 'nowhere')
-    (tmp_path / 'a' / 'broken.jpg').write_bytes(b'no image')
-    with pytest.raises(ValueError, match='broken.jpg.*replace it'):
-        read_image(tmp_path / 'a' / 'broken.jpg')

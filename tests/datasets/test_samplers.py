@@ -12,6 +12,7 @@ from rasterfiles import noise, write
 
 from cmid_geo.datasets import Chip, GridChips, RandomChips, SceneDataset
 from cmid_geo.datasets.coverage import Coverage
+from cmid_geo.datasets.samplers import ListedChips
 
 
 def with_corner(side: int, empty: int) -> np.ndarray:
@@ -211,3 +212,14 @@ class TestGridChips:
         write(tmp_path / 'b.tif', noise(1, 65, 65))
         with pytest.warns(UserWarning, match='a.tif'):
             assert len(GridChips(SceneDataset(tmp_path), 65)) == 1
+
+
+def test_listed_chips_come_in_turn() -> None:
+    chips = [Chip((0,), n, 0, 8, 8) for n in range(3)]
+    sampler = ListedChips(chips, 7, seed=1)
+    first = list(sampler)
+    assert len(first) == len(sampler) == 7
+    assert {c.col for c in first[:3]} == {c.col for c in first[3:6]} == {0, 1, 2}
+    assert first == list(sampler)
+    sampler.set_epoch(5)
+    assert first != list(sampler)

@@ -223,7 +223,7 @@ def test_foreign_files_are_refused(root: Path, tmp_path: Path) -> None:
         ({'scenes': 0}, 'scenes=0 .* raise scenes='),
         ({'size': 0}, 'size=0 .* raise size='),
         ({'size': 127}, 'size=127 .* 128'),
-        ({'seed': -1}, 'seed=-1 .* give another seed='),
+        ({'seed': -1}, 'seed=-1 .* raise seed='),
         ({'dates': ('20230615',)}, 'two or more'),
         ({'dates': ('20240921', '20230615')}, 'each after the one before'),
         ({'dates': ('20230615', '20230615')}, 'each after the one before'),

@@ -25,7 +25,6 @@ from cmid_geo.ops.rotated_boxes import (
     external_boxes,
     rotated_iou,
     rotated_nms,
-    shared_area,
     wrap_angle,
 )
 
@@ -228,19 +227,6 @@ class TestIoU:
         boxes[:, 4] = QUARTER * torch.randint(-3, 4, (50,)).double()
         around = external_boxes(boxes)
         torch.testing.assert_close(rotated_iou(boxes, boxes), box_iou(around, around))
-
-    def test_share_of_the_first(self) -> None:
-        image = torch.tensor([[50.0, 50, 100, 100, 0]])
-        boxes = torch.tensor(
-            [
-                [0.0, 50, 10, 4, 0],
-                [50, 50, 9, 9, 1],
-                [-9, 5, 8, 8, 0.7],
-                [0, 0, 2, 2, QUARTER / 2],
-            ]
-        )
-        found = shared_area(boxes, image)[:, 0].tolist()
-        assert found == pytest.approx([0.5, 1, 0, 0.25], abs=1e-6)
 
 
 class TestNMS:

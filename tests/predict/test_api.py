@@ -17,10 +17,12 @@ from rasterfiles import noise, tear, truncate, write
 
 from cmid_geo import SemanticSegmentation
 from cmid_geo.__main__ import main
+from cmid_geo.datasets.scene import Declared
 from cmid_geo.predict import SceneMapper, map_scenes, predict_scene
-from cmid_geo.predict.listing import Tally, list_tasks
-from cmid_geo.predict.planning import plan_map
-from cmid_geo.predict.scene import map_job
+from cmid_geo.predict.api import Tally
+from cmid_geo.predict.job import plan_map
+from cmid_geo.predict.listing import list_scenes
+from cmid_geo.predict.writer import write_job
 
 
 @pytest.fixture(scope='module')
@@ -171,7 +173,7 @@ def test_a_map_that_lost_its_end_is_not_finished(
     mapper, options = SceneMapper(torch.nn.Identity(), dtype=dtype), {'size': 256}
     job = plan_map(mapper, scene, tmp_path / 'map.tif', **options)
     assert not job.is_finished
-    map_job(mapper, job, 4, 1)
+    write_job(mapper, job, 4, 1)
     assert job.is_finished
     whole = job.out.read_bytes()
     # Behind each block are four bytes that no reader needs
@@ -286,7 +288,7 @@ def test_names_of_maps(tmp_path: Path) -> None:
 
     def listed(*scenes: str, dates: int = 1) -> list[str]:
         paths = [str(tmp_path / scene) for scene in scenes]
-        return [task.out.name for task in list_tasks(paths, 'm', dates, '.tif')]
+        return [task.out.name for task in list_scenes(paths, 'm', dates, '.tif')]
 
     assert listed('a') == ['2019.tif', '2020.tif', 'x_a.tif']
     assert listed('a/2019.tif', 'b/2019.tif') == ['a_2019.tif', 'b_2019.tif']
@@ -297,7 +299,7 @@ def test_names_of_maps(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two scenes would be mapped to 'a_2019'"):
         listed('a/2019.tif', 'c/a/2019.tif')
     with pytest.raises(ValueError, match='among the scenes of .* another folder'):
-        list_tasks([str(tmp_path / 'a')], tmp_path / 'a/maps', 1, '.tif')
+        list_scenes([str(tmp_path / 'a')], tmp_path / 'a/maps', 1, '.tif')
     with pytest.raises(ValueError, match='1 paths for a task that compares 2 dates'):
         listed('a', dates=2)
     with pytest.raises(ValueError, match='3 scenes before and its partner 1 after'):
@@ -357,7 +359,7 @@ def test_what_files_do_not_say(tmp_path: Path, scenes: Path, checkpoint: str) ->
 def test_bands_of_a_scene_without_crs_are_one_scene(tmp_path: Path) -> None:
     for band in ('B02', 'B03'):
         write(tmp_path / f'in/x_{band}.tif', noise(1, 50, 50), crs=None)
-    tasks = list_tasks(
-        [str(tmp_path / 'in')], tmp_path / 'out', 1, '.tif', 'EPSG:32633'
+    tasks = list_scenes(
+        [str(tmp_path / 'in')], tmp_path / 'out', 1, '.tif', Declared(crs='EPSG:32633')
     )
-    assert [len(task.dates[0]) for task in tasks] == [2]
+    assert [len(task.dates[0].files) for task in tasks] == [2]

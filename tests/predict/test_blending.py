@@ -1,6 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmid_geo.predict.blending import Blender, blend
-from cmid_geo.predict.shelf import Shelf
+from cmid_geo.predict.blending import Blender, Spill, blend
 from cmid_geo.predict.tiling import Tiling, cut_scene
 
 SIZE = 16
@@ -64,50 +64,36 @@ def test_weighted_mean_in_any_order_and_memory(
         'backwards': list(range(len(windows)))[::-1],
         'mixed': torch.randperm(len(windows)).tolist(),
     }[order]
-    shelf = Shelf(tmp_path / 'shelf.bin')
-    blender = Blender(tiling, keep, shelf, budget=budget)
+    spill = Spill(tmp_path / 'spill.bin')
+    blender = Blender(tiling, keep, spill, budget=budget)
     parts = [part for n in places for part in blender.add(*windows[n])]
     found = paint(parts, 50, 41)
     np.testing.assert_allclose(found, reference(tiling, windows), atol=1e-5)
     # To the bit the same, whatever the order and whatever went to disk
-    straight = Blender(tiling, keep, Shelf(tmp_path / 'other.bin'))
+    straight = Blender(tiling, keep, Spill(tmp_path / 'other.bin'))
     again = paint([p for w in windows for p in straight.add(*w)], 50, 41)
     assert (found == again).all()
-    assert (tmp_path / 'shelf.bin').exists() == (budget < 2**27)
-    assert not blender._waiting and not blender._held and not list(shelf)
+    assert (tmp_path / 'spill.bin').exists() == (budget < 2**27)
+    assert not blender._waiting and not blender._held and not list(spill.places)
 
 
 @pytest.mark.parametrize('shares', [1, 2, 3, 7])
 def test_processes_share_a_scene(
     tiling: Tiling, windows: Any, tmp_path: Path, shares: int
 ) -> None:
-    whole = Blender(tiling, keep, Shelf(tmp_path / 'whole.bin'))
+    whole = Blender(tiling, keep, Spill(tmp_path / 'whole.bin'))
     expected = paint([part for each in windows for part in whole.add(*each)], 50, 41)
-    parts, total = [], len(windows)
+    parts, spills, total = [], [], len(windows)
     for rank in range(shares):
         mine = range(rank * total // shares, (rank + 1) * total // shares)
-        shelf = Shelf(tmp_path / f'{rank}.bin')
-        blender = Blender(tiling, keep, shelf, mine.__contains__)
+        spill = Spill(tmp_path / f'{rank}.bin')
+        blender = Blender(tiling, keep, spill, mine.__contains__)
         parts += [part for n in mine for part in blender.add(*windows[n])]
-        shelf.close(rank=rank)
-    opened = [Shelf.open(tmp_path / f'{rank}.bin') for rank in range(shares)]
-    assert [about['rank'] for _, about in opened] == list(range(shares))
-    parts += blender.join([shelf for shelf, _ in opened])
+        spill.close()
+        # As another process gets it
+        spills.append(pickle.loads(pickle.dumps(spill)))
+    parts += blender.join(spills)
     assert (paint(parts, 50, 41) == expected).all()
-
-
-def test_a_missing_process_is_noticed(
-    tiling: Tiling, windows: Any, tmp_path: Path
-) -> None:
-    shelf = Shelf(tmp_path / '0.bin')
-    blender = Blender(tiling, keep, shelf, range(4).__contains__)
-    for each in windows[:4]:
-        list(blender.add(*each))
-    shelf.close()
-    with pytest.raises(ValueError, match='windows .* of a map are missing'):
-        list(blender.join([Shelf.open(tmp_path / '0.bin')[0]]))
-    with pytest.raises(FileNotFoundError):
-        Shelf.open(tmp_path / '1.bin')
 
 
 def test_equal_values_stay_what_they_are() -> None:
@@ -117,17 +103,17 @@ def test_equal_values_stay_what_they_are() -> None:
     assert torch.equal(mean, value)
 
 
-def test_shelf(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / 'a.bin')
+def test_spill(tmp_path: Path) -> None:
+    spill = Spill(tmp_path / 'a.bin')
     first, second = np.arange(6.0).reshape(2, 3), np.array([[True], [False]])
-    shelf.put((1, 2), first, second)
-    shelf.put((3,), first.astype(np.float16)[:, ::2])
-    assert list(shelf) == [(1, 2), (3,)]
-    back = shelf.take((1, 2))
+    spill.put((1, 2), first, second)
+    spill.put((3,), first.astype(np.float16)[:, ::2])
+    assert list(spill.places) == [(1, 2), (3,)]
+    back = spill.take((1, 2))
     assert (back[0] == first).all() and (back[1] == second).all()
-    assert back[1].dtype == bool and list(shelf) == [(3,)]
-    shelf.put((4,), first)
-    assert (shelf.take((3,))[0] == [[0, 2], [3, 5]]).all()
-    shelf.close(error='why')
-    opened, about = Shelf.open(tmp_path / 'a.bin')
-    assert about == {'error': 'why'} and (opened.take((4,))[0] == first).all()
+    assert back[1].dtype == bool and list(spill.places) == [(3,)]
+    spill.put((4,), first)
+    assert (spill.take((3,))[0] == [[0, 2], [3, 5]]).all()
+    spill.close()
+    opened = pickle.loads(pickle.dumps(spill))
+    assert (opened.take((4,))[0] == first).all()

@@ -12,7 +12,7 @@ from rasterio.transform import from_origin
 
 from cmid_geo.datasets.grids import Grid
 from cmid_geo.predict.cog import RasterFile
-from cmid_geo.predict.layers import Layer
+from cmid_geo.predict.outputs import Layer
 
 #: Names, and how they can be shown.
 HOSTILE = {
@@ -32,7 +32,7 @@ def test_names_of_any_text_are_read_again(tmp_path: Path) -> None:
     bands = Layer('_probabilities', 6, 'float32', None, names=names)
     for layer in (classes, bands):
         file = RasterFile(tmp_path, f'map{layer.suffix}.tif', layer, grid)
-        file.write((0, 32), (0, 64), np.zeros((layer.count, 32, 64), layer.dtype))
+        file.write((0, 0), np.zeros((layer.count, 32, 64), layer.dtype))
         file.close({'labels': 'any'})
     root = ElementTree.parse(tmp_path / 'map.tif.aux.xml').getroot()
     assert [category.text for category in root.iter('Category')] == shown

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cmid_geo import ObjectDetection
 from cmid_geo.models import create_backbone
 from cmid_geo.predict import MapWriter, SceneMapper, SceneWindows, cog, predict_scene
-from cmid_geo.predict.datamodule import Share, Windows
+from cmid_geo.predict.reader import Windows, split
 
 #: Side of windows.
 SIZE = 64
@@ -170,19 +170,16 @@ def test_two_processes_give_the_maps_of_one(folder: Path, unused_port: int) -> N
 def test_shares_are_without_duplicate_and_gap() -> None:
     windows = Windows([])
     windows.ends = [5, 6, 18]
-    assert len(windows) == 18
     assert [windows.locate(i) for i in (0, 4, 5, 6, 17)] == [
         (0, 0), (0, 4), (1, 0), (2, 0), (2, 11),
     ]  # fmt: skip
     for world in (1, 2, 5, 18, 25):
-        shares = [Share(windows, world, rank) for rank in range(world)]
-        assert [index for each in shares for index in each.mine] == list(range(18))
-        assert all(list(each) == list(each.mine or [-1]) for each in shares)
-        assert all(len(each) == len(list(each)) for each in shares)
-        counts = [len(each.mine) for each in shares]
-        assert max(counts) - min(counts) <= 1
+        windows.parts = split(18, world)
+        assert [index for each in windows.parts for index in each] == list(range(18))
+        counts = [len(each) for each in windows.parts]
+        assert len(counts) == world and max(counts) - min(counts) <= 1
         for number, count in enumerate((5, 1, 12)):
-            spans = [windows.span(number, each.mine) for each in shares]
+            spans = [windows.span(number, rank) for rank in range(world)]
             assert [w for span in spans for w in span] == list(range(count))
 
 

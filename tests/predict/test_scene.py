@@ -334,7 +334,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
         ({'num_workers': 0}, 'num_workers=0: give at least 1'),
         ({'output': 'classes'}, "output='classes' with Identity: it gives values"),
         ({'components': 3}, 'components=3 with Identity: give 1 or more, for a'),
-        ({'threshold': 2}, 'threshold=2: give a share'),
+        ({'threshold': 2}, 'threshold=2: give a prob'),
         ({'low': 1}, 'low=1 and high=None: give both'),
         ({'bands': [4]}, 'has no band 4'),
         ({'out': 'map.png'}, "map.png': Identity gives .tif"),

@@ -31,7 +31,7 @@ from cmid_geo import (
 from cmid_geo.models import export_backbone
 from cmid_geo.predict import MapWriter, SceneMapper, SceneWindows, predict_scene
 from cmid_geo.predict.checkpoint import Backbone, open_task
-from cmid_geo.predict.planning import plan_map
+from cmid_geo.predict.job import plan_map
 
 TINY: dict[str, Any] = {'backbone': 'test_resnet', 'in_channels': 3}
 

@@ -22,7 +22,7 @@ from cmid_geo.predict.vectors import (
     Objects,
     merge_objects,
     objects_of_window,
-    read_about,
+    read_notes,
     write_objects,
 )
 
@@ -443,9 +443,9 @@ class TestFiles:
         path, grid = tmp_path / f'a.{ending}', Grid(UTM, SQUARE, 100, 80)
         about = 'weights: "a.ckpt"\nschön = {score: 0.5}; ' * 50
         write_objects(self.two.take(np.arange(number)), path, grid, self.names, about)
-        assert read_about(path) == about
+        assert read_notes(path) == about
         write_objects(self.two.take(np.arange(number)), path, grid, self.names, '')
-        assert read_about(path) is None
+        assert read_notes(path) is None
         assert len(gpd.read_file(path)) == number
 
     def test_no_objects(self, tmp_path: Path) -> None:
@@ -466,7 +466,7 @@ class TestFiles:
         path, grid = tmp_path / 'a.gpkg', Grid(UTM, SQUARE, 100, 80)
         write_objects(self.two, path, grid, self.names, 'first')
         write_objects(self.two.take(np.array([1])), path, grid, self.names, 'second')
-        read_about(path)
+        read_notes(path)
         assert [file.name for file in tmp_path.iterdir()] == ['a.gpkg']
         assert gpd.read_file(path)['class'].tolist() == ['ship']
         assert gpd.list_layers(path)['name'].tolist() == ['objects']
@@ -483,7 +483,7 @@ class TestFiles:
         assert sorted(gpd.list_layers(path)['name']) == ['mine', 'objects']
         assert len(gpd.read_file(path, layer='objects')) == 1
         assert gpd.read_file(path, layer='mine').geometry[0] == shapely.Point(3, 4)
-        assert read_about(path) == 'ours'
+        assert read_notes(path) == 'ours'
 
     @pytest.mark.parametrize('ending', ['gpkg', 'geojson'])
     def test_damaged_and_other_files_tell_nothing(
@@ -494,11 +494,11 @@ class TestFiles:
         whole = path.read_bytes()
         for kept in (0, len(whole) * 2 // 3, len(whole) - 10):
             path.write_bytes(whole[:kept])
-            assert read_about(path) is None
+            assert read_notes(path) is None
         path.unlink()
         other = gpd.GeoDataFrame(geometry=[shapely.Point(3, 4)], crs='EPSG:4326')
         other.to_file(path, layer='mine')
-        assert read_about(path) is None
+        assert read_notes(path) is None
 
     @pytest.mark.parametrize('name', ['a.shp', 'a', 'a.json'])
     def test_other_endings_are_refused(self, tmp_path: Path, name: str) -> None:

@@ -197,7 +197,7 @@ def test_metrics_see_probabilities_of_binary_tasks() -> None:
     task = Classification('test_resnet', task='binary', loss='bce')
     # All in [0, 1], and all held true
     scores, labels = torch.tensor([[0.1], [0.2], [0.3]]), torch.tensor([1, 1, 0])
-    task.val_metrics(task.shares(scores), labels)
+    task.val_metrics(task.probabilities(scores), labels)
     assert task.val_metrics.compute()['val_OverallAccuracy'] == pytest.approx(2 / 3)
 
 
@@ -227,8 +227,8 @@ def test_a_vit_of_cmid_classifies_by_the_mean_of_its_patches(
     pretrained, files = cmid_vit(make_task, tmp_path)
     image = torch.rand(2, 3, 96, 64)
     task = Classification(VIT, str(files[kind]), num_classes=3).eval()
-    vectors = pretrained.student.backbone.eval()(task.standardise(image)).mean((2, 3))
-    features = task.model.forward_features(task.standardise(image))
+    vectors = pretrained.student.backbone.eval()(task.normalize(image)).mean((2, 3))
+    features = task.model.forward_features(task.normalize(image))
     pooled = task.model.forward_head(features, pre_logits=True)
     torch.testing.assert_close(pooled, vectors)
     torch.testing.assert_close(task(image), task.model.head(vectors))
@@ -240,7 +240,7 @@ def test_a_vit_of_cmid_classifies_by_the_mean_of_its_patches(
     # In timm alone
     plain = create_network(VIT, global_pool='avg', fc_norm=False).eval()
     load_backbone(plain, files[kind])
-    torch.testing.assert_close(plain(task.standardise(image)), vectors)
+    torch.testing.assert_close(plain(task.normalize(image)), vectors)
 
 
 def test_pooling_stays_with_a_vits_checkpoint(

@@ -129,7 +129,7 @@ def test_it_learns() -> None:
             norm.momentum = 0.5
     with torch.no_grad():
         for _ in range(4):
-            task.model.backbone(task.standardise(image))
+            task.model.backbone(task.normalize(image))
         found = task.eval()(image)
     for each, boxes, labels in zip(found, batch['bbox_xyxy'], batch['label']):
         best = each['scores'].argmax()
@@ -245,10 +245,10 @@ def test_a_batch_without_boxes_can_be_predicted_but_not_learned(
 def test_weights_tell_how_to_standardise() -> None:
     task = make(weights=None)
     image = torch.rand(1, 3, 32, 32)
-    assert torch.equal(task.standardise(image), image)
+    assert torch.equal(task.normalize(image), image)
     task = make(mean=[0.5, 0.4, 0.3], std=[0.1, 0.2, 0.3])
     expected = (image[0, 1] - 0.4) / 0.2
-    assert torch.allclose(task.standardise(image)[0, 1], expected)
+    assert torch.allclose(task.normalize(image)[0, 1], expected)
     seen = []
     task.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     task.eval()(image)

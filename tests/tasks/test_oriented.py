@@ -15,8 +15,12 @@ from torch.utils.data import DataLoader
 
 from cmid_geo.metrics.rotated_mean_average_precision import RotatedMAP
 from cmid_geo.ops.rotated_boxes import corners, rotated_iou
-from cmid_geo.tasks.oriented import OrientedDetection
-from cmid_geo.tasks.oriented_targets import check_boxes, rectangles, targets_of
+from cmid_geo.tasks.oriented import (
+    OrientedDetection,
+    check_boxes,
+    rectangles,
+    targets_of,
+)
 
 SMALL: dict[str, Any] = {
     'backbone': 'resnet_test', 'num_classes': 3, 'fpn_channels': 16, 'head_channels': 32,

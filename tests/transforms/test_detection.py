@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from cmid_geo.transforms.detection import (
-    Alteration,
     BoxAugmentation,
-    alter,
     check_boxes,
     keep_visible,
+    resize,
 )
 
 
@@ -22,44 +21,36 @@ def drawn(boxes: Tensor, height: int, width: int) -> Tensor:
     return image
 
 
-BOXES = torch.tensor([[2.0, 3.0, 9.0, 5.0], [10.0, 0.0, 11.0, 16.0]])
+@pytest.mark.parametrize('size, positions', (((16, 16), 8), ((16, 12), 4)))
+def test_rotations_and_flips_move_boxes_exactly(
+    size: tuple[int, int], positions: int
+) -> None:
+    boxes = torch.tensor([[2.0, 3.0, 9.0, 5.0], [10.0, 0.0, 11.0, 16.0]])
+    image, seen = drawn(boxes, *size)[None].expand(80, 1, *size), set()
+    labels = torch.tensor([1, 2])
+    augment = BoxAugmentation(contrast=0.0, brightness=0.0)
+    images, moved, _ = augment(image, [boxes] * 80, [labels] * 80)
+    for one, each in zip(images, moved, strict=True):
+        assert torch.equal(one, drawn(each, *size))
+        seen.add(tuple(each.flatten().tolist()))
+    assert len(seen) == positions
 
 
-@pytest.mark.parametrize('flip', (False, True))
-@pytest.mark.parametrize('turns', range(4))
-def test_flips_and_turns_move_boxes_exactly(flip: bool, turns: int) -> None:
-    image, boxes = alter(drawn(BOXES, 16, 16), BOXES, Alteration(flip, turns))
-    assert torch.equal(image, drawn(boxes, 16, 16))
-    assert (boxes[:, 2:] > boxes[:, :2]).all()
-    if flip or turns:
-        assert not torch.equal(boxes, BOXES)
-
-
-def test_a_quarter_turn_is_counter_clockwise() -> None:
-    image = torch.zeros(1, 4, 4)
-    image[0, 0, 3] = 1  # upper right goes to upper left
-    turned, boxes = alter(
-        image, torch.tensor([[3.0, 0.0, 4.0, 1.0]]), Alteration(turns=1)
-    )
-    assert turned[0, 0, 0] == 1
-    assert boxes.tolist() == [[0, 0, 1, 1]]
-
-
-def test_oblong_images_make_half_turns_only() -> None:
+@pytest.mark.parametrize('flips, turns, positions', ((1, 0, 2), (0, 1, 4), (0, 0, 1)))
+def test_only_what_is_wanted_is_drawn(flips: int, turns: int, positions: int) -> None:
     boxes = torch.tensor([[1.0, 2.0, 5.0, 4.0]])
-    image = drawn(boxes, 8, 12)
-    for turns, expected in ((1, boxes), (2, [[7, 4, 11, 6]]), (3, [[7, 4, 11, 6]])):
-        turned, moved = alter(image, boxes, Alteration(turns=turns))
-        assert torch.equal(moved, torch.as_tensor(expected, dtype=torch.float32))
-        assert torch.equal(turned, drawn(moved, 8, 12))
+    augment = BoxAugmentation(bool(flips), bool(turns))
+    _, moved, _ = augment(
+        torch.rand(40, 1, 8, 8), [boxes] * 40, [torch.tensor([1])] * 40
+    )
+    assert len({tuple(each[0].tolist()) for each in moved}) == positions
 
 
 @pytest.mark.parametrize('scale', (0.5, 0.8, 1.3, 2.0))
 @pytest.mark.parametrize('left, top', ((0.0, 0.0), (0.3, 0.9), (1.0, 1.0)))
 def test_scaled_boxes_fit_what_is_scaled(scale: float, left: float, top: float) -> None:
     boxes = torch.tensor([[30.0, 20.0, 60.0, 50.0]])
-    alteration = Alteration(scale=scale, left=left, top=top)
-    image, moved = alter(drawn(boxes, 80, 100), boxes, alteration)
+    image, moved = resize(drawn(boxes, 80, 100), boxes, scale, left, top)
     inside, kept = keep_visible(moved, 80, 100)
     rows, cols = (image[0] > 0.5).nonzero().unbind(1)
     if not len(kept):
@@ -70,7 +61,7 @@ def test_scaled_boxes_fit_what_is_scaled(scale: float, left: float, top: float) 
     assert (moved[0, 2] - moved[0, 0]) == pytest.approx(30 * scale, abs=0.5)
 
 
-def test_random_alterations_keep_the_object_in_its_box() -> None:
+def test_random_changes_keep_the_object_in_its_box() -> None:
     augment = BoxAugmentation(scale=(0.5, 1.5), min_visible=0.0)
     boxes = torch.tensor([[20.0, 24.0, 44.0, 40.0]])
     image, seen = drawn(boxes, 64, 64)[None].expand(40, 1, 64, 64), []
@@ -109,14 +100,15 @@ def test_images_without_boxes_stay_without() -> None:
     assert boxes[0].shape == (0, 4) and labels[0].shape == (0,)
 
 
-def test_colours() -> None:
-    image, boxes = torch.rand(2, 8, 8), torch.zeros(0, 4)
-    flat, _ = alter(image, boxes, Alteration(contrast=0.0))
-    assert torch.allclose(flat, image.mean((1, 2), keepdim=True).expand_as(flat))
-    dark, _ = alter(image, boxes, Alteration(brightness=0.5))
-    assert torch.allclose(dark, image / 2, atol=1e-6)
-    bright, _ = alter(image, boxes, Alteration(brightness=3.0))
-    assert bright.max() == 1
+def test_colours_change_each_image_within_its_range() -> None:
+    nothing = [torch.zeros(0, 4)] * 20, [torch.zeros(0, dtype=torch.long)] * 20
+    image = torch.rand(1, 5, 8, 8).expand(20, 5, 8, 8)
+    options = {'flips': False, 'turns': False}
+    found, _, _ = BoxAugmentation(**options)(image, *nothing)
+    assert len({float(each.mean()) for each in found}) > 15
+    assert found.min() >= 0 and found.max() <= 1
+    same, _, _ = BoxAugmentation(**options, contrast=0.0, brightness=0.0)(image, *nothing)  # fmt: skip
+    torch.testing.assert_close(same, image)
 
 
 def test_keep_visible() -> None:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from kornia.geometry.transform import warp_affine
 
 from cmid_geo.transforms import TwoViews, View
-from cmid_geo.transforms.chips import check_chips, draw_dates
 from cmid_geo.transforms.colour import strong_colour
+from cmid_geo.transforms.views import check_chips, draw_dates
 
 #: Coordinates are written in units of this, to lie in [0, 1].
 UNIT = 1024
@@ -235,6 +235,16 @@ def test_grey_gives_all_bands_one_value() -> None:
         torch.testing.assert_close(altered, altered[:, :1].expand_as(altered))
         if not rgb:
             torch.testing.assert_close(altered[:, 0], image.mean(1))
+
+
+def test_a_checkpoint_changes_no_constants() -> None:
+    views, other = TwoViews(64), TwoViews(64, gamma=(0.5, 2.0))
+    before = {name: value.clone() for name, value in views.state_dict().items()}
+    state = {f'0.{name}': value for name, value in other.state_dict().items()}
+    # Of a version with other steps
+    state = {'0.flip.RandomRotation90_2.times': torch.ones(2)} | dict(list(state.items())[1:])  # fmt: skip
+    torch.nn.Sequential(views).load_state_dict(state)
+    assert before and all(torch.equal(views.state_dict()[name], value) for name, value in before.items())  # fmt: skip
 
 
 @pytest.mark.parametrize('size', [200, 0, -32, 31])

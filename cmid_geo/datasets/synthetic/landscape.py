@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""A procedural landscape: what lies where.
+"""A procedural landscape: its ground, waters, roads, houses and trees.
 
 Lengths are pixels, which are metres.
 """
@@ -27,7 +27,7 @@ CROWN_CELL = 7
 
 
 class Character(NamedTuple):
-    """What tells a town from a forest: a share of wood, counts and lengths."""
+    """Traits that tell a town from a forest: a fraction of wood, counts and lengths."""
 
     wood: float
     villages: int

@@ -33,14 +33,13 @@ COLOURS = (
 
 def _check(scenes: int, size: int, dates: Sequence[str], seed: int) -> list[Date]:
     """Return the days, or say what is wrong with the parameters."""
-    if scenes < 1:
-        raise ValueError(f'scenes={scenes} but at least one is needed: raise scenes=')
-    if size < 128:
-        raise ValueError(
-            f'size={size} but scenes need at least 128 pixels: raise size='
-        )
-    if seed < 0:
-        raise ValueError(f'seed={seed} but seeds are 0 or more: give another seed=')
+    for name, value, least in (
+        ('scenes', scenes, 1), ('size', size, 128), ('seed', seed, 0),
+    ):  # fmt: skip
+        if value < least:
+            raise ValueError(
+                f'{name}={value} but {least} is the least that there is: raise {name}='
+            )
     days = []
     for text in [dates] if isinstance(dates, str) else dates:
         try:

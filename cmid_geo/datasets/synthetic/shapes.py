@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""The shapes a landscape is made of: noise, lines, parcels, walls, crowns."""
+"""Shapes of a landscape: noise, lines, parcels, walls, crowns."""
 
 import numpy as np
 import shapely

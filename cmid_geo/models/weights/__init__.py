@@ -3,24 +3,6 @@
 
 """Weights: enums, files, conversion, loading and export."""
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from ...lazy import attach
-
-if TYPE_CHECKING:
-    from .convert_official import convert_released_state_dict
-    from .enums import CMIDResNet50_Weights, CMIDSwinB_Weights
-    from .export import export_backbone
-    from .loading import load_backbone
-    from .report import LoadReport
-
-__all__ = (
-    'CMIDResNet50_Weights',
-    'CMIDSwinB_Weights',
-    'LoadReport',
-    'convert_released_state_dict',
-    'export_backbone',
-    'load_backbone',
-)
-
-__getattr__, __dir__ = attach(__name__)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

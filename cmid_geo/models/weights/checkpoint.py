@@ -151,6 +151,23 @@ def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
+def under(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take the tensors under a prefix, without it.
+
+    Args:
+        state_dict: Tensors by name.
+        prefix: Beginning of their names.
+
+    Returns:
+        Tensors by the rest of their names.
+    """
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state_dict.items()
+        if name.startswith(prefix)
+    }
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside the path, then rename: a reader never meets half a file.
 

@@ -9,6 +9,7 @@ from itertools import islice
 
 from torch import Tensor
 
+from .checkpoint import under
 from .convert_official import convert_released_state_dict, is_released_swin
 
 #: What sits behind the features, by the beginnings of its names: never part of a backbone.
@@ -110,38 +111,10 @@ def find_backbone(
     for prefix in sorted(
         prefixes - {''}, key=lambda p: (p.count('.'), _place(p, state))
     ):
-        inner = to_timm({
-            name.removeprefix(prefix): tensor
-            for name, tensor in state.items()
-            if name.startswith(prefix)
-        })  # fmt: skip
+        inner = to_timm(under(state, prefix))
         if len(wanted & set(inner)) > len(wanted & set(found)):
             best, found = prefix, inner
     return best, found
-
-
-def is_head(name: str) -> bool:
-    """Whether a tensor sits behind the features.
-
-    Args:
-        name: timm's name.
-
-    Returns:
-        True if so.
-    """
-    return name.startswith(HEADS)
-
-
-def is_computed(name: str) -> bool:
-    """Whether a tensor follows from sizes, so that nothing was learned in it.
-
-    Args:
-        name: timm's name.
-
-    Returns:
-        True if so.
-    """
-    return name.endswith(COMPUTED)
 
 
 def _torchvision_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

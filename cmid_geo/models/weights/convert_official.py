@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .checkpoint import under
+
 #: In a full file the backbone that gradients moved, and the other that followed it.
 STUDENT, TEACHER = 'online_encoder.', 'branch_encoder.'
 
@@ -66,7 +68,7 @@ def convert_released_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
     Source: https://doi.org/10.1109/TGRS.2023.3268232
     """
     if is_full(state_dict):
-        state_dict = _under(state_dict, f'{STUDENT}model.')
+        state_dict = under(state_dict, f'{STUDENT}model.')
     if not is_released_swin(state_dict):
         return dict(state_dict)
     converted = {}
@@ -96,7 +98,7 @@ def convert_released_training_state(
     """
     training = {}
     for side, prefix in (('student', STUDENT), ('teacher', TEACHER)):
-        inner = _under(state_dict, f'{prefix}model.') or _under(state_dict, prefix)
+        inner = under(state_dict, f'{prefix}model.') or under(state_dict, prefix)
         for name, tensor in convert_released_state_dict(inner).items():
             if name != 'mask_token':
                 training[f'{side}.backbone.network.{name}'] = tensor
@@ -155,11 +157,3 @@ def _rename(name: str, table: tuple[tuple[str, str], ...]) -> str:
         if count:
             return renamed
     return name
-
-
-def _under(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state_dict.items()
-        if name.startswith(prefix)
-    }

@@ -14,7 +14,7 @@ from torchvision.transforms import v2 as T
 
 from ..classification import create_network
 from .checkpoint import open_checkpoint, tensors_in
-from .convert import is_computed
+from .convert import COMPUTED
 from .convert_official import (
     convert_released_state_dict,
     convert_released_training_state,
@@ -147,7 +147,7 @@ class CMIDWeights(WeightsEnum):
         with torch.device('meta'):
             own = create_network(self.meta['model']).state_dict()
         for name, tensor in own.items():
-            if is_computed(name) or name.endswith('num_batches_tracked'):
+            if name.endswith((*COMPUTED, 'num_batches_tracked')):
                 continue
             if name not in given or given[name].shape != tensor.shape:
                 return f'has no {name} of {tuple(tensor.shape)}, as {self.meta["model"]} has'

@@ -141,10 +141,10 @@ def _describe(weights: Any, side: Side | None) -> tuple[Source, dict[str, Any]]:
         raise ValueError(
             f'{found.name} holds no backbone of the {side}, leave out source=...'
         )
-    first = next(tensor for tensor in found.tensors.values() if tensor.ndim == 4)
     about = {
         'model': found.model,
-        'in_channels': first.shape[1],
+        # Not by the first convolution: of files that sort names it may be one in the depth
+        'in_channels': len(known['low']),
         'size': known.get('size', 224),
         'bands': list(known.get('bands') or ()),
         'source': known.get('source', 'student'),

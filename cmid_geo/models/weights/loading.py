@@ -13,8 +13,7 @@ from ..backbones import MaskedBackbone
 from ..classification import pooling_of, set_pooling
 from ..pyramid import Pyramid
 from .convert import find_backbone
-from .matching import Plan
-from .report import LoadReport
+from .matching import LoadReport, Plan
 from .sources import Source, Weights, read_source
 
 

@@ -5,20 +5,65 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...ops.bands import names_of
 from .adapt import copy_bands, repeat_bands, replace_first_convolution, resize_positions
-from .convert import canonical_name, is_computed, is_head
-from .report import LoadReport
+from .convert import COMPUTED, HEADS, canonical_name
 from .sources import Source
 
 #: Parts that extractors of features leave out, from some number on or altogether.
 LATER = re.compile(r'layer\d+|layers|stages|blocks|norm')
 
 COUNT = 'num_batches_tracked'
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What came of loading weights into a backbone.
+
+    Attributes:
+        source: Name of the weights.
+        target: Name of the network.
+        total: Number of tensors that the network's backbone has.
+        loaded: Names of those that were loaded, as the network has them.
+        adapted: How the tensors that did not fit as they were have been made to fit.
+        heads: Names of tensors behind the features that fitted and were loaded too.
+        skipped: Names of all other tensors of both sides, and why.
+        about: What is known of the weights: ``bands``, ``mean``, ``std``, ...
+    """
+
+    source: str
+    target: str
+    total: int
+    loaded: tuple[str, ...]
+    adapted: dict[str, str]
+    heads: tuple[str, ...]
+    skipped: dict[str, str]
+    about: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Say it in a few lines."""
+        lines = [
+            f'{len(self.loaded)} of {self.total} tensors of {self.target} loaded from {self.source}'
+        ]
+        also = dict.fromkeys(self.heads, 'behind the features')
+        for title, items in (
+            ('adapted', self.adapted),
+            ('also loaded', also),
+            ('skipped', self.skipped),
+        ):
+            reasons: dict[str, list[str]] = {}
+            for name, reason in items.items():
+                reasons.setdefault(reason, []).append(name)
+            for reason, names in reasons.items():
+                more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+                lines.append(f'  {title}: {", ".join(names[:3])}{more}: {reason}')
+        return '\n'.join(lines)
 
 
 class Plan:
@@ -71,7 +116,7 @@ class Plan:
         """
         for plain, name in self.own.items():
             tensor = given.get(plain)
-            if is_computed(plain):
+            if plain.endswith(COMPUTED):
                 self.skipped[name] = 'computed, not learned'
             elif tensor is None and plain.endswith(COUNT):
                 self.skipped[name] = 'a count that the weights do not have'
@@ -95,13 +140,13 @@ class Plan:
         extractor = not hasattr(self.target, 'forward_features')
         foreign = []
         for plain in given:
-            if plain in self.own or is_computed(plain):
+            if plain in self.own or plain.endswith(COMPUTED):
                 continue
             kind, number = _part(plain)
             later = kind not in last or number > last[kind]
             # 'layer3' is one part of a ResNet: more in the midst of it is another ResNet
             whole = kind not in last or not re.fullmatch(r'layer\d+', kind)
-            if is_head(plain):
+            if plain.startswith(HEADS):
                 self.skipped[plain] = 'a head, not part of the backbone'
             elif plain.endswith(COUNT):
                 self.skipped[plain] = 'a count that the network does not keep'
@@ -133,7 +178,9 @@ class Plan:
             loaded=tuple(name for name in backbone if name in self.chosen),
             adapted=self.adapted,
             heads=tuple(
-                n for p, n in self.own.items() if is_head(p) and n in self.chosen
+                n
+                for p, n in self.own.items()
+                if p.startswith(HEADS) and n in self.chosen
             ),
             skipped=self.skipped,
             about=dict(self.source.about),
@@ -181,7 +228,7 @@ class Plan:
         # A batch norm that was frozen has all but the count of its batches
         sibling = name.replace(COUNT, 'running_mean')
         spared = sibling != name and sibling in self.chosen and name not in self.chosen
-        return not (is_head(plain) or is_computed(plain) or spared)
+        return not (plain.startswith(HEADS) or plain.endswith(COMPUTED) or spared)
 
     def _choose(self, name: str, tensor: Tensor) -> None:
         shape = self.state[name].shape
@@ -232,7 +279,7 @@ class Plan:
 
     def _miss(self, name: str, reason: str) -> None:
         self.skipped[name] = reason
-        if not is_head(plain_name(name)):
+        if not plain_name(name).startswith(HEADS):
             self.faults.append(f'{name}: {reason}')
 
 

@@ -3,13 +3,17 @@
 
 """Networks by name, with weights by name, as in :mod:`torchgeo.models`."""
 
+import importlib.abc
+import importlib.util
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import timm
-import torchgeo.models.api
 from torch import nn
 
 from .enums import CMIDResNet50_Weights, CMIDSwinB_Weights, CMIDWeights
@@ -39,7 +43,7 @@ def cmid_resnet50(
     Args:
         weights: Pretrained weights, or their name.
         *args: Passed to :func:`timm.create_model`.
-        **kwargs: Likewise: ``num_classes``, ``features_only``, ``in_chans``, ... The weights'
+        **kwargs: Passed to it as well: ``num_classes``, ``features_only``, ``in_chans``, ... The weights'
             filters are repeated and scaled if ``in_chans`` is not 3.
 
     Returns:
@@ -64,15 +68,10 @@ def cmid_swin_b(
     Args:
         weights: Pretrained weights, or their name.
         *args: Passed to :func:`timm.create_model`.
-        **kwargs: Likewise: ``num_classes``, ``features_only``, ``in_chans``, ... The weights'
-            filters are repeated and scaled if ``in_chans`` is not 3.
+        **kwargs: Passed to :func:`timm.create_model`, see :func:`cmid_resnet50`.
 
     Returns:
-        timm's network.
-
-    Raises:
-        ConnectionError: If the weights must be downloaded and cannot.
-        ValueError: If they are another network's.
+        timm's network; errors are those of :func:`cmid_resnet50`.
     """
     kwargs.setdefault('strict_img_size', False)
     name = 'swin_base_patch4_window7_224'
@@ -116,7 +115,7 @@ def get_model(name: str, *args: Any, **kwargs: Any) -> nn.Module:
     Args:
         name: One of :func:`list_models`.
         *args: Passed to its builder.
-        **kwargs: Likewise.
+        **kwargs: Passed to its builder.
 
     Returns:
         The network.
@@ -168,15 +167,20 @@ def _find(name: str) -> tuple[Callable[..., nn.Module], type[CMIDWeights]]:
     return _BUILDERS[name]
 
 
-def _register() -> None:
+def register(torchgeo_api: ModuleType) -> None:
     """Let TorchGeo find our weights by name: its tasks take ``weights`` as a string.
 
     It has no way meant for that, so it may fail with another version; all else works then,
     only the strings are not known to TorchGeo.
+
+    Args:
+        torchgeo_api: The module ``torchgeo.models.api``.
+
+    Warns:
+        UserWarning: If this version of TorchGeo keeps its names in another way.
     """
     try:
-        models = torchgeo.models.api._model
-        weights = torchgeo.models.api._model_weights
+        models, weights = torchgeo_api._model, torchgeo_api._model_weights
         for name, (builder, enum) in _BUILDERS.items():
             models.setdefault(name, builder)
             weights.setdefault(name, enum)
@@ -189,4 +193,31 @@ def _register() -> None:
         )
 
 
-_register()
+class _OnImport(importlib.abc.MetaPathFinder):
+    """Registers as soon as TorchGeo's models are imported: to import them here takes 8 s."""
+
+    name = 'torchgeo.models.api'
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: Any = None
+    ) -> ModuleSpec | None:
+        """Find the module in the usual way, and register after its own code has run."""
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                register(module)
+
+            spec.loader.exec_module = execute_and_register
+        return spec
+
+
+if _OnImport.name in sys.modules:
+    register(sys.modules[_OnImport.name])
+else:
+    sys.meta_path.insert(0, _OnImport())

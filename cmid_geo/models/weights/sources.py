@@ -3,6 +3,7 @@
 
 """Where weights come from: names, enums, files and dictionaries."""
 
+import importlib
 import os
 import re
 from collections.abc import Mapping
@@ -11,12 +12,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-import torchgeo.models
-import torchvision.models
 from torch import Tensor
 from torchvision.models import WeightsEnum
 
-from .checkpoint import open_checkpoint, refuse_url, tensors_in
+from .checkpoint import open_checkpoint, refuse_url, tensors_in, under
 from .convert_official import convert_released_training_state, is_full
 from .enums import CMIDResNet50_Weights, CMIDSwinB_Weights, CMIDWeights
 
@@ -172,9 +171,9 @@ def get_weight(name: str | WeightsEnum) -> WeightsEnum:
     ours = {str(member): member for enum in ENUMS for member in enum}
     if name in ours:
         return ours[name]
-    for library in (torchgeo.models, torchvision.models):
+    for library in ('torchgeo.models', 'torchvision.models'):
         try:
-            return library.get_weight(name)
+            return importlib.import_module(library).get_weight(name)
         except (ValueError, KeyError, AttributeError):
             continue
     near = get_close_matches(name, ours, n=1) or list(ours)
@@ -223,12 +222,7 @@ def _read_content(name: str, content: dict[str, Any], side: Any) -> Source:
 def _of_training(
     name: str, training: dict[str, Tensor], side: str, about: dict[str, Any]
 ) -> Source:
-    prefix = f'{side}.backbone.network.'
-    tensors = {
-        key.removeprefix(prefix): tensor
-        for key, tensor in training.items()
-        if key.startswith(prefix)
-    }
+    tensors = under(training, f'{side}.backbone.network.')
     return Source(
         f'{name}, {side}', tensors, about.get('model'), about | {'source': side}, training
     )  # fmt: skip

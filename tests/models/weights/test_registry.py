@@ -129,6 +129,19 @@ def test_torchgeo_knows_ours_and_keeps_its_own() -> None:
     } & set(torchgeo.models.__all__)
 
 
+@pytest.mark.parametrize('order', ['cmid_geo.models', 'torchgeo.models'])
+def test_torchgeo_knows_our_weights_whichever_is_imported_first(order: str) -> None:
+    code = f"""
+import sys, {order}
+from cmid_geo.models import get_weight
+ours = get_weight('CMIDResNet50_Weights.POTSDAM_RGB')
+assert ('torchgeo.models' in sys.modules) == ({order!r} == 'torchgeo.models')
+import torchgeo.models
+assert torchgeo.models.get_weight('CMIDResNet50_Weights.POTSDAM_RGB') is ours
+"""
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+
+
 def test_another_torchgeo_costs_the_strings_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -136,7 +149,7 @@ def test_another_torchgeo_costs_the_strings_only(
     with pytest.warns(
         UserWarning, match='does not take our weights by name.*member of the enum'
     ):
-        registry._register()
+        registry.register(torchgeo.models.api)
     assert get_weight('CMIDSwinB_Weights.POTSDAM_RGB') is CMIDSwinB_Weights.POTSDAM_RGB
 
 

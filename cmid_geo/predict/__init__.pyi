@@ -1,0 +1,11 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+from .api import map_scenes as map_scenes
+from .api import predict_scene as predict_scene
+from .datamodule import SceneWindows as SceneWindows
+from .pca import embed_scene as embed_scene
+from .pca import principal_colours as principal_colours
+from .pca import write_map as write_map
+from .predictor import SceneMapper as SceneMapper
+from .writer import MapWriter as MapWriter

@@ -1,0 +1,135 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from cmid_geo.plots.boxes import boxes_figure
+from cmid_geo.plots.predictions import (
+    confusion_figure,
+    log_figure,
+    prediction_figure,
+    stretch,
+)
+from cmid_geo.plots.pretraining import (
+    plot_curves,
+    plot_map,
+    plot_reconstructions,
+    plot_views,
+    read_metrics,
+)
+
+
+@pytest.fixture(autouse=True)
+def close() -> Any:
+    yield
+    plt.close('all')
+
+
+def titles(figure: Figure) -> list[str]:
+    figure.canvas.draw()
+    return [axis.get_title() for axis in figure.axes]
+
+
+@pytest.mark.parametrize('module', ['predictions', 'boxes'])
+def test_figures_of_tasks_import_no_matplotlib(module: str) -> None:
+    code = f'import sys, cmid_geo.plots.{module}; print("matplotlib" in sys.modules)'
+    # The package's root imports all that there is: only its path is wanted here
+    root = Path(sys.modules['cmid_geo'].__file__ or '').parent
+    setup = f'import sys, types; p = types.ModuleType("cmid_geo"); p.__path__ = [{str(root)!r}]; sys.modules["cmid_geo"] = p\n'
+    found = subprocess.run(
+        [sys.executable, '-c', setup + code], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == 'False'
+
+
+def test_stretch_goes_from_the_2nd_to_the_98th_percentile() -> None:
+    image = torch.arange(101.0).view(1, 1, 101) + 500
+    seen = stretch(image)[0, :, 0]
+    assert seen[2] == pytest.approx(0, abs=1e-5) and seen[98] == pytest.approx(1)
+    assert seen[50] == pytest.approx(0.5) and seen.min() == 0 and seen.max() == 1
+    # One value alone, far from 0
+    assert np.isfinite(stretch(torch.full((3, 4, 4), 5000.0))).all()
+
+
+@pytest.mark.parametrize('shape', [(2, 8, 8), (2, 5, 8, 8)])
+def test_predictions(shape: tuple[int, ...]) -> None:
+    truth = torch.randint(3, (8, 8))
+    truth[0] = 255
+    figure = prediction_figure(torch.rand(shape), truth, truth.clamp_max(2), None, 255)
+    dates = 1 if len(shape) == 3 else 2
+    assert titles(figure) == ['image'] * dates + ['truth', 'prediction']
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list('012')
+    target = figure.axes[-2].images[0].get_array()
+    assert target.mask[0].all() and not target.mask[1:].any()
+
+
+def test_a_mask_of_which_nothing_is_known() -> None:
+    nothing = torch.full((8, 8), 255)
+    figure = prediction_figure(torch.rand(3, 8, 8), nothing, nothing, None, 255)
+    assert len(figure.legends[0].get_texts()) == 2
+
+
+def test_confusion() -> None:
+    figure = confusion_figure(torch.tensor([[3, 1], [0, 0]]), ['a', 'b'])
+    figure.canvas.draw()
+    assert [text.get_text() for text in figure.axes[0].texts] == ['75', '25']
+
+
+def test_boxes() -> None:
+    boxes, labels = torch.tensor([[1.0, 2, 5, 6]]), torch.tensor([1])
+    found = [(boxes.repeat(2, 1), labels.repeat(2), torch.tensor([0.9, 0.1]))]
+    image = torch.rand(1, 2, 8, 8)
+    figure = boxes_figure(image, [(boxes, labels)], found, ['none', 'ship'])
+    assert titles(figure) == ['truth', 'found, score 0.3 and above']
+    assert [t.get_text() for axis in figure.axes for t in axis.texts] == ['ship', 'ship 0.90']  # fmt: skip
+    assert titles(boxes_figure(image, [(boxes, labels)], titles=False)) == ['']
+
+
+def test_logged_figures_are_closed() -> None:
+    seen: list[Any] = []
+    board = SimpleNamespace(experiment=SimpleNamespace(add_figure=lambda *a, **k: seen.append(a)))  # fmt: skip
+    task: Any = SimpleNamespace(
+        loggers=[SimpleNamespace(), board],
+        global_step=3,
+        trainer=SimpleNamespace(is_global_zero=True),
+    )
+    log_figure(task, 'a', lambda: confusion_figure(torch.eye(2)))
+    log_figure(task, 'b', lambda: None)
+    assert [each[0] for each in seen] == ['a'] and not plt.get_fignums()
+
+
+METRICS = """step,train_loss,train_reconstruction,train_global,train_local,global_chance,teacher_entropy,key_rank
+0,3,1,1,1,0.7,2,1
+1,,,,,,,
+2,2,1,0.5,1,1.6094379,2,2
+"""
+
+
+def test_a_run(make_task: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / 'metrics.csv').write_text(METRICS)
+    values, full = read_metrics(tmp_path / 'metrics.csv', 4)
+    assert values['train_loss'].tolist() == [3, 2] and full.tolist() == [False, True]
+    assert len(titles(plot_curves(tmp_path / 'metrics.csv', 4))) == 4
+
+    task = make_task(in_channels=4)
+    size = task.hparams['size']
+    first, second = task.augmentations(torch.rand(2, 4, size, size))
+    names = ['B02', 'B03', 'B04', 'B08']
+    views = plot_views(first, second, names)
+    assert titles(views)[:3] == ['view 1, plain', 'view 2, strong', 'view 1, seen by student']  # fmt: skip
+    assert 1 <= len(views.artists) <= 16
+    rebuilt = plot_reconstructions(task.eval(), first, names)
+    assert titles(rebuilt)[0] == 'view' and len(rebuilt.axes) == 8
+    colours = np.zeros((3, 32, 48), dtype=np.uint8)
+    assert titles(plot_map(torch.rand(4, 32, 48), colours, names))[0] == 'scene'
