@@ -139,7 +139,9 @@ print('torchgeo.models' in sys.modules)
 import torchgeo.models
 print(torchgeo.models.get_weight('CMIDResNet50_Weights.POTSDAM_RGB') is ours)
 """
-    said = subprocess.check_output([sys.executable, '-W', 'ignore', '-c', code], text=True)
+    said = subprocess.check_output(
+        [sys.executable, '-W', 'ignore', '-c', code], text=True
+    )
     assert said.split() == [str(order == 'torchgeo.models'), 'True']
 
 
