@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import rasterio
 import torch
+from cmid_geo.predict.planning import plan_map
+from cmid_geo.predict.running import running
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 from torch import nn
 
 from cmid_geo import SemanticSegmentation
 from cmid_geo.predict import SceneMapper, predict_scene
-from cmid_geo.predict.planning import plan_map
-from cmid_geo.predict.running import running
 
 
 def write_scene(path: Path, height: int, width: int) -> Path:

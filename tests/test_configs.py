@@ -20,7 +20,7 @@ TINY = [
     '--trainer.enable_model_summary=false', '--model.weights=null', '--data.num_workers=0',
     '--data.batch_size=2',
 ]  # fmt: skip
-SWIN = 'swin_tiny_patch4_window7_224'
+SWIN = 'swin_test'
 
 
 @pytest.fixture

@@ -57,9 +57,9 @@ def test_configs_fit(
     given = yaml.safe_load(config.read_text())
     # Base-sized networks are built, but small ones run
     small = {
-        'swin_base': 'swin_tiny_patch4_window7_224',
-        'vit_base': 'vit_tiny_patch16_224',
-        'resnet50': 'resnet18',
+        'swin_base': 'swin_test',
+        'vit_base': 'vit_test',
+        'resnet50': 'resnet_test',
     }
     model = small.get(name, given['model']['init_args']['model'])
     main(['fit', f'--config={config}', f'--data.paths={scenes}', '--data.bands=null', *TINY,
@@ -145,7 +145,7 @@ def test_checkpoints_made_in_python_work_from_the_command(
     scenes: Path, folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     data = SceneDataModule(str(scenes), patch_size=64, length=4, batch_size=2, seed=0)
-    task = CMID('resnet18', in_channels=4, size=64, queue_size=4, hidden_dim=8, output_dim=4,
+    task = CMID('resnet_test', in_channels=4, size=64, queue_size=4, hidden_dim=8, output_dim=4,
                 num_prototypes=4, warmup_steps=0, teacher_temp_steps=1)  # fmt: skip
     trainer = Trainer(
         accelerator='cpu', max_epochs=1, logger=False, enable_progress_bar=False
@@ -291,13 +291,13 @@ def test_other_bands_stay_as_they_are(words: list[str]) -> None:
 
 def test_a_run_resumes_with_the_weights_that_it_began_with(folder: Path) -> None:
     """Weights name their bands, the data do not: what was learned of them comes back."""
-    task = CMID('resnet18', in_channels=4, size=64, queue_size=4, hidden_dim=8, output_dim=4,
+    task = CMID('resnet_test', in_channels=4, size=64, queue_size=4, hidden_dim=8, output_dim=4,
                 num_prototypes=4, bands=['red', 'green', 'blue', 'nir'])  # fmt: skip
     export_backbone(task, 'weights.ckpt')
     write(folder / 'image.tif', noise(4, 96, 96))
     write(folder / 'mask.tif', noise(1, 96, 96) % 2)
     flags = [
-        '--model=cmid_geo.tasks.SemanticSegmentation', '--model.model=unet', '--model.backbone=resnet18',
+        '--model=cmid_geo.tasks.SemanticSegmentation', '--model.model=unet', '--model.backbone=resnet_test',
         '--model.weights=weights.ckpt', '--model.in_channels=4', '--model.num_classes=2',
         '--data=SegmentationDataModule', '--data.images=image.tif', '--data.masks=mask.tif',
         '--data.patch_size=64', '--data.length=4', '--data.batch_size=2', '--data.num_workers=0',

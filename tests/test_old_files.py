@@ -206,17 +206,7 @@ def test_backbones_load(name: str) -> None:
     assert mapped.hparams['bands'] == ([1, 2] if unnamed else ['red', 'nir'])
 
 
-#: Of its tensors, sorted by name, the first of four dimensions is not the first convolution.
-SORTED = 'backbone_convnext.safetensors'
-
-
-@pytest.mark.parametrize(
-    'name',
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason='in_channels is told by another convolution'))
-        if name == SORTED else name for name in BACKBONES
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize('name', BACKBONES)
 def test_backbones_are_exported_again(name: str, tmp_path: Path) -> None:
     for ending in ('ckpt', 'safetensors'):
         out = cmid_geo.export_backbone(OLD / name, tmp_path / f'out.{ending}')

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import shapely
 import torch
+from affine import Affine
 from geopandas import GeoDataFrame
 from pyproj import CRS
-from rasterio.transform import from_origin
 from torchgeo.datasets import DatasetNotFoundError, GeoDataset, IntersectionDataset
 from torchgeo.datasets.utils import GeoSlice, Path, Sample
 
@@ -246,11 +246,15 @@ class SceneDataset(GeoDataset):
             raise IndexError(
                 f'index: {index} not found in dataset with bounds: {self.bounds}'
             )
-        transform = from_origin(x.start, y.stop, x.step, y.step)
-        image, valid = self._mosaic(hits, Grid(self._wkt, transform, width, height))
+        # TorchGeo's _slice_to_tensor and rasterio's from_origin take a tenth of the time of a read
+        transform = (x.step, 0.0, x.start, 0.0, -y.step, y.stop, 0.0, 0.0, 1.0)
+        grid = Grid(self._wkt, Affine(*transform[:6]), width, height)
+        image, valid = self._mosaic(hits, grid)
+        times = (t.start.timestamp(), t.stop.timestamp(), t.step)
+        box = (x.start, x.stop, x.step, y.start, y.stop, y.step, *times)
         return {
-            'bounds': self._slice_to_tensor((x, y, t)),
-            'transform': torch.tensor(transform),
+            'bounds': torch.from_numpy(np.array(box, np.float32)),
+            'transform': torch.from_numpy(np.array(transform, np.float32)),
             'image': torch.from_numpy(image),
             'valid': torch.from_numpy(valid),
         }

@@ -188,7 +188,7 @@ def train(rank: int, world: int, folder: str, port: str) -> None:
     torch.manual_seed(0)
     task = CMID(
         # All four cells: of the smallest gradients Adan would show the order of summing
-        **(SMALL | {'model': 'vit_tiny_patch16_224', 'queue_size': 40, 'matches': 4}),
+        **(SMALL | {'model': 'vit_test', 'queue_size': 40, 'matches': 4}),
         lr=1e-2, momentum=0.5, momentum_end=0.5, spectral_weight=0.0,
         augmentations=GivenViews(),
     )  # fmt: skip
@@ -238,7 +238,7 @@ def test_two_processes_equal_one(tmp_path: Path, unused_port: int) -> None:
 def draw(rank: int, world: int, folder: str) -> None:
     """Views that one of *world* processes draws of the same chips."""
     torch.manual_seed(0)
-    task = CMID(**(SMALL | {'model': 'resnet18'}))
+    task = CMID(**(SMALL | {'model': 'resnet_test'}))
     trainer: Any = SimpleNamespace(world_size=world, global_step=5, global_rank=rank)
     task._trainer, task._fabric = trainer, None
     type(task).trainer = property(lambda self: trainer)

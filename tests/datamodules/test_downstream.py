@@ -103,7 +103,8 @@ def test_what_is_missing_is_said(scenes: Path) -> None:
     dm.held['test'] = (None, None)
     with pytest.raises(ValueError, match='test_images='):
         Trainer(**QUIET).test(
-            SemanticSegmentation('unet', 'resnet18', in_channels=4, num_classes=2), dm
+            SemanticSegmentation('unet', 'resnet_test', in_channels=4, num_classes=2),
+            dm,
         )
 
 

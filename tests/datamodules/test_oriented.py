@@ -190,7 +190,7 @@ class TestFolders:
         assert scaled['image'].shape == (4, 3, 64, 64) and len(scaled['bbox']) == 4
         assert scaled['image'][0, 0, 0, :3].tolist() == pytest.approx([0, 0.01, 0.02])
         assert scaled['image'][0, 1, 60, 0] == 1 and scaled['image'][0, 2, 0, 0] == 0.5
-        OrientedDetection(backbone='resnet18', num_classes=3).check_labels(scaled)
+        OrientedDetection(backbone='resnet_test', num_classes=3).check_labels(scaled)
 
     def test_training_skips_empty_chips_and_validation_does_not(
         self, folder: Path
@@ -209,7 +209,7 @@ class TestFolders:
 
         module = self.make(folder, batch_size=2)
         task = OrientedDetection(
-            backbone='resnet18', num_classes=3, fpn_channels=16, head_channels=16, proposals=20,
+            backbone='resnet_test', num_classes=3, fpn_channels=16, head_channels=16, proposals=20,
             warmup_steps=0,
         )  # fmt: skip
         turned, turns = [], module.augmentation.forward
@@ -232,7 +232,7 @@ class TestFolders:
     def test_other_bands_are_refused_clearly(self, folder: Path) -> None:
         from lightning.pytorch import Trainer
 
-        task = OrientedDetection(backbone='resnet18', num_classes=3, in_channels=4)
+        task = OrientedDetection(backbone='resnet_test', num_classes=3, in_channels=4)
         trainer = Trainer(fast_dev_run=True, accelerator='cpu', logger=False)
         with pytest.raises(
             ValueError, match=r'3 bands but OrientedDetection\(in_channels=4\)'
@@ -243,7 +243,7 @@ class TestFolders:
         from lightning.pytorch import Trainer
 
         task = OrientedDetection(
-            backbone='resnet18',
+            backbone='resnet_test',
             num_classes=2,
             warmup_steps=0,
             fpn_channels=16,

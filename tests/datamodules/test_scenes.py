@@ -204,7 +204,7 @@ def test_a_trained_task_hands_over_its_values(tmp_path: Path) -> None:
     options = {'patch_size': 64, 'length': 4, 'batch_size': 2, 'seed': 0}
     quiet = {'accelerator': 'cpu', 'logger': False, 'enable_progress_bar': False,
              'enable_model_summary': False, 'default_root_dir': tmp_path}  # fmt: skip
-    task = CMID('resnet18', in_channels=1, size=64, queue_size=4, hidden_dim=8, num_prototypes=4,
+    task = CMID('resnet_test', in_channels=1, size=64, queue_size=4, hidden_dim=8, num_prototypes=4,
                 warmup_steps=1, teacher_temp_steps=1)  # fmt: skip
     Trainer(max_steps=1, **quiet).fit(
         task, SceneDataModule(str(tmp_path / 'old'), **options)

@@ -22,7 +22,7 @@ TARGETS = [
 @pytest.mark.parametrize('model', ANCHOR_SIZES)
 def test_every_detector_learns_and_detects(model: Any) -> None:
     detector = create_detector(
-        model, 'resnet18', 4, 3, score_thresh=0.0, fpn_channels=64
+        model, 'resnet_test', 4, 3, score_thresh=0.0, fpn_channels=64
     )
     images = torch.rand(2, 4, 80, 100)
     losses = detector.train()(images, TARGETS)
@@ -41,7 +41,7 @@ def test_every_detector_learns_and_detects(model: Any) -> None:
 
 @pytest.mark.parametrize('model', ANCHOR_SIZES)
 def test_images_without_boxes_are_background(model: Any) -> None:
-    detector = create_detector(model, 'resnet18', 3, 2).train()
+    detector = create_detector(model, 'resnet_test', 3, 2).train()
     losses = detector(torch.rand(2, 3, 64, 64), TARGETS[1:] * 2)
     total = sum(losses.values())
     assert total.isfinite() and total > 0
@@ -53,7 +53,7 @@ def test_images_without_boxes_are_background(model: Any) -> None:
 
 @pytest.mark.parametrize(
     'name',
-    ('resnet18', 'swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224', 'convnext_atto'),
+    ('resnet_test', 'swin_test', 'vit_test', 'convnext_atto'),
 )  # fmt: skip
 def test_levels_of_any_backbone(name: str) -> None:
     backbone = FPNBackbone(name, 5, extra_levels=2)
@@ -77,7 +77,7 @@ def test_images_are_padded_and_else_left() -> None:
 @pytest.mark.parametrize('model', ('faster-rcnn', 'retinanet'))
 def test_anchors_are_of_the_size_asked_for(model: Any) -> None:
     sizes = tuple(2 * size for size in ANCHOR_SIZES[model])
-    detector = create_detector(model, 'resnet18', anchor_sizes=sizes)
+    detector = create_detector(model, 'resnet_test', anchor_sizes=sizes)
     anchors = (
         detector.rpn.anchor_generator
         if model == 'faster-rcnn'
@@ -94,7 +94,7 @@ def test_anchors_are_of_the_size_asked_for(model: Any) -> None:
 @pytest.mark.parametrize('model', ANCHOR_SIZES)
 def test_options_of_detection_reach_the_detector(model: Any) -> None:
     detector = create_detector(
-        model, 'resnet18', score_thresh=0.0, nms_thresh=1.0, detections_per_img=7
+        model, 'resnet_test', score_thresh=0.0, nms_thresh=1.0, detections_per_img=7
     )
     found = detector.eval()(torch.rand(1, 3, 64, 64))
     assert len(found[0]['boxes']) == 7
@@ -102,7 +102,7 @@ def test_options_of_detection_reach_the_detector(model: Any) -> None:
 
 @pytest.mark.parametrize('frozen', (False, True))
 def test_batch_norm_frozen_or_not(frozen: bool) -> None:
-    detector = create_detector('fcos', 'resnet18', freeze_bn=frozen).eval().train()
+    detector = create_detector('fcos', 'resnet_test', freeze_bn=frozen).eval().train()
     network = detector.backbone.body.network
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [norm.running_mean.clone() for norm in norms]
@@ -116,8 +116,8 @@ def test_batch_norm_frozen_or_not(frozen: bool) -> None:
 @pytest.mark.parametrize(
     'name, stem, first, second',
     (
-        ('resnet18', 'conv1', 'layer1', 'layer2'),
-        ('swin_tiny_patch4_window7_224', 'patch_embed', 'layers_0', 'layers_1'),
+        ('resnet_test', 'conv1', 'layer1', 'layer2'),
+        ('swin_test', 'patch_embed', 'layers_0', 'layers_1'),
         ('vit_tiny_patch16_224', 'pos_embed', 'blocks.2', 'blocks.3'),
         ('convnext_atto', 'stem_0', 'stages_0', 'stages_1'),
     ),
@@ -144,7 +144,7 @@ def test_first_parts_frozen(name: str, stem: str, first: str, second: str) -> No
 
 
 def test_frozen_parts_stay_in_evaluation() -> None:
-    backbone = FPNBackbone('resnet18', trainable_layers=3).train()
+    backbone = FPNBackbone('resnet_test', trainable_layers=3).train()
     network: Any = backbone.body.network
     assert not network.bn1.training and not network.layer1[0].bn1.training
     assert network.layer2[0].bn1.training and network.layer4.training
@@ -154,7 +154,7 @@ def test_frozen_parts_stay_in_evaluation() -> None:
     assert not any('_still' in name for name in backbone.state_dict())
 
 
-@pytest.mark.parametrize('name', ('resnet18', 'swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224'))  # fmt: skip
+@pytest.mark.parametrize('name', ('resnet_test', 'swin_test', 'vit_test'))  # fmt: skip
 def test_weights_reach_the_backbone_of_a_detector(name: str) -> None:
     given = timm.create_model(name, num_classes=0)
     detector = create_detector('faster-rcnn', name)
@@ -168,8 +168,8 @@ def test_weights_reach_the_backbone_of_a_detector(name: str) -> None:
 
 
 def test_more_bands_take_the_weights_too() -> None:
-    given = timm.create_model('resnet18', num_classes=0).state_dict()
-    detector = create_detector('fcos', 'resnet18', in_channels=6)
+    given = timm.create_model('resnet_test', num_classes=0).state_dict()
+    detector = create_detector('fcos', 'resnet_test', in_channels=6)
     report = load_backbone(detector, given)
     assert 'conv1.weight' in report.adapted
     assert detector.backbone.body.network.conv1.weight.shape[1] == 6
@@ -195,4 +195,6 @@ def test_stochastic_depth() -> None:
 )  # fmt: skip
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        create_detector(**({'model': 'faster-rcnn', 'backbone': 'resnet18'} | options))
+        create_detector(
+            **({'model': 'faster-rcnn', 'backbone': 'resnet_test'} | options)
+        )

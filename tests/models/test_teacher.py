@@ -22,7 +22,7 @@ from cmid_geo.models.teacher import momentum_at, rate_at, temperature_at
 
 def encoder() -> Encoder:
     return Encoder(
-        create_backbone('resnet18'),
+        create_backbone('resnet_test'),
         Projector(512, 16, 8),
         PrototypeHead(512, 16, 8, 12),
     )

@@ -39,10 +39,9 @@ def test_windows_of_an_axis(length: int, overlap: int) -> None:
         for place in (low, high - 1):
             holding = [n for n, each in enumerate(covered) if place in each]
             assert list(windows) == holding
-    for window, numbers in enumerate(axis.segments_of):
-        assert {n for n, s in enumerate(axis.segments) if window in s[2]} == set(
-            numbers
-        )
+    for window in range(len(axis.starts)):
+        for n in axis.segments_of(window):
+            assert covered[window] & set(range(*axis.segments[n][:2]))
 
 
 def test_without_a_margin_windows_end_at_the_scene() -> None:

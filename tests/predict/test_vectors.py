@@ -19,6 +19,7 @@ from torch import Tensor
 from cmid_geo.datasets.grids import Grid
 from cmid_geo.ops.rotated_boxes import corners
 from cmid_geo.predict.vectors import (
+    OBJECT,
     Objects,
     merge_objects,
     objects_of_window,
@@ -48,11 +49,14 @@ def objects(
     cut: list[bool] | None = None,
 ) -> Objects:
     n = len(boxes)
-    return Objects(
-        rectangles(*boxes),
-        np.array(scores or [0.5] * n, np.float32),
-        np.array(labels or [1] * n, np.int64),
-        np.array(cut or [False] * n, np.bool_),
+    return np.rec.fromarrays(
+        [
+            rectangles(*boxes),
+            np.array(scores or [0.5] * n, np.float32),
+            np.array(labels or [1] * n, np.int64),
+            np.array(cut or [False] * n, np.bool_),
+        ],
+        dtype=OBJECT,
     )
 
 
@@ -66,12 +70,15 @@ def some_objects(number: int, far: float, seed: int = 0) -> Objects:
         ],
         axis=1,
     )
-    return Objects(
-        corners(torch.from_numpy(boxes)).numpy(),
-        # Few values, so that many are equal
-        (rng.integers(1, 20, number) / 20).astype(np.float32),
-        rng.integers(1, 4, number),
-        rng.random(number) < 0.3,
+    return np.rec.fromarrays(
+        [
+            corners(torch.from_numpy(boxes)).numpy(),
+            # Few values, so that many are equal
+            (rng.integers(1, 20, number) / 20).astype(np.float32),
+            rng.integers(1, 4, number),
+            rng.random(number) < 0.3,
+        ],
+        dtype=OBJECT,
     )
 
 
@@ -85,27 +92,23 @@ def found(boxes: list, scores: list[float] | None = None) -> dict[str, Tensor]:
 
 
 def bounds(found: Objects) -> list[tuple[float, ...]]:
-    around = shapely.bounds(shapely.polygons(found.corners))
+    around = shapely.bounds(shapely.polygons(found['corners']))
     return sorted(tuple(float(x) for x in box) for box in around)
 
 
 def equal(first: Objects, second: Objects) -> bool:
-    pairs = zip(vars(first).values(), vars(second).values(), strict=True)
-    return all(np.array_equal(a, b) for a, b in pairs)
+    return np.array_equal(first, second)
 
 
 class TestObjects:
-    def test_join_and_take(self) -> None:
+    def test_concatenate_and_choose(self) -> None:
         first = objects((0, 0, 1, 1), (2, 2, 4, 4), scores=[0.1, 0.2])
         second = objects((5, 5, 6, 6), scores=[0.3], labels=[7], cut=[True])
-        joined = Objects.join([first, Objects.empty(), second])
+        joined = np.concatenate([first, np.zeros(0, OBJECT), second])
         assert len(joined) == 3
-        assert equal(joined.take(np.array([0, 1])), first)
-        assert equal(joined.take(np.array([False, False, True])), second)
-        assert bounds(joined.take(np.array([2, 0]))) == [(0, 0, 1, 1), (5, 5, 6, 6)]
-
-    def test_nothing_joined_is_nothing(self) -> None:
-        assert equal(Objects.join([]), Objects.empty()) and len(Objects.empty()) == 0
+        assert equal(joined[np.array([0, 1])], first)
+        assert equal(joined[np.array([False, False, True])], second)
+        assert bounds(joined[np.array([2, 0])]) == [(0, 0, 1, 1), (5, 5, 6, 6)]
 
 
 class TestWindow:
@@ -121,7 +124,7 @@ class TestWindow:
         placed = self.place((20, 10, 4, 4, math.pi / 4))
         expected = [(50 - half, 70 - half, 50 + half, 70 + half)]
         assert bounds(placed) == [pytest.approx(expected[0], abs=1e-5)]
-        assert shapely.area(shapely.polygons(placed.corners)) == pytest.approx([16])
+        assert shapely.area(shapely.polygons(placed['corners'])) == pytest.approx([16])
 
     def test_far_in_a_scene_float32_loses_nothing(self) -> None:
         placed = self.place((0.125, 1, 4.375, 5), col=10**8, width=10**9)
@@ -143,20 +146,20 @@ class TestWindow:
         ],
     )
     def test_cut_at_edges_inside_the_scene(self, box: tuple, cut: bool) -> None:
-        assert self.place(box).cut.tolist() == [cut]
+        assert self.place(box)['cut'].tolist() == [cut]
 
     def test_no_edge_of_the_scene_cuts(self) -> None:
         sides = ((0, 5, 9, 9), (5, 0, 9, 9), (31, 5, 40, 9), (5, 31, 9, 40))
         alone = self.place(*sides, col=0, row=0, width=40, height=40)
-        assert alone.cut.tolist() == [False] * 4
+        assert alone['cut'].tolist() == [False] * 4
         first = self.place(*sides, col=0, row=0)
-        assert first.cut.tolist() == [False, False, True, True]
+        assert first['cut'].tolist() == [False, False, True, True]
         middle = self.place(*sides, col=30, row=30)
-        assert middle.cut.tolist() == [True] * 4
+        assert middle['cut'].tolist() == [True] * 4
         # The last window hangs over: what touches its edge is a mirror image
         over = self.place((15, 5, 40, 9), col=70)
-        assert over.cut.tolist() == [False]
-        assert self.place((1, 5, 9, 9), margin=0.5).cut.tolist() == [False]
+        assert over['cut'].tolist() == [False]
+        assert self.place((1, 5, 9, 9), margin=0.5)['cut'].tolist() == [False]
 
     def test_what_lies_outside_the_scene_goes(self) -> None:
         kept = self.place((10, 2, 20, 8), (25, 2, 35, 8), (16, 2, 26, 8), (10, 22, 20, 28), col=80, row=80)  # fmt: skip
@@ -171,7 +174,7 @@ class TestWindow:
     def test_low_scores_go(self) -> None:
         low = found([(5, 5, 9, 9), (15, 5, 19, 9), (25, 5, 29, 9)], [0.25, 0.5, 0.75])
         kept = objects_of_window(low, 0, 0, 40, 100, 100, threshold=0.5)
-        assert kept.scores.tolist() == [0.5, 0.75]
+        assert kept['score'].tolist() == [0.5, 0.75]
 
     @pytest.mark.parametrize(
         'bad',
@@ -192,8 +195,8 @@ class TestWindow:
         good = (10, 10, 20, 20, 0.3)[: len(bad)]
         three = found([bad, good, bad], [0.5, 0.75, 0.25])
         placed = objects_of_window(three, 30, 60, 40, 100, 100, threshold=0)
-        assert placed.scores.tolist() == [0.75]
-        assert shapely.is_valid(shapely.polygons(placed.corners)).all()
+        assert placed['score'].tolist() == [0.75]
+        assert shapely.is_valid(shapely.polygons(placed['corners'])).all()
 
     def test_scores_that_are_no_number_go(self) -> None:
         assert len(objects_of_window(found([(5, 5, 9, 9)], [math.nan]), 0, 0, 40, 99, 99, threshold=0)) == 0  # fmt: skip
@@ -202,7 +205,7 @@ class TestWindow:
     def test_nothing_found(self, numbers: int) -> None:
         nothing = found([]) | {'boxes': torch.zeros(0, numbers)}
         placed = objects_of_window(nothing, 0, 0, 40, 100, 100, threshold=0.5)
-        assert equal(placed, Objects.empty())
+        assert equal(placed, np.zeros(0, OBJECT))
 
     def test_other_forms_are_refused(self) -> None:
         with pytest.raises(ValueError, match='boxes have 6 numbers but'):
@@ -239,11 +242,11 @@ class TestMerge:
             (45, 45, 55, 55),  # in one only
         ]
         windows = self.detect(truth, shares)
-        joined = Objects.join(windows)
+        joined = np.concatenate(windows)
         assert len(joined) == 2 + 3 + 2 + 4 + 1 + 1
         merged = merge_objects(joined)
         assert bounds(merged) == sorted(truth)
-        assert merged.scores.tolist() == pytest.approx([shares[True]] * len(truth))
+        assert merged['score'].tolist() == pytest.approx([shares[True]] * len(truth))
 
     def test_whole_ones_come_before_better_fragments(self) -> None:
         whole, left, right = (10, 10, 50, 20), (10, 10, 40, 20), (30, 10, 50, 20)
@@ -252,7 +255,7 @@ class TestMerge:
         )
         merged = merge_objects(seen)
         assert bounds(merged) == [whole]
-        assert merged.scores.tolist() == pytest.approx([0.3])
+        assert merged['score'].tolist() == pytest.approx([0.3])
         # Were the pieces whole, the first would drop it
         apart = merge_objects(
             objects(left, whole, right, scores=[0.9, 0.3, 0.8]), fragment=0.5
@@ -295,7 +298,7 @@ class TestMerge:
         seen = objects(
             box, box, box, scores=[0.9, 0.8, 0.7], labels=[2, 1, 2], cut=[False, True, True]
         )  # fmt: skip
-        assert merge_objects(seen).labels.tolist() == [2, 1]
+        assert merge_objects(seen)['label'].tolist() == [2, 1]
 
     def test_rotated_boxes_overlap_as_drawn(self) -> None:
         # Thin boxes side by side at 45 degrees: upright ones around them overlap by 80 %
@@ -304,13 +307,13 @@ class TestMerge:
         )
         three = found(boxes.tolist(), [0.9, 0.8, 0.7])
         seen = objects_of_window(three, 0, 0, 100, 100, 100, threshold=0)
-        assert merge_objects(seen).scores.tolist() == pytest.approx([0.9, 0.8])
+        assert merge_objects(seen)['score'].tolist() == pytest.approx([0.9, 0.8])
         upright = objects(*bounds(seen))
         assert len(merge_objects(upright)) == 1
 
     def test_equals_the_slow_loop(self) -> None:
         seen = some_objects(300, 150)
-        polygons = shapely.polygons(seen.corners)
+        polygons = shapely.polygons(seen['corners'])
         common = shapely.area(
             shapely.intersection(polygons[:, None], polygons[None, :])
         )
@@ -318,36 +321,38 @@ class TestMerge:
         order = sorted(
             range(300),
             key=lambda i: (
-                seen.cut[i],
-                -seen.scores[i],
-                seen.corners[i].ravel().tolist(),
+                seen['cut'][i],
+                -seen['score'][i],
+                seen['corners'][i].ravel().tolist(),
             ),
         )
         kept: list[int] = []
         for i in order:
-            rivals = [j for j in kept if seen.labels[j] == seen.labels[i]]
+            rivals = [j for j in kept if seen['label'][j] == seen['label'][i]]
             iou = [common[i, j] / (areas[i] + areas[j] - common[i, j]) for j in rivals]
             own = [common[i, j] / areas[i] for j in rivals]
             if max(iou, default=0) <= 0.3 and not (
-                seen.cut[i] and max(own, default=0) > 0.6
+                seen['cut'][i] and max(own, default=0) > 0.6
             ):
                 kept.append(i)
-        kept.sort(key=lambda i: (-seen.scores[i], seen.corners[i].ravel().tolist()))
+        kept.sort(
+            key=lambda i: (-seen['score'][i], seen['corners'][i].ravel().tolist())
+        )
         assert 50 < len(kept) < 250
         merged = merge_objects(seen, nms_thresh=0.3, fragment=0.6)
-        assert equal(merged, seen.take(np.array(kept)))
+        assert equal(merged, seen[np.array(kept)])
 
     def test_the_order_of_the_input_is_nothing(self) -> None:
         seen = some_objects(700, 120)
-        seen = Objects.join([seen, seen.take(np.arange(100))])
+        seen = np.concatenate([seen, seen[np.arange(100)]])
         expected = merge_objects(seen)
         assert 100 < len(expected) < 500
-        assert (np.diff(expected.scores) <= 0).all()
+        assert (np.diff(expected['score']) <= 0).all()
         # Equal scores, and equal objects, are there to be mixed up
-        assert len(np.unique(expected.scores)) < len(expected) / 2
+        assert len(np.unique(expected['score'])) < len(expected) / 2
         rng = np.random.default_rng(1)
         for _ in range(5):
-            again = merge_objects(seen.take(rng.permutation(len(seen))))
+            again = merge_objects(seen[rng.permutation(len(seen))])
             assert equal(again, expected)
 
     def test_merging_again_changes_nothing(self) -> None:
@@ -363,12 +368,12 @@ class TestMerge:
         assert 10_000 < len(merged) < 20_000
 
     def test_none(self) -> None:
-        assert equal(merge_objects(Objects.empty()), Objects.empty())
+        assert equal(merge_objects(np.zeros(0, OBJECT)), np.zeros(0, OBJECT))
 
     @pytest.mark.parametrize('wrong', [{'nms_thresh': 50}, {'fragment': math.nan}])
     def test_shares_are_shares(self, wrong: dict[str, float]) -> None:
         with pytest.raises(ValueError, match='but a share is meant'):
-            merge_objects(Objects.empty(), **wrong)
+            merge_objects(np.zeros(0, OBJECT), **wrong)
 
 
 class TestFiles:
@@ -385,7 +390,7 @@ class TestFiles:
         assert table['label'].tolist() == [2, 1]
         assert table['score'].tolist() == pytest.approx([0.9, 0.25])
         cos, sin = (COS, SIN) if transform is TURNED else (1, 0)
-        for polygon, pixels in zip(table.geometry, self.two.corners, strict=True):
+        for polygon, pixels in zip(table.geometry, self.two['corners'], strict=True):
             right, up = pixels[:, 0] / 2, -pixels[:, 1] / 2
             expected = np.stack(
                 [500_000.25 + right * cos - up * sin, 4_500_000.75 + right * sin + up * cos], -1
@@ -442,15 +447,15 @@ class TestFiles:
     def test_about_comes_back(self, tmp_path: Path, ending: str, number: int) -> None:
         path, grid = tmp_path / f'a.{ending}', Grid(UTM, SQUARE, 100, 80)
         about = 'weights: "a.ckpt"\nschön = {score: 0.5}; ' * 50
-        write_objects(self.two.take(np.arange(number)), path, grid, self.names, about)
+        write_objects(self.two[np.arange(number)], path, grid, self.names, about)
         assert read_notes(path) == about
-        write_objects(self.two.take(np.arange(number)), path, grid, self.names, '')
+        write_objects(self.two[np.arange(number)], path, grid, self.names, '')
         assert read_notes(path) is None
         assert len(gpd.read_file(path)) == number
 
     def test_no_objects(self, tmp_path: Path) -> None:
         grid = Grid(UTM, SQUARE, 100, 80)
-        write_objects(Objects.empty(), tmp_path / 'a.gpkg', grid, self.names, '')
+        write_objects(np.zeros(0, OBJECT), tmp_path / 'a.gpkg', grid, self.names, '')
         table = gpd.read_file(tmp_path / 'a.gpkg')
         assert len(table) == 0 and table.crs.to_epsg() == 32633
         assert table.columns.tolist() == ['class', 'label', 'score', 'geometry']
@@ -458,14 +463,14 @@ class TestFiles:
         kinds = gpd.list_layers(tmp_path / 'a.gpkg')['geometry_type']
         assert kinds.tolist() == ['Polygon']
         # GeoJSON has no place for the columns of no objects
-        write_objects(Objects.empty(), tmp_path / 'a.geojson', grid, self.names, '')
+        write_objects(np.zeros(0, OBJECT), tmp_path / 'a.geojson', grid, self.names, '')
         assert gpd.read_file(tmp_path / 'a.geojson').crs.to_epsg() == 4326
         assert json.loads((tmp_path / 'a.geojson').read_text())['features'] == []
 
     def test_a_geopackage_is_one_file(self, tmp_path: Path) -> None:
         path, grid = tmp_path / 'a.gpkg', Grid(UTM, SQUARE, 100, 80)
         write_objects(self.two, path, grid, self.names, 'first')
-        write_objects(self.two.take(np.array([1])), path, grid, self.names, 'second')
+        write_objects(self.two[np.array([1])], path, grid, self.names, 'second')
         read_notes(path)
         assert [file.name for file in tmp_path.iterdir()] == ['a.gpkg']
         assert gpd.read_file(path)['class'].tolist() == ['ship']
@@ -479,7 +484,7 @@ class TestFiles:
         path, grid = tmp_path / 'a.gpkg', Grid(UTM, SQUARE, 100, 80)
         gpd.GeoSeries([shapely.Point(3, 4)], crs=UTM).to_file(path, layer='mine')
         for number in (2, 1):
-            write_objects(self.two.take(np.arange(number)), path, grid, None, 'ours')
+            write_objects(self.two[np.arange(number)], path, grid, None, 'ours')
         assert sorted(gpd.list_layers(path)['name']) == ['mine', 'objects']
         assert len(gpd.read_file(path, layer='objects')) == 1
         assert gpd.read_file(path, layer='mine').geometry[0] == shapely.Point(3, 4)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cmid_geo.tasks import ChangeDetection
 
-SWIN = 'swin_tiny_patch4_window7_224'
+SWIN = 'swin_test'
 
 
 class Squares(Dataset):
@@ -58,7 +58,7 @@ class Classes(nn.Module):
 
 def make(**options: Any) -> ChangeDetection:
     torch.manual_seed(0)
-    defaults = {'backbone': 'resnet18', 'in_channels': 2, 'lr': 1e-3}
+    defaults = {'backbone': 'resnet_test', 'in_channels': 2, 'lr': 1e-3}
     return ChangeDetection(**(defaults | options))
 
 
@@ -79,10 +79,10 @@ def step(task: ChangeDetection, given: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize(
     ('backbone', 'model'),
     [
-        ('resnet18', 'unet'),
+        ('resnet_test', 'unet'),
         ('resnet50', 'bit'),
         (SWIN, 'upernet'),
-        ('vit_small_patch16_224', 'fpn'),
+        ('vit_test', 'fpn'),
     ],
 )
 def test_fits_saves_and_comes_back(
@@ -282,7 +282,7 @@ def test_change_may_count_more() -> None:
     assert step(make(loss='ce', pos_weight=3.0).eval(), batch()) > plain
 
 
-@pytest.mark.parametrize('backbone', ['resnet18', 'vit_tiny_patch16_224'])
+@pytest.mark.parametrize('backbone', ['resnet_test', 'vit_test'])
 def test_a_frozen_backbone_stays(
     make_trainer: Callable[..., Trainer], backbone: str
 ) -> None:
@@ -304,7 +304,7 @@ def test_a_frozen_decoder_stays() -> None:
 
 
 def test_weights_fill_the_shared_encoder(tmp_path: Path) -> None:
-    given = timm.create_model('resnet18', num_classes=0, in_chans=2).state_dict()
+    given = timm.create_model('resnet_test', num_classes=0, in_chans=2).state_dict()
     torch.save(given, tmp_path / 'resnet18.pth')
     task = make(weights=str(tmp_path / 'resnet18.pth'), mean=[0.5, 0.5], std=[1, 1])
     assert task.report is not None and len(task.report.loaded) == task.report.total

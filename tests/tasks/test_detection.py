@@ -22,7 +22,7 @@ from torchvision.ops import box_iou
 from cmid_geo.datamodules import CocoDataModule
 from cmid_geo.tasks import ObjectDetection
 
-SMALL = {'backbone': 'resnet18', 'num_classes': 3, 'fpn_channels': 64}
+SMALL = {'backbone': 'resnet_test', 'num_classes': 3, 'fpn_channels': 64}
 
 
 def make(**options: Any) -> ObjectDetection:
@@ -67,7 +67,7 @@ class Found(nn.Module):
 def test_arguments_are_kept_and_torchgeos_are_among_them() -> None:
     given = make(lr=0.3, patience=4, trainable_layers=5, weights=None).hparams
     assert given['lr'] == 0.3 and given['patience'] == 4
-    assert given['num_classes'] == 3 and given['backbone'] == 'resnet18'
+    assert given['num_classes'] == 3 and given['backbone'] == 'resnet_test'
     assert given['trainable_layers'] == 5 and 'weights' not in given
     ours = inspect.signature(ObjectDetection).parameters
     assert set(inspect.signature(torchgeo.tasks.ObjectDetection).parameters) <= set(
@@ -80,10 +80,10 @@ def test_arguments_are_kept_and_torchgeos_are_among_them() -> None:
 @pytest.mark.parametrize(
     'model, backbone',
     (
-        ('faster-rcnn', 'resnet18'),
+        ('faster-rcnn', 'resnet_test'),
         ('faster-rcnn', 'resnet50'),
-        ('retinanet', 'swin_tiny_patch4_window7_224'),
-        ('fcos', 'vit_small_patch16_224'),
+        ('retinanet', 'swin_test'),
+        ('fcos', 'vit_test'),
     ),
 )
 def test_families_train_save_and_reload(
@@ -243,7 +243,6 @@ def test_a_batch_without_boxes_can_be_predicted_but_not_learned(
 
 
 def test_weights_tell_how_to_standardise() -> None:
-    given = timm.create_model('resnet18', num_classes=0).state_dict()
     task = make(weights=None)
     image = torch.rand(1, 3, 32, 32)
     assert torch.equal(task.normalize(image), image)
@@ -254,10 +253,9 @@ def test_weights_tell_how_to_standardise() -> None:
     task.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     task.eval()(image)
     assert torch.allclose(seen[0][0, 1], expected)
-    assert len(given) > 100
 
 
-@pytest.mark.parametrize('name', ('resnet18', 'vit_tiny_patch16_224'))
+@pytest.mark.parametrize('name', ('resnet_test', 'vit_test'))
 def test_weights_from_a_file(name: str, tmp_path: Path) -> None:
     network = timm.create_model(name, num_classes=0)
     torch.save(network.state_dict(), tmp_path / 'weights.pth')
@@ -269,7 +267,7 @@ def test_weights_from_a_file(name: str, tmp_path: Path) -> None:
     assert torch.equal(own[first], network.state_dict()[first])
 
 
-@pytest.mark.parametrize('name', ('resnet18', 'vit_tiny_patch16_224'))
+@pytest.mark.parametrize('name', ('resnet_test', 'vit_test'))
 def test_a_frozen_backbone_stays_and_the_rest_learns(name: str) -> None:
     task = make(backbone=name, freeze_backbone=True).train()
     network = task.model.backbone.body.network
@@ -322,5 +320,5 @@ def test_recipes_name_what_exists(name: str) -> None:
     model, data = recipe['model']['init_args'], recipe['data']['init_args']
     assert set(model) <= set(inspect.signature(ObjectDetection).parameters)
     CocoDataModule(**data)
-    made = ObjectDetection(**(model | {'weights': None, 'backbone': 'resnet18'}))
+    made = ObjectDetection(**(model | {'weights': None, 'backbone': 'resnet_test'}))
     assert made.hparams['lr'] == (5e-3 if name == 'resnet50' else 1e-4)

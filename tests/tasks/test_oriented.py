@@ -23,7 +23,7 @@ from cmid_geo.tasks.oriented import (
 )
 
 SMALL: dict[str, Any] = {
-    'backbone': 'resnet18', 'num_classes': 3, 'fpn_channels': 16, 'head_channels': 32,
+    'backbone': 'resnet_test', 'num_classes': 3, 'fpn_channels': 16, 'head_channels': 32,
     'proposals': 30, 'detections_per_img': 20, 'warmup_steps': 0,
 }  # fmt: skip
 
@@ -48,8 +48,7 @@ def loader(number: int = 2, **options: Any) -> DataLoader:
 
 
 @pytest.mark.parametrize(
-    'backbone',
-    ['resnet18', 'resnet50', 'swin_tiny_patch4_window7_224', 'vit_small_patch16_224'],
+    'backbone', ['resnet_test', 'resnet50', 'swin_test', 'vit_test']
 )
 def test_each_family_trains_saves_and_reloads(
     backbone: str, make_trainer: Callable[..., Any], tmp_path: Path
@@ -100,7 +99,7 @@ def test_weights_come_with_mean_and_std(tmp_path: Path) -> None:
     state = {
         f'model.{k}': v for k, v in source.model.encoder.network.state_dict().items()
     }
-    torch.save({'hyper_parameters': {'model': 'resnet18', 'mean': [0.4] * 3, 'std': [0.2] * 3}, 'state_dict': state}, tmp_path / 'w.ckpt')  # fmt: skip
+    torch.save({'hyper_parameters': {'model': 'resnet_test', 'mean': [0.4] * 3, 'std': [0.2] * 3}, 'state_dict': state}, tmp_path / 'w.ckpt')  # fmt: skip
     task = make(weights=str(tmp_path / 'w.ckpt'))
     assert task.mean.tolist() == pytest.approx([0.4] * 3) and task.report is not None
     for name, value in source.model.encoder.network.state_dict().items():
