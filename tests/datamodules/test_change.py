@@ -250,13 +250,13 @@ def onera(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(trainer: Trainer, data: Any, model: ChangeDetection) -> dict[str, Any]:
     """Fit, validate and test, and return the batches of each stage, as the task saw them."""
     seen: dict[str, Any] = {}
-    forward = model._shared_step
+    forward = model.shared_step
 
     def watch(batch: Any, batch_idx: int, stage: str) -> torch.Tensor:
         seen.setdefault(stage, []).append(batch)
         return forward(batch, batch_idx, stage)
 
-    model._shared_step = watch
+    model.shared_step = watch
     trainer.fit(model, data)
     trainer.test(model, data, verbose=False)
     return seen
@@ -307,7 +307,7 @@ def test_a_share_of_the_images(kind: Any, levir: Path, onera: Path) -> None:
     options: dict[str, Any] = {'root': str(levir)}
     if kind is OSCDDataModule:
         options = {'root': str(onera), 'val_split_pct': 0.34}
-    data = kind(label_fraction=0.5, **options)
+    data = kind(batch_size=1, label_fraction=0.5, **options)
     data.setup('fit')
     assert len(data.train_dataset) == 1
     short = kind(batch_size=2, length=None, label_fraction=0.5, **options)

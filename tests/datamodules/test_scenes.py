@@ -141,6 +141,42 @@ def test_held_out_scenes(folder: Path) -> None:
         dm.setup('fit')
 
 
+def write_named(path: Path, bands: tuple[str, ...]) -> Path:
+    """Scene whose bands hold the lengths of their names."""
+    with rasterio.open(
+        path, 'w', driver='GTiff', width=40, height=40, count=len(bands), dtype='uint8',
+        crs='EPSG:32633', transform=from_origin(500000, 5000000, 10, 10),
+    ) as file:  # fmt: skip
+        for index, band in enumerate(bands, 1):
+            file.write(np.full((40, 40), len(band), 'uint8'), index)
+        file.descriptions = bands
+    return path
+
+
+@pytest.mark.parametrize(
+    ('bands', 'count'), [(('blue', 'red'), 2), (('nir', 'blue', 'red'), 3)]
+)
+def test_bands_of_held_out_scenes_are_taken_by_name(
+    tmp_path: Path, bands: tuple[str, ...], count: int
+) -> None:
+    train = write_named(tmp_path / 'a.tif', ('red', 'blue'))
+    held = write_named(tmp_path / 'b.tif', bands)
+    dm = SceneDataModule(str(train), 32, 4, 4, val_paths=str(held), seed=0)
+    with pytest.warns(UserWarning, match="read by name, as bands=.'red', 'blue'."):
+        dm.setup('fit')
+    assert dm.val_dataset.bands == ('red', 'blue')
+    image = dm.val_dataset[dm.val_sampler[0]]['image']
+    assert image[:, 0, 0].tolist() == [3, 4]
+
+
+def test_held_out_scenes_of_other_bands_are_refused(tmp_path: Path) -> None:
+    train = write_named(tmp_path / 'a.tif', ('red', 'blue'))
+    held = write_named(tmp_path / 'b.tif', ('red', 'nir'))
+    dm = SceneDataModule(str(train), 32, 4, 4, val_paths=str(held), seed=0)
+    with pytest.raises(ValueError, match='nir.*choose the same by bands='):
+        dm.setup('fit')
+
+
 def test_bad_input(folder: Path) -> None:
     with pytest.raises(
         ValueError, match=r'length=8 .*batch of 64 .*raise length to 64'
