@@ -23,9 +23,9 @@ from torchgeo.tasks import mixins
 
 from cmid_geo import tasks
 from cmid_geo.datamodules.base import collate_boxes
-from cmid_geo.datasets import BandStatistics
 from cmid_geo.models import export_backbone
 from cmid_geo.models.weights.sources import read_source
+from cmid_geo.ops.value_range import ValueRange
 from cmid_geo.predict.checkpoint import open_task
 
 Trainers = Callable[..., Trainer]
@@ -186,7 +186,7 @@ def delivering(bands: tuple[str | int, ...]) -> Any:
     """A datamodule, as far as tasks ask it for bands."""
     count = len(bands)
     return SimpleNamespace(
-        statistics=BandStatistics(
+        value_range=ValueRange(
             bands, (0.0,) * count, (255.0,) * count, (0.5,) * count, (0.2,) * count
         )
     )  # fmt: skip
