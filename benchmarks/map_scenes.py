@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import rasterio
 import torch
-from cmid_geo.predict.job import plan_map
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 from torch import nn
 
 from cmid_geo import SemanticSegmentation
 from cmid_geo.predict import SceneMapper, predict_scene
+from cmid_geo.predict.job import plan_map
 
 
 def write_scene(path: Path, height: int, width: int) -> Path:

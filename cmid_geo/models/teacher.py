@@ -38,7 +38,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     Args:
         teacher: Moves.
         student: Stays.
-        momentum: Share of the old teacher, from 0 to 1.
+        momentum: Weight of the old teacher, from 0 to 1.
     """
     torch._foreach_lerp_(
         list(teacher.parameters()), list(student.parameters()), 1 - momentum

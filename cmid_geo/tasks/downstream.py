@@ -81,7 +81,7 @@ class Downstream(Values):
             return {}, None
         source = read_source(self.weights)
         known, wanted = (
-            names_of(each.get('bands')) for each in (source.about, self.hparams)
+            names_of(each.get('bands')) for each in (source.metadata, self.hparams)
         )
         places = find_bands(wanted, known)
         # Positions, and names that the weights do not know, may come from the data of an earlier fit
