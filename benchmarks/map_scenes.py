@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What mapping a scene costs: memory against the scene's size, and time against the bare network.
+"""Costs of mapping a scene: memory against the scene's size, and time against the bare network.
 
 Memory: a convolution of three bands to three maps scenes of 400 million pixels; what counts is the
 process's peak above what it held with the model loaded. Speed: a segmentation network maps a scene of
@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 import rasterio
 import torch
-from cmid_geo.predict.planning import plan_map
-from cmid_geo.predict.running import running
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 from torch import nn
 
 from cmid_geo import SemanticSegmentation
 from cmid_geo.predict import SceneMapper, predict_scene
+from cmid_geo.predict.job import plan_map
 
 
 def write_scene(path: Path, height: int, width: int) -> Path:
@@ -86,7 +85,7 @@ def speed(folder: Path, backbone: str, size: int, batch: int, rounds: int) -> No
     task.high.fill_(255)
     mapper = SceneMapper(task)
     job = plan_map(mapper, scene, folder / 'map.tif', size=size)
-    windows = [torch.from_numpy(job.reading.read(n)[0]) for n in range(len(job.tiling))]
+    windows = [torch.from_numpy(job.read(n)[0]) for n in range(len(job.tiling))]
     batches = [
         torch.stack(windows[i : i + batch]) / 255 for i in range(0, len(windows), batch)
     ]
@@ -99,7 +98,7 @@ def speed(folder: Path, backbone: str, size: int, batch: int, rounds: int) -> No
             task(each)
     ratios = []
     for number in range(rounds):
-        with running(mapper, 'cpu', '32-true'):
+        with mapper.running('cpu'):
             start = time.perf_counter()
             for each in batches:
                 task(each)

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Whether windows can be seen in a map: how often the class changes across their edges, and elsewhere.
+"""Seams of windows in a map: how often the class changes across their edges, and elsewhere.
 
 A map without seams changes as often across the edge of a window as between any two pixels.
 """
@@ -18,7 +18,7 @@ from cmid_geo.predict.tiling import cut_scene
 
 
 def changes(labels: np.ndarray, starts: tuple[int, ...], size: int, axis: int) -> str:
-    """Share of neighbours with other classes across windows' edges, elsewhere, and their ratio."""
+    """Fraction of neighbours with other classes across windows' edges, elsewhere, and their ratio."""
     differs = (np.diff(labels.astype(int), axis=axis) != 0).mean(axis=1 - axis)
     edges = {*starts, *(start + size for start in starts)}
     seams = [edge - 1 for edge in edges if 2 < edge < labels.shape[axis] - 2]

@@ -5,7 +5,6 @@ from . import weights as weights
 from .backbones import MaskedBackbone as MaskedBackbone
 from .backbones import create_backbone as create_backbone
 from .bit import BIT as BIT
-from .change import SiameseModel as SiameseModel
 from .change import create_change_model as create_change_model
 from .detection import FPNBackbone as FPNBackbone
 from .detection import create_detector as create_detector
@@ -15,6 +14,7 @@ from .heads import PixelDecoder as PixelDecoder
 from .heads import Projector as Projector
 from .heads import PrototypeHead as PrototypeHead
 from .oriented import OrientedRCNN as OrientedRCNN
+from .siamese import SiameseModel as SiameseModel
 from .teacher import KeyQueue as KeyQueue
 from .teacher import make_teacher as make_teacher
 from .teacher import update_teacher as update_teacher

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..ops.cells import CELL, expand_mask
-from .classification import check_name, create_network
+from .classification import check_name, check_sides, create_network
 
 SUPPORTED = (
     'supported are the families of ResNet (resnet18 to resnet152, resnext, wide_resnet), '
@@ -34,21 +34,23 @@ class MaskedBackbone(nn.Module, ABC):
     mask the features are those of timm's ``forward_features``.
     """
 
-    #: Whether the network normalises over the batch.
+    #: Whether the network normalizes over the batch.
     convolutional: ClassVar[bool] = False
     #: From the centre of a cell's pixels to the centre of what its vector sees (its receptive
     #: field), in pixels to the right and downwards.
     field_offset: float = 0.0
 
-    def __init__(self, name: str, network: Any, stem_width: int) -> None:
+    def __init__(self, name: str, network: Any, stem_width: int | None = None) -> None:
         """Initialize a new MaskedBackbone instance.
 
         Args:
             name: timm's name of the network.
             network: The network, without a classifier.
-            stem_width: Channels after the stem.
+            stem_width: Channels after the stem; by default as many as the network says.
         """
         super().__init__()
+        if stem_width is None:
+            stem_width = int(network.feature_info[0]['num_chs'])
         self.name = name
         self.network = network
         self.num_features: int = network.num_features
@@ -68,7 +70,7 @@ class MaskedBackbone(nn.Module, ABC):
         """Compute the features of each cell.
 
         Args:
-            image: Standardised views whose sides are multiples of 32 pixels.
+            image: Normalized views whose sides are multiples of 32 pixels.
             mask: True where a cell is hidden; nowhere by default.
 
         Returns:
@@ -77,12 +79,7 @@ class MaskedBackbone(nn.Module, ABC):
         Raises:
             ValueError: If a side is no multiple of 32.
         """
-        height, width = image.shape[2:]
-        if height % CELL or width % CELL:
-            raise ValueError(
-                f'images of {height}x{width} pixels: both sides must be multiples of {CELL}, '
-                'crop or pad them'
-            )
+        check_sides(image)
         return self.encode(image, mask)
 
     @abstractmethod
@@ -108,7 +105,7 @@ class MaskedResNet(MaskedBackbone):
 
     convolutional = True
 
-    def __init__(self, name: str, network: Any, stem_width: int) -> None:
+    def __init__(self, name: str, network: Any, stem_width: int | None = None) -> None:
         """Initialize a new MaskedResNet instance; see :class:`MaskedBackbone`."""
         super().__init__(name, network, stem_width)
         means = any(
@@ -193,32 +190,30 @@ def create_backbone(
     return _wrap(name, network)
 
 
+#: The kind of backbone by the class of timm's network.
+KINDS = {
+    ResNet: MaskedResNet,
+    ConvNeXt: MaskedConvNeXt,
+    SwinTransformer: MaskedSwin,
+    SwinTransformerV2: MaskedSwin,
+    VisionTransformer: MaskedViT,
+}
+
+
 def _wrap(name: str, network: nn.Module) -> MaskedBackbone:
     """Pick the kind of backbone by the network's class."""
-    if isinstance(network, ResNet):
-        return MaskedResNet(name, network, _width(network.layer1, network))
-    if isinstance(network, ConvNeXt):
-        stem = [layer for layer in network.stem if isinstance(layer, nn.Conv2d)]
-        return MaskedConvNeXt(name, network, stem[-1].out_channels)
-    if isinstance(network, SwinTransformer | SwinTransformerV2):
-        return MaskedSwin(name, network, network.embed_dim)
-    patches = getattr(network, 'patch_embed', None)
-    if isinstance(network, VisionTransformer) and isinstance(patches, PatchEmbed):
-        if patches.patch_size in ((8, 8), (16, 16), (32, 32)):
-            return MaskedViT(name, network, network.embed_dim)
+    kind = next((KINDS[each] for each in KINDS if isinstance(network, each)), None)
+    patches: Any = getattr(network, 'patch_embed', None)
+    # A hybrid has another network before its blocks
+    if kind is None or (kind is MaskedViT and not isinstance(patches, PatchEmbed)):
+        raise ValueError(
+            f'backbone {name!r} ({type(network).__name__}) cannot hide cells: {SUPPORTED}'
+        )
+    if kind is MaskedViT and patches.patch_size not in ((8, 8), (16, 16), (32, 32)):
         raise ValueError(
             f'backbone {name!r} has patches of {patches.patch_size} pixels: {SUPPORTED}'
         )
-    raise ValueError(
-        f'backbone {name!r} ({type(network).__name__}) cannot hide cells: {SUPPORTED}'
-    )
-
-
-def _width(stage: Any, network: Any) -> int:
-    """Channels that a ResNet's first stage takes in: those of its stem."""
-    return next(
-        layer.in_channels for layer in stage.modules() if isinstance(layer, nn.Conv2d)
-    )
+    return kind(name, network)
 
 
 def _accept_plain_state_dict(

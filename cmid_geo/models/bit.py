@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .pyramid import Pyramid
+from .siamese import Siamese
 
 
-class BIT(nn.Module):
+class BIT(Siamese):
     r"""Bitemporal image transformer (Chen, Qi and Shi 2021).
 
     A date's map :math:`X_i` is summed up in *tokens* vectors, which attend to those of the other
@@ -31,7 +32,7 @@ class BIT(nn.Module):
     Attributes:
         encoder: The pyramid that both dates share.
         decoder: Neck, tokenizer and transformers.
-        segmentation_head: From the difference to scores.
+        segmentation_head: From the difference to logits.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class BIT(nn.Module):
         Args:
             backbone: timm's name of the backbone.
             in_channels: Number of bands of a date.
-            classes: Number of maps of scores.
+            classes: Number of maps of logits.
             pretrained: Whether to start from timm's weights.
             drop_path_rate: Stochastic depth of the backbone, in [0, 1).
             tokens: Tokens of a date.
@@ -71,22 +72,13 @@ class BIT(nn.Module):
             nn.Conv2d(width, classes, 3, padding=1),
         )
 
-    def forward(
-        self, pair: Float[Tensor, 'batch 2 bands height width']
-    ) -> Float[Tensor, 'batch classes height width']:
-        """Compute scores of change.
-
-        Args:
-            pair: Both dates, standardised, with sides that are multiples of 32 pixels.
-
-        Returns:
-            Scores of each pixel.
-        """
-        first, second = zip(*encode_dates(self.encoder, pair)[2:])
+    def decode(
+        self, dates: list[tuple[Tensor, Tensor]], size: tuple[int, ...]
+    ) -> Float[Tensor, 'batch _ height width']:
+        """Compare the maps of strides 4 to 32, and enlarge the difference."""
+        first, second = zip(*dates[2:])
         difference = self.decoder(list(first), list(second))
-        size = pair.shape[-2:]
-        enlarged = F.interpolate(difference, size, mode='bilinear')
-        return self.segmentation_head(enlarged)
+        return F.interpolate(difference, size, mode='bilinear')
 
 
 class TokenDecoder(nn.Module):
@@ -95,15 +87,15 @@ class TokenDecoder(nn.Module):
     def __init__(
         self,
         channels: list[int],
-        tokens: int = 4,
-        width: int = 32,
-        encoder_depth: int = 1,
-        decoder_depth: int = 8,
+        tokens: int,
+        width: int,
+        encoder_depth: int,
+        decoder_depth: int,
     ) -> None:
         """Initialize a new TokenDecoder instance.
 
         Args:
-            channels: Of the maps, from fine to coarse.
+            channels: Channels of the maps, from fine to coarse.
             tokens: Tokens of a date.
             width: Channels of tokens and pixels.
             encoder_depth: Layers in which tokens attend to each other.
@@ -145,14 +137,7 @@ class TokenDecoder(nn.Module):
     def neck(
         self, maps: list[Float[Tensor, 'batch _ _ _']]
     ) -> Float[Tensor, 'batch width rows cols']:
-        """One map of all scales.
-
-        Args:
-            maps: From fine to coarse.
-
-        Returns:
-            Their sum on the grid of the finest.
-        """
+        """Sum the maps of all scales, from fine to coarse, on the grid of the finest."""
         size = maps[0].shape[2:]
         narrow = (project(each) for project, each in zip(self.project, maps))
         total = torch.stack(
@@ -163,14 +148,7 @@ class TokenDecoder(nn.Module):
     def tokenize(
         self, pixels: Float[Tensor, 'batch width rows cols']
     ) -> Float[Tensor, 'batch tokens width']:
-        """Sum a map up in a few tokens.
-
-        Args:
-            pixels: Map of a date.
-
-        Returns:
-            Means of its pixels, weighted by where each token looks.
-        """
+        """Sum a map up in a few tokens: means of its pixels, weighted by where each token looks."""
         weights = self.attend(pixels).flatten(2).softmax(dim=-1)
         return weights @ pixels.flatten(2).transpose(1, 2)
 
@@ -179,15 +157,7 @@ class TokenDecoder(nn.Module):
         pixels: Float[Tensor, 'batch width rows cols'],
         tokens: Float[Tensor, 'batch tokens width'],
     ) -> Float[Tensor, 'batch width rows cols']:
-        """Let each pixel attend to the tokens of its date.
-
-        Args:
-            pixels: Map of a date.
-            tokens: That know both dates.
-
-        Returns:
-            The map, refined.
-        """
+        """Refine the map of a date: each pixel attends to its tokens, which know both dates."""
         queries = pixels.flatten(2).transpose(1, 2)
         for layer in self.look:
             queries = layer(queries, tokens)
@@ -195,7 +165,10 @@ class TokenDecoder(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and a perceptron, each behind a norm and beside a shortcut."""
+    """Attention and a perceptron, each behind a norm and beside a shortcut.
+
+    The heads may be wider than the queries altogether, which torch's MultiheadAttention cannot do.
+    """
 
     def __init__(self, width: int, heads: int = 8, head_width: int = 8) -> None:
         """Initialize a new Layer instance.
@@ -203,7 +176,7 @@ class Layer(nn.Module):
         Args:
             width: Channels of queries and tokens.
             heads: Number of heads.
-            head_width: Channels of each.
+            head_width: Channels of each head.
         """
         super().__init__()
         inner = heads * head_width
@@ -244,20 +217,3 @@ class Layer(nn.Module):
         return inner.unflatten(
             2, (-1, self.query.out_features // self.heads)
         ).transpose(1, 2)
-
-
-def encode_dates(
-    encoder: nn.Module, pair: Float[Tensor, 'batch 2 bands height width']
-) -> list[tuple[Tensor, Tensor]]:
-    """Maps of both dates, from one pass: batch norm then sees them alike.
-
-    Args:
-        encoder: Gives a list of maps.
-        pair: Both dates.
-
-    Returns:
-        For each scale the map of the first date and that of the second.
-    """
-    maps = encoder(pair.flatten(0, 1))
-    halves = (each.unflatten(0, (len(pair), 2)).unbind(1) for each in maps)
-    return [(first, second) for first, second in halves]

@@ -8,7 +8,11 @@ from difflib import get_close_matches
 from typing import Any
 
 import timm
+from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ..ops.cells import CELL
 
 #: Families that are fixed to one size unless told: how to tell them.
 ANY_SIZE: dict[tuple[str, ...], dict[str, Any]] = {
@@ -82,6 +86,23 @@ def check_name(name: str, supported: str = '') -> None:
     hint = f' (did you mean {", ".join(near)}?)' if near else ''
     supported = supported or "timm.list_models('resnet*') lists the names of a family"
     raise ValueError(f'backbone {name!r} is not known to timm{hint}: {supported}')
+
+
+def check_sides(image: Float[Tensor, 'batch bands height width']) -> None:
+    """Refuse images that are not made of whole cells.
+
+    Args:
+        image: Of any size.
+
+    Raises:
+        ValueError: If a side is no multiple of 32.
+    """
+    height, width = image.shape[2:]
+    if height % CELL or width % CELL:
+        raise ValueError(
+            f'images of {height}x{width} pixels: both sides must be multiples of {CELL}, pad or crop '
+            f'them to {-(-height // CELL) * CELL}x{-(-width // CELL) * CELL}'
+        )
 
 
 def pooling_of(network: Any) -> str | None:

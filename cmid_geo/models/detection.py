@@ -14,7 +14,7 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from .freezing import PARTS, KeepFrozen
@@ -56,8 +56,8 @@ def create_detector(
 ) -> Any:
     """Create a detector of torchvision on any backbone of timm.
 
-    It takes standardised images of one size, which may be any, and boxes in their pixels; and
-    neither standardises nor resizes them.
+    It takes normalized images of one size, which may be any, and boxes in their pixels; and
+    neither normalizes nor resizes them.
 
     Args:
         model: 'faster-rcnn' (Ren et al. 2015, https://arxiv.org/abs/1506.01497), 'fcos' (Tian et
@@ -72,12 +72,12 @@ def create_detector(
             :func:`~cmid_geo.models.freezing.freeze_parts`.
         freeze_bn: Whether the backbone's batch norms keep statistics, scale and shift.
         fpn_channels: Channels of the pyramid's levels, a multiple of 32 from 64 on; fewer
-                cost much less.
+            cost much less.
         anchor_sizes: Side in pixels of the anchors of each level, see :data:`ANCHOR_SIZES`.
             FCOS has no anchors: there a level learns boxes of 8 to 16 times this side.
         aspect_ratios: Heights of the anchors by their widths; not used by FCOS.
-        score_thresh: Least score of a detection; by default torchvision's 0.05, FCOS 0.2.
-        nms_thresh: Overlap above which the lower score goes; by default 0.5, FCOS 0.6.
+        score_thresh: Least confidence of a detection, in [0, 1]; by default torchvision's 0.05, FCOS 0.2.
+        nms_thresh: IoU above which the detection of lower confidence goes, in [0, 1]; by default 0.5, FCOS 0.6.
         detections_per_img: Most detections of an image; by default 100, RetinaNet 300.
         options: Further ones of torchvision's class.
 
@@ -87,7 +87,16 @@ def create_detector(
     Raises:
         ValueError: If there is no such detector or backbone, or a number is off.
     """
-    sizes = _check(model, num_classes, fpn_channels, anchor_sizes)
+    if model not in ANCHOR_SIZES:
+        raise ValueError(
+            f'model={model!r} is no detector: choose of {list(ANCHOR_SIZES)}'
+        )
+    if fpn_channels < 64 or fpn_channels % 32:
+        raise ValueError(
+            f'fpn_channels={fpn_channels}: heads normalize 32 groups of two or more, give a multiple of 32 from 64 on'
+        )
+    usual = ANCHOR_SIZES[model]
+    sizes = check_anchors(model, num_classes, anchor_sizes or usual, usual)
     levels = FPNBackbone(
         backbone, in_channels, pretrained, drop_path_rate, trainable_layers, freeze_bn,
         fpn_channels, extra_levels=1 if model == 'faster-rcnn' else 2,
@@ -99,7 +108,7 @@ def create_detector(
     detector: Any = _BUILDERS[model](
         levels, num_classes, sizes, tuple(aspect_ratios), options
     )
-    detector.transform = AsTheyAre()
+    detector.transform = PadOnly()
     return detector
 
 
@@ -160,7 +169,7 @@ class FPNBackbone(KeepFrozen):
         """Compute the levels.
 
         Args:
-            image: Standardised, with sides that are multiples of 32 pixels.
+            image: Normalized, with sides that are multiples of 32 pixels.
 
         Returns:
             Levels from fine to coarse, the first four by the names '0' to '3'.
@@ -168,11 +177,12 @@ class FPNBackbone(KeepFrozen):
         return levels_of(self.body, self.fpn, image)
 
 
-class AsTheyAre(nn.Module):
-    """Hands images of one size to a detector of torchvision as they are.
+class PadOnly(nn.Module):
+    """Padding of normalized images of one size, in place of torchvision's GeneralizedRCNNTransform.
 
-    They are padded by zeros at the right and below to sides that are multiples of 32, which
-    moves no box; detections end at the image, not at the padding.
+    That one resizes, and leaves it out in training only. Images are padded by zeros at the right and
+    below to sides that are multiples of 32, which moves no box; detections end at the image, not at
+    the padding.
     """
 
     def forward(
@@ -183,7 +193,7 @@ class AsTheyAre(nn.Module):
         """Pad images.
 
         Args:
-            images: Standardised.
+            images: Normalized.
             targets: ``boxes`` and ``labels`` of each.
 
         Returns:
@@ -211,31 +221,34 @@ class AsTheyAre(nn.Module):
         return result
 
 
-def _check(
-    model: str, num_classes: int, channels: int, anchor_sizes: Sequence[float] | None
+def check_anchors(
+    model: str, num_classes: int, sizes: Sequence[float], usual: Sequence[float]
 ) -> tuple[float, ...]:
-    """Sides of the anchors, once all numbers are known to be right."""
-    if model not in ANCHOR_SIZES:
-        raise ValueError(
-            f'model={model!r} is no detector: choose of {list(ANCHOR_SIZES)}'
-        )
+    """Refuse numbers of classes and anchors that cannot be.
+
+    Args:
+        model: Name of the detector.
+        num_classes: Number of classes, the background, which is class 0, included.
+        sizes: Side in pixels of the anchors of each level.
+        usual: Those that the detector has by default.
+
+    Returns:
+        The sides.
+
+    Raises:
+        ValueError: If a number is off.
+    """
     if num_classes < 2:
         raise ValueError(
             f'num_classes={num_classes} counts the background, which is class 0: give the number of '
             'kinds of objects plus 1'
         )
-    if channels < 64 or channels % 32:
+    if len(sizes) != len(usual) or min(sizes) <= 0:
         raise ValueError(
-            f'fpn_channels={channels}: heads normalise 32 groups of two or more, give a multiple of 32 from 64 on'
+            f'anchor_sizes={tuple(sizes)}: {model} has {len(usual)} levels, give one positive side in '
+            f'pixels for each, such as {tuple(usual)}'
         )
-    sizes = tuple(anchor_sizes or ANCHOR_SIZES[model])
-    levels = len(ANCHOR_SIZES[model])
-    if len(sizes) != levels or min(sizes) <= 0:
-        raise ValueError(
-            f'anchor_sizes={sizes}: {model} has {levels} levels, give one positive side in pixels for '
-            f'each, such as {ANCHOR_SIZES[model]}'
-        )
-    return sizes
+    return tuple(sizes)
 
 
 def anchors_of(sizes: Sequence[float], ratios: Sequence[float]) -> AnchorGenerator:
@@ -257,10 +270,7 @@ def _faster_rcnn(
     levels: FPNBackbone, num_classes: int, sizes: Any, ratios: Any, options: Any
 ) -> FasterRCNN:
     anchors = anchors_of(sizes, ratios)
-    pooler = MultiScaleRoIAlign(['0', '1', '2', '3'], 7, 2)
-    return FasterRCNN(
-        levels, num_classes, rpn_anchor_generator=anchors, box_roi_pool=pooler, **options
-    )  # fmt: skip
+    return FasterRCNN(levels, num_classes, rpn_anchor_generator=anchors, **options)
 
 
 def _fcos(

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What the student and the teacher both are."""
+"""Encoder of student and teacher: backbone, projector and prototype head."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from .heads import Projector, PrototypeHead
 
 @dataclass(frozen=True)
 class Encoding:
-    """What an encoder makes of views.
+    """Features and embeddings of views.
 
     Attributes:
         features: One vector a cell.
@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         """Encode views.
 
         Args:
-            image: Standardised views.
+            image: Normalized views.
             mask: True where a cell is hidden; nowhere by default.
 
         Returns:

@@ -1,9 +1,13 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Leaving parts of a pretrained backbone as they are."""
+"""Freezing of parts of a pretrained backbone, and of its batch norms.
 
-from itertools import pairwise
+Both timm and torchvision freeze batch norms by putting modules of another class in their place; here
+modules stay, so that checkpoints fit with and without freezing.
+"""
+
+from itertools import chain, pairwise
 from typing import Any
 
 from torch import nn
@@ -58,7 +62,7 @@ def freeze_parts(
         freeze_bn: Whether the batch norms of all parts keep statistics, scale and shift.
 
     Returns:
-        What must stay in evaluation mode while the rest trains.
+        Modules that must stay in evaluation mode while the rest trains.
 
     Raises:
         ValueError: If the number is out of range, or the parts of the network are not known.
@@ -68,18 +72,14 @@ def freeze_parts(
             f'trainable_layers={trainable_layers}: a backbone has {PARTS} parts, a stem and four '
             f'stages, give the number of those to train, 0 to {PARTS}'
         )
-    still: list[nn.Module] = []
+    frozen: list[Any] = []
     if trainable_layers < PARTS:
-        for part in _parts(pyramid)[: PARTS - trainable_layers]:
-            for piece in part:
-                piece.requires_grad_(False)
-                still += [piece] if isinstance(piece, nn.Module) else []
+        frozen += chain.from_iterable(_parts(pyramid)[: PARTS - trainable_layers])
     if freeze_bn:
-        norms = [m for m in pyramid.network.modules() if isinstance(m, _BatchNorm)]
-        for norm in norms:
-            norm.requires_grad_(False)
-        still += norms
-    return tuple(still)
+        frozen += [m for m in pyramid.network.modules() if isinstance(m, _BatchNorm)]
+    for each in frozen:
+        each.requires_grad_(False)
+    return tuple(each for each in frozen if isinstance(each, nn.Module))
 
 
 def _parts(pyramid: Pyramid) -> list[list[Any]]:
@@ -87,11 +87,9 @@ def _parts(pyramid: Pyramid) -> list[list[Any]]:
     network: Any = pyramid.network
     if pyramid.scales is not None:
         blocks = list(network.blocks)
-        inner = {id(each) for block in blocks for each in block.parameters()}
-        last = {id(each) for each in network.norm.parameters()}
-        stem: list[Any] = [
-            each for each in network.parameters() if id(each) not in inner | last
-        ]
+        behind = [*blocks, network.norm]
+        inner = {id(each) for part in behind for each in part.parameters()}
+        stem = [each for each in network.parameters() if id(each) not in inner]
         ends = [round(len(blocks) * part / 4) for part in range(5)]
         quarters = [blocks[start:end] for start, end in pairwise(ends)]
         quarters[-1].append(network.norm)

@@ -59,7 +59,7 @@ class PrototypeHead(nn.Module):
             hidden_dim: Units of the two hidden layers.
             output_dim: Length of a prototype.
             num_prototypes: Number of prototypes.
-            batch_norm: Whether to normalise the hidden layers over the cells of the batch,
+            batch_norm: Whether to normalize the hidden layers over the cells of the batch,
                 as the paper does for convolutional networks.
         """
         super().__init__()
@@ -70,7 +70,7 @@ class PrototypeHead(nn.Module):
                 layers.append(nn.BatchNorm1d(hidden_dim))
             layers.append(nn.GELU())
         self.layers = nn.Sequential(*layers, nn.Linear(hidden_dim, output_dim))
-        # Weight normalisation with the gain fixed at 1 leaves directions alone
+        # Weight normalization with the gain fixed at 1 leaves directions alone
         self.directions = nn.Parameter(
             nn.init.trunc_normal_(
                 nn.Linear(output_dim, num_prototypes, bias=False).weight, std=0.02
@@ -115,19 +115,12 @@ class PixelDecoder(nn.Module):
     def forward(
         self, features: Float[Tensor, 'batch dim rows cols']
     ) -> Float[Tensor, 'batch bands height width']:
-        """Rebuild the standardised pixels of each cell from its vector.
-
-        Args:
-            features: One vector a cell.
-
-        Returns:
-            Views.
-        """
+        """Rebuild the normalized pixels of each cell from its vector."""
         return self.layers(features)
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Scale the last dimension to length 1, in float32 or wider."""
+    """Scale the last dimension to length 1, in float32 or wider: torch does it in any type."""
     if vectors.dtype.itemsize < 4:
         vectors = vectors.float()
     return F.normalize(vectors, dim=-1)

@@ -13,12 +13,13 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..ops.rotated_boxes import rotated_iou, rotated_nms
+from .detection import check_anchors
 from .freezing import PARTS, KeepFrozen
 from .oriented_head import OrientedHead
 from .oriented_rpn import OrientedRPN
 from .pyramid import STRIDES, Pyramid, levels_of, pad
 
-#: Boxes, scores and labels of an image, or boxes and labels to learn.
+#: Boxes, confidences (``scores``) and labels of an image, or boxes and labels to learn.
 Boxes = dict[str, Tensor]
 
 #: Side in pixels of the anchors of the levels of strides 4, 8, 16, 32 and 64.
@@ -29,7 +30,7 @@ class OrientedRCNN(KeepFrozen):
     """A detector of rotated boxes in two stages.
 
     Xie et al. 2021, https://arxiv.org/abs/2108.05699: a region proposal network turns upright
-    anchors into rotated proposals by six numbers each; a head looks at features of the rotated
+    anchors into rotated proposals by six deltas each; a head looks at features of the rotated
     proposals, classifies and mends them. Boxes are (cx, cy, w, h, angle), see
     :mod:`~cmid_geo.ops.rotated_boxes`.
 
@@ -70,8 +71,8 @@ class OrientedRCNN(KeepFrozen):
             freeze_bn: Whether the backbone's batch norms keep statistics, scale and shift.
             anchor_sizes: Side in pixels of the anchors of the five levels, strides 4 to 64.
             proposals: Most proposals of an image, and of a level before they compete.
-            score_thresh: Least score of a detection, in [0, 1].
-            nms_thresh: Rotated IoU above which the lower score of a class goes, in [0, 1].
+            score_thresh: Least confidence of a detection, in [0, 1].
+            nms_thresh: Rotated IoU above which the detection of lower confidence goes, of one class, in [0, 1].
             detections_per_img: Most detections of an image.
             fpn_channels: Channels of each level.
             head_channels: Width of the head.
@@ -80,7 +81,10 @@ class OrientedRCNN(KeepFrozen):
             ValueError: If the backbone is not known, or a number is off.
         """
         super().__init__()
-        _check(num_classes, anchor_sizes, score_thresh, nms_thresh)
+        check_anchors('Oriented R-CNN', num_classes, anchor_sizes, ANCHOR_SIZES)
+        for name, value in {'score': score_thresh, 'nms': nms_thresh}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f'{name}_thresh={value}: give one in [0, 1]')
         self.num_classes = num_classes
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.detections_per_img = detections_per_img
@@ -100,7 +104,7 @@ class OrientedRCNN(KeepFrozen):
         """Detect, or compute losses.
 
         Args:
-            image: Standardised, of any size.
+            image: Normalized, of any size.
             targets: In training, for each image ``boxes`` (N, 5) and ``labels`` (N), from 1 to
                 *num_classes* - 1. N may be 0. Boxes wholly outside of the image are left out,
                 others are learned whole.
@@ -113,8 +117,8 @@ class OrientedRCNN(KeepFrozen):
         levels = self._levels(image)
         if targets is None:
             proposals = self.rpn.propose(levels, size)
-            logits, codes = self.head(levels, proposals)
-            return self._detections(proposals, logits, codes)
+            logits, deltas = self.head(levels, proposals)
+            return self._detections(proposals, logits, deltas)
         targets = [_inside(target, size) for target in targets]
         proposals, losses = self.rpn.learn(levels, size, [t['boxes'] for t in targets])
         return losses | self.head.learn(levels, proposals, targets)
@@ -124,16 +128,16 @@ class OrientedRCNN(KeepFrozen):
         return list(levels_of(self.encoder, self.fpn, pad(image)).values())
 
     def _detections(
-        self, proposals: list[Tensor], logits: Tensor, codes: Tensor
+        self, proposals: list[Tensor], logits: Tensor, deltas: Tensor
     ) -> list[Boxes]:
         """The best boxes of each image."""
         counts = [len(each) for each in proposals]
         scores = logits.float().softmax(1).split(counts)
-        boxes = self.head.decode(codes.float(), torch.cat(proposals)).split(counts)
+        boxes = self.head.decode(deltas.float(), torch.cat(proposals)).split(counts)
         return [self._best(b, s) for b, s in zip(boxes, scores, strict=True)]
 
     def _best(self, boxes: Tensor, scores: Tensor) -> Boxes:
-        """Boxes of one image that score enough and do not repeat a better one."""
+        """Boxes of one image that are sure enough and do not repeat a better one."""
         # All classes share the box of a proposal; the background, class 0, is no detection
         rows, classes = (scores[:, 1:] > self.score_thresh).nonzero(as_tuple=True)
         labels, boxes = classes + 1, boxes[rows]
@@ -150,22 +154,3 @@ def _inside(target: Boxes, size: tuple[int, int]) -> Boxes:
     image = boxes.new_tensor([[width / 2, height / 2, width, height, 0.0]])
     seen = rotated_iou(boxes, image)[:, 0] > 0
     return {'boxes': boxes[seen], 'labels': target['labels'][seen]}
-
-
-def _check(
-    num_classes: int, anchor_sizes: Sequence[float], score: float, overlap: float
-) -> None:
-    """Refuse numbers that cannot be."""
-    if num_classes < 2:
-        raise ValueError(
-            f'num_classes={num_classes} counts the background, class 0: give the number of kinds of '
-            'objects and one more'
-        )
-    if len(anchor_sizes) != len(STRIDES) + 1 or min(anchor_sizes) <= 0:
-        raise ValueError(
-            f'anchor_sizes={tuple(anchor_sizes)}: give five sides above 0 in pixels, for levels of '
-            f'strides 4 to 64, such as {ANCHOR_SIZES}'
-        )
-    for name, value in {'score_thresh': score, 'nms_thresh': overlap}.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f'{name}={value} is a share: give one in [0, 1]')

@@ -23,7 +23,7 @@ COARSER = 112
 OBJECT = 0.5
 
 #: Proposals of an image that are learned from, and how many of them may be objects.
-SAMPLES, SHARE = 512, 0.25
+SAMPLES, OBJECTS = 512, 0.25
 
 
 class OrientedHead(nn.Module):
@@ -33,8 +33,8 @@ class OrientedHead(nn.Module):
         """Initialize a new OrientedHead instance.
 
         Args:
-            channels: Of each level.
-            width: Of the layers.
+            channels: Channels of each level.
+            width: Width of the layers.
             num_classes: Number of classes, the background, which is class 0, included.
         """
         super().__init__()
@@ -50,32 +50,32 @@ class OrientedHead(nn.Module):
     def forward(
         self, levels: list[Tensor], proposals: list[Tensor]
     ) -> tuple[Float[Tensor, 'proposals classes'], Float[Tensor, 'proposals 5']]:
-        """Logits and codes of proposals.
+        """Logits and deltas of proposals.
 
         Args:
             levels: Maps of equal width, from fine to coarse; those of strides 4 to 32 are read.
             proposals: (cx, cy, w, h, angle) of each image.
 
         Returns:
-            Logits, and numbers as of :func:`~cmid_geo.ops.box_coder.encode_rotated`, of
+            Logits, and deltas as of :func:`~cmid_geo.ops.box_coder.encode_rotated`, of
             the proposals of all images.
         """
         hidden = self.layers(rotated_features(levels[: len(STRIDES)], proposals))
         return self.classes(hidden), self.code(hidden)
 
     def decode(
-        self, codes: Float[Tensor, 'n 5'], proposals: Float[Tensor, 'n 5']
+        self, deltas: Float[Tensor, 'n 5'], proposals: Float[Tensor, 'n 5']
     ) -> Float[Tensor, 'n 5']:
-        """Boxes that codes mean.
+        """Boxes that deltas mean.
 
         Args:
-            codes: As from :meth:`forward`.
-            proposals: Of all images.
+            deltas: As from :meth:`forward`.
+            proposals: (cx, cy, w, h, angle) of all images.
 
         Returns:
             (cx, cy, w, h, angle) in canonical form.
         """
-        return decode_rotated(codes, proposals)
+        return decode_rotated(deltas, proposals)
 
     def learn(
         self,
@@ -99,12 +99,12 @@ class OrientedHead(nn.Module):
         ]
         boxes = [each[0] for each in drawn]
         labels, goals = (torch.cat([each[i] for each in drawn]) for i in (1, 2))
-        logits, codes = self(levels, boxes)
+        logits, deltas = self(levels, boxes)
         objects, number = labels > 0, max(len(labels), 1)
         # Sums, since the mean over no proposals at all would be no number
         loss_class = F.cross_entropy(logits.float(), labels, reduction='sum')
         loss_box = F.smooth_l1_loss(
-            codes[objects].float(), goals[objects], reduction='sum'
+            deltas[objects].float(), goals[objects], reduction='sum'
         )
         return {'loss_classifier': loss_class / number, 'loss_box': loss_box / number}
 
@@ -123,7 +123,7 @@ def draw(
 
     Returns:
         Boxes, the objects' own among them; their labels, 0 where no object overlaps by half;
-        and codes of the object that each overlaps most, zeros where there is none.
+        and deltas of the object that each overlaps most, zeros where there is none.
     """
     objects, labels = target['boxes'].to(proposals), target['labels']
     candidates = torch.cat([proposals, objects])
@@ -136,7 +136,7 @@ def draw(
             len(candidates), dtype=torch.long, device=candidates.device
         )
         goals = torch.zeros_like(candidates)
-    found, others = BalancedPositiveNegativeSampler(SAMPLES, SHARE)([wanted])
+    found, others = BalancedPositiveNegativeSampler(SAMPLES, OBJECTS)([wanted])
     drawn = (found[0] | others[0]).bool()
     return candidates[drawn], wanted[drawn], goals[drawn]
 
@@ -144,10 +144,11 @@ def draw(
 def rotated_features(
     levels: list[Tensor], boxes: list[Tensor]
 ) -> Float[Tensor, 'boxes channels rows cols']:
-    """Features of rotated boxes, on a grid that is turned with each.
+    """Features of rotated boxes, on a grid that is rotated with each.
 
     A box is seen on one level, a coarser one the larger it is. Its sides are divided into 7
     cells, each the mean of 2 by 2 points, interpolated bilinearly; beyond the image is 0.
+    torchvision's MultiScaleRoIAlign does so with upright boxes only.
 
     Args:
         levels: Maps of equal width, strides 4, 8, 16 and 32.

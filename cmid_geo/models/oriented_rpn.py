@@ -15,18 +15,15 @@ from torchvision.ops import batched_nms, box_iou
 
 from ..ops.box_coder import decode_midpoints, encode_midpoints
 from ..ops.rotated_boxes import external_boxes
-from .detection import anchors_of
-
-#: Heights by widths of anchors.
-ASPECT_RATIOS = (0.5, 1.0, 2.0)
+from .detection import ASPECT_RATIOS, anchors_of
 
 #: IoU of an anchor with the external box of an object from which, and below which, it counts.
 OBJECT, NOTHING = 0.7, 0.3
 
 #: Anchors of an image that are learned from, and how many of them may be objects.
-SAMPLES, SHARE = 256, 0.5
+SAMPLES, OBJECTS = 256, 0.5
 
-#: IoU of external boxes above which the proposal of lower score goes.
+#: IoU of external boxes above which the proposal of lower logit goes.
 OVERLAP = 0.8
 
 #: Least side of a proposal in pixels.
@@ -34,7 +31,7 @@ LEAST = 1.0
 
 
 class OrientedRPN(nn.Module):
-    """Scores and six numbers for every anchor (Xie et al. 2021, section 3.1)."""
+    """Logits and six deltas for every anchor (Xie et al. 2021, section 3.1)."""
 
     def __init__(
         self, channels: int, anchor_sizes: Sequence[float], proposals: int
@@ -42,7 +39,7 @@ class OrientedRPN(nn.Module):
         """Initialize a new OrientedRPN instance.
 
         Args:
-            channels: Of each level.
+            channels: Channels of each level.
             anchor_sizes: Side in pixels of the anchors of each level.
             proposals: Most proposals of an image, and of a level before they compete.
         """
@@ -61,35 +58,34 @@ class OrientedRPN(nn.Module):
     def forward(
         self, levels: list[Tensor]
     ) -> tuple[Float[Tensor, 'batch anchors'], Float[Tensor, 'batch anchors 6']]:
-        """Scores and codes of all anchors.
+        """Logits and deltas of all anchors.
 
         Args:
             levels: Maps of equal width, from fine to coarse.
 
         Returns:
-            Logits, and numbers as of :func:`~cmid_geo.ops.box_coder.encode_midpoints`;
+            Logits, and deltas as of :func:`~cmid_geo.ops.box_coder.encode_midpoints`;
             level by level, row by row, column by column, anchor by anchor.
         """
-        scores, codes = [], []
+        logits, deltas = [], []
         for level in levels:
             hidden = F.relu(self.conv(level))
-            scores.append(self.score(hidden).permute(0, 2, 3, 1).flatten(1))
-            code = self.code(hidden).permute(0, 2, 3, 1)
-            codes.append(code.reshape(len(code), -1, 6))
-        return torch.cat(scores, 1).float(), torch.cat(codes, 1).float()
+            logits.append(self.score(hidden).permute(0, 2, 3, 1).flatten(1))
+            delta = self.code(hidden).permute(0, 2, 3, 1)
+            deltas.append(delta.reshape(len(delta), -1, 6))
+        return torch.cat(logits, 1).float(), torch.cat(deltas, 1).float()
 
     def propose(self, levels: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
         """Propose boxes.
 
         Args:
             levels: Maps of equal width, from fine to coarse.
-            size: Height and width of the images without what fills them up.
+            size: Height and width of the images without padding.
 
         Returns:
             For each image (cx, cy, w, h, angle) of the best.
         """
-        scores, codes = self(levels)
-        return self._select(scores, codes, levels, size)
+        return self._select(*self(levels), levels, size)
 
     def learn(
         self, levels: list[Tensor], size: tuple[int, int], boxes: list[Tensor]
@@ -98,20 +94,20 @@ class OrientedRPN(nn.Module):
 
         Args:
             levels: Maps of equal width, from fine to coarse.
-            size: Height and width of the images without what fills them up.
-            boxes: Of the objects of each image, (N, 5).
+            size: Height and width of the images without padding.
+            boxes: Boxes of the objects of each image, (N, 5).
 
         Returns:
             Proposals as of :meth:`propose`, and the losses ``loss_objectness`` (binary
             cross-entropy) and ``loss_rpn_box`` (smooth L1, beta 1/9), both means over the
             sampled anchors.
         """
-        scores, codes = self(levels)
+        logits, deltas = self(levels)
         with torch.no_grad():
-            proposals = self._select(scores, codes, levels, size)
+            proposals = self._select(logits, deltas, levels, size)
             anchors = self._anchors(levels)
             matches = torch.stack([match_anchors(anchors, each) for each in boxes])
-            sampler = BalancedPositiveNegativeSampler(SAMPLES, SHARE)
+            sampler = BalancedPositiveNegativeSampler(SAMPLES, OBJECTS)
             # The sampler reads 1 and above as objects, 0 as nothing, -1 as neither
             drawn = sampler(list((matches + 1).clamp(-1, 1)))
             objects, others = (torch.stack(each).bool() for each in drawn)
@@ -121,9 +117,9 @@ class OrientedRPN(nn.Module):
             ])  # fmt: skip
         sampled = objects | others
         number = max(int(sampled.sum()), 1)
-        loss_box = F.smooth_l1_loss(codes[objects], goals, reduction='sum', beta=1 / 9)
+        loss_box = F.smooth_l1_loss(deltas[objects], goals, reduction='sum', beta=1 / 9)
         loss_score = F.binary_cross_entropy_with_logits(
-            scores[sampled], objects[sampled].to(scores), reduction='sum'
+            logits[sampled], objects[sampled].to(logits), reduction='sum'
         )
         losses = {
             'loss_objectness': loss_score / number,
@@ -133,24 +129,22 @@ class OrientedRPN(nn.Module):
 
     def _anchors(self, levels: list[Tensor]) -> Float[Tensor, 'anchors 4']:
         """(x1, y1, x2, y2) of all anchors, centred on the cells of their level."""
-        generator, device = self.anchors, levels[0].device
-        generator.set_cell_anchors(torch.float32, device)
-        found = []
-        for place, (level, kinds) in enumerate(
-            zip(levels, generator.cell_anchors, strict=True)
-        ):
-            stride = 4 * 2**place
-            rows, cols = (
-                (torch.arange(n, device=device) + 0.5) * stride for n in level.shape[2:]
-            )
-            y, x = torch.meshgrid(rows, cols, indexing='ij')
-            centres = torch.stack([x, y, x, y], -1)
-            found.append((centres[:, :, None] + kinds).flatten(0, 2))
-        return torch.cat(found)
+        generator: Any = self.anchors
+        generator.set_cell_anchors(torch.float32, levels[0].device)
+        strides = [4 * 2**place for place in range(len(levels))]
+        grids = generator.grid_anchors(
+            [level.shape[2:] for level in levels], [(each, each) for each in strides]
+        )
+        # torchvision centres them on the upper left corners of the cells
+        return torch.cat([grid + stride / 2 for grid, stride in zip(grids, strides)])
 
     @torch.no_grad()
     def _select(
-        self, scores: Tensor, codes: Tensor, levels: list[Tensor], size: tuple[int, int]
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        levels: list[Tensor],
+        size: tuple[int, int],
     ) -> list[Tensor]:
         """The best proposals of each image that do not repeat a better one."""
         anchors = self._anchors(levels)
@@ -158,30 +152,29 @@ class OrientedRPN(nn.Module):
         counts = [
             level.shape[2] * level.shape[3] * len(ASPECT_RATIOS) for level in levels
         ]
+        rows = torch.arange(len(anchors), device=anchors.device).split(counts)
+        # The best of each level
+        picks = [
+            row[each.topk(min(self.proposals, len(row))).indices]
+            for row, each in zip(rows, logits.split(counts, 1), strict=True)
+        ]
+        places = torch.cat([torch.full_like(p[0], i) for i, p in enumerate(picks)])
         found = []
-        for score, code in zip(scores, codes, strict=True):
-            picks, places, start = [], [], 0
-            for place, count in enumerate(counts):
-                best = score[start : start + count].topk(min(self.proposals, count))
-                picks.append(best.indices + start)
-                places.append(torch.full_like(best.indices, place))
-                start += count
-            pick, place = torch.cat(picks), torch.cat(places)
-            boxes = decode_midpoints(code[pick], anchors[pick])
+        for logit, delta, pick in zip(logits, deltas, torch.cat(picks, 1), strict=True):
+            boxes = decode_midpoints(delta[pick], anchors[pick])
             around = external_boxes(boxes)
-            # Of those wholly outside, or where the image was filled up, nothing can be seen
+            # Of those wholly outside, or in the padding, nothing can be seen
             seen = (around[:, 2:] > 0).all(1) & (around[:, :2] < end).all(1)
             fit = seen & (boxes[:, 3] >= LEAST)
-            boxes, rank, place = boxes[fit], score[pick][fit], place[fit]
-            kept = batched_nms(around[fit], rank, place, OVERLAP)
-            found.append(boxes[kept[: self.proposals]])
+            kept = batched_nms(around[fit], logit[pick][fit], places[fit], OVERLAP)
+            found.append(boxes[fit][kept[: self.proposals]])
         return found
 
 
 def match_anchors(
     anchors: Float[Tensor, 'anchors 4'], boxes: Float[Tensor, 'n 5']
 ) -> Tensor:
-    """Which object each anchor shall find, by the objects' external boxes.
+    """Match each anchor with the object it shall find, by the objects' external boxes.
 
     Args:
         anchors: (x1, y1, x2, y2).

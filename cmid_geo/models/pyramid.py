@@ -4,6 +4,8 @@
 """Feature maps of several scales of any timm backbone."""
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from ..ops.cells import CELL
-from .classification import check_name, create_network
+from .classification import check_name, check_sides, create_network
 
 #: Distances in pixels between the vectors of the maps that every pyramid has.
 STRIDES = (4, 8, 16, 32)
@@ -56,20 +58,18 @@ class Pyramid(nn.Module):
         """
         super().__init__()
         self.name, self.output_stride = name, output_stride
-        options: dict[str, Any] = {
-            'in_channels': in_channels,
-            'pretrained': pretrained,
-            'drop_path_rate': drop_path_rate,
-        }
+        create = partial(
+            create_network, name, in_channels, 0, pretrained, drop_path_rate
+        )
         self.scales: SimplePyramid | None = None
         self.norms = nn.ModuleList()
         if is_vit(name):
-            self.network = create_network(name, **options)
+            self.network = create()
             stride = patch_size(self.network)
             self.scales = SimplePyramid(self.network.num_features, stride)
             channels = self.scales.out_channels
         else:
-            self.network = _features_only(name, output_stride, options)
+            self.network = _features_only(name, output_stride, create)
             channels = list(self.network.feature_info.channels())
             if len(channels) == len(STRIDES):
                 # timm's features_only leaves out the norm behind these networks' stages
@@ -83,7 +83,7 @@ class Pyramid(nn.Module):
         """Compute the maps.
 
         Args:
-            image: Standardised, with sides that are multiples of 32 pixels.
+            image: Normalized, with sides that are multiples of 32 pixels.
 
         Returns:
             The image, and its maps of strides 2, 4, 8, 16 and 32.
@@ -91,12 +91,8 @@ class Pyramid(nn.Module):
         Raises:
             ValueError: If a side is no multiple of 32.
         """
+        check_sides(image)
         height, width = image.shape[2:]
-        if height % 32 or width % 32:
-            raise ValueError(
-                f'images of {height}x{width} pixels: both sides must be multiples of 32, pad or crop '
-                f'them to {-(-height // 32) * 32}x{-(-width // 32) * 32}'
-            )
         maps = self._maps(image)
         if self.output_stride < 32 and maps[-1].shape[2] * 32 == height:
             size = maps[-2].shape[2:]
@@ -206,7 +202,7 @@ def patch_map(
 
     Args:
         network: timm's ViT.
-        image: Standardised.
+        image: Normalized.
 
     Returns:
         One vector a patch; prefix tokens are left out.
@@ -250,15 +246,15 @@ def is_vit(name: str) -> bool:
     return name.startswith(('vit_', 'deit', 'eva', 'flexivit'))
 
 
-def _features_only(name: str, output_stride: int, options: dict[str, Any]) -> Any:
+def _features_only(name: str, output_stride: int, create: Callable[..., Any]) -> Any:
     """A network with stages, and only these."""
     dilated = {} if output_stride == 32 else {'output_stride': output_stride}
     try:
-        network = create_network(name, features_only=True, **options, **dilated)
+        network = create(features_only=True, **dilated)
     except (TypeError, NotImplementedError):
         if not dilated:
             raise
-        network = create_network(name, features_only=True, **options)
+        network = create(features_only=True)
     strides = tuple(network.feature_info.reduction())
     undilated = tuple(min(stride, output_stride) for stride in (2, *STRIDES))
     if strides not in (undilated, undilated[1:], (2, *STRIDES), STRIDES):

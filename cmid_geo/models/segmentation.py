@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from .pyramid import Pyramid, is_vit
 
@@ -38,7 +37,7 @@ def create_segmenter(
         decoder: Name of the decoder. 'dpt' is for ViT only; all others take any backbone.
         backbone: timm's name of the backbone.
         in_channels: Number of bands.
-        classes: Number of maps of scores.
+        classes: Number of maps of logits.
         pretrained: Whether to start from timm's weights.
         drop_path_rate: Stochastic depth of the backbone, in [0, 1).
         options: Of the decoder, such as ``decoder_channels``.
@@ -94,7 +93,8 @@ def _offered(encoder: Pyramid, known: dict[str, Any]) -> Generator[str]:
 class FCNHead(nn.Sequential):
     """The head that UPerNet is trained with beside its own, on the map of stride 16.
 
-    A 3x3 convolution, batch norm, ReLU, dropout 0.1 and a 1x1 convolution.
+    A 3x3 convolution, batch norm, ReLU, dropout 0.1 and a 1x1 convolution; torchvision's head of the
+    same name has a quarter of the map's channels between them.
     """
 
     def __init__(self, in_channels: int, classes: int, width: int = 256) -> None:
@@ -102,7 +102,7 @@ class FCNHead(nn.Sequential):
 
         Args:
             in_channels: Channels of the map.
-            classes: Number of maps of scores.
+            classes: Number of maps of logits.
             width: Channels between the convolutions.
         """
         super().__init__(
@@ -112,16 +112,3 @@ class FCNHead(nn.Sequential):
             nn.Dropout2d(0.1),
             nn.Conv2d(width, classes, 1),
         )
-
-    def forward(
-        self, input: Float[Tensor, 'batch _ rows cols']
-    ) -> Float[Tensor, 'batch classes rows cols']:
-        """Compute the scores.
-
-        Args:
-            input: The map.
-
-        Returns:
-            Scores at the map's own stride.
-        """
-        return super().forward(input)

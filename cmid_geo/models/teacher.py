@@ -1,10 +1,9 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What remembers from step to step: the teacher, the queue and the schedules they follow."""
+"""The teacher and the queue of its keys, which remember from step to step."""
 
 import copy
-import math
 
 import torch
 from jaxtyping import Float
@@ -39,7 +38,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     Args:
         teacher: Moves.
         student: Stays.
-        momentum: Share of the old teacher, from 0 to 1.
+        momentum: Weight of the old teacher, from 0 to 1.
     """
     torch._foreach_lerp_(
         list(teacher.parameters()), list(student.parameters()), 1 - momentum
@@ -98,70 +97,3 @@ class KeyQueue(nn.Module):
         rows = (start + torch.arange(len(keys), device=self.keys.device)) % size
         self.keys.index_copy_(0, rows, keys.to(self.keys.dtype))
         self.seen += new
-
-
-def cosine(progress: float, start: float, end: float) -> float:
-    """Half a cosine from *start* to *end*.
-
-    Args:
-        progress: Share of the way, from 0 to 1.
-        start: Value at 0.
-        end: Value at 1.
-
-    Returns:
-        The value on the way.
-    """
-    return (
-        end + (start - end) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
-    )
-
-
-def momentum_at(step: int, total: int, start: float = 0.996, end: float = 1.0) -> float:
-    """Momentum of the teacher at an optimizer step.
-
-    Args:
-        step: Steps taken so far.
-        total: Steps of the whole run.
-        start: Momentum at the first step.
-        end: Momentum at the end.
-
-    Returns:
-        The momentum, on a cosine.
-    """
-    return cosine(step / max(total, 1), start, end)
-
-
-def temperature_at(
-    step: int, warmup: int, start: float = 0.04, end: float = 0.07
-) -> float:
-    """Temperature of the teacher's assignments at an optimizer step.
-
-    Args:
-        step: Steps taken so far.
-        warmup: Steps of the linear rise.
-        start: Temperature at the first step.
-        end: Temperature after the rise.
-
-    Returns:
-        The temperature.
-    """
-    return start + (end - start) * min(step / max(warmup, 1), 1.0)
-
-
-def rate_at(
-    step: int, total: int, warmup: int, rate: float, end: float = 1e-6
-) -> float:
-    """Learning rate at an optimizer step.
-
-    Args:
-        step: Steps taken so far.
-        total: Steps of the whole run.
-        warmup: Steps of the linear warm-up from a hundredth, on top of the cosine.
-        rate: Rate that the cosine starts from.
-        end: Rate at the end.
-
-    Returns:
-        The rate.
-    """
-    warm = 0.01 + 0.99 * step / warmup if step < warmup else 1.0
-    return cosine(step / max(total, 1), rate, end) * warm

@@ -96,8 +96,9 @@ class ValueRange:
         Returns:
             The value range; None where *low* or *high* is missing.
         """
-        found = {name: tuple(metadata.get(name) or ()) for name in FIELDS}
-        return cls(**found) if found['low'] and found['high'] else None
+        if not (metadata.get('low') and metadata.get('high')):
+            return None
+        return cls(**{name: tuple(metadata.get(name) or ()) for name in FIELDS})
 
     def __str__(self) -> str:
         """Return a table with a line a band."""

@@ -58,7 +58,7 @@ class Backbone(nn.Module):
                 f'{source.name} does not tell which network it is of: build it with '
                 'cmid_geo.create_backbone, load it with cmid_geo.load_backbone, and map with that'
             )
-        about = source.about
+        about = source.metadata
         bands = int(about.get('in_channels') or about.get('in_chans') or 3)
         self.hparams = {'in_channels': bands, 'bands': about.get('bands')}
         self.network = create_backbone(source.model, bands)

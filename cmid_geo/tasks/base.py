@@ -31,6 +31,8 @@ class Values(Restored, BaseTask):
     """
 
     report: LoadReport | None = None
+    #: What of the data's value range a fit takes over, unless the user gave it.
+    learned: tuple[str, ...] = ('low', 'high')
 
     low: Tensor
     high: Tensor
@@ -38,30 +40,112 @@ class Values(Restored, BaseTask):
     std: Tensor
 
     def register_values(
-        self, bands: int, mean: Sequence[float] | float, std: Sequence[float] | float
+        self, mean: Sequence[float] | float, std: Sequence[float] | float
     ) -> None:
-        """Register the values, until the data tell.
+        """Register the buffers of the value range, until the data tell.
 
         Args:
-            bands: Number of bands.
-            mean: Of each band in [0, 1], or of all.
+            mean: Mean of each band in [0, 1], or of all.
             std: Standard deviation of each band in [0, 1], or of all.
         """
         for name, value in {'low': 0.0, 'high': 1.0, 'mean': mean, 'std': std}.items():
             filled = torch.tensor(value, dtype=torch.float32)
-            self.register_buffer(name, filled.expand(bands).clone())
+            self.register_buffer(
+                name, filled.expand(self.hparams['in_channels']).clone()
+            )
+
+    @property
+    def value_range(self) -> ValueRange:
+        """What the values of images mean: names of the bands, low, high, mean and std."""
+        values = (
+            getattr(self, name).tolist() for name in ('low', 'high', 'mean', 'std')
+        )
+        return ValueRange(tuple(self.hparams['bands'] or ()), *map(tuple, values))
 
     def setup(self, stage: str) -> None:
-        """Refuse runs that cannot be, before anything is read.
+        """Refuse runs that cannot be; take over the value range of the data before anything is restored.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
 
         Raises:
-            ValueError: If the precision is none of a task's, or there are no data.
+            ValueError: If the precision is none of a task's, there are no data, or they have other
+                bands than the task or its weights.
         """
         super().setup(stage)
         check_run(self.trainer, stage, type(self).__name__)
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        if stage == 'fit' and datamodule is not None:
+            new = self.learn_values(value_range_of(datamodule))
+            given = names_of(self.report.about.get('bands')) if self.report else []
+            wanted = names_of(self.hparams['bands'])
+            if given and wanted:
+                self.follow_bands(given, wanted, new)
+
+    def learn_values(self, found: ValueRange) -> bool:
+        """Take over the value range and the bands of data, where the task does not know its own.
+
+        Args:
+            found: Of the data, see :func:`value_range_of`.
+
+        Returns:
+            Whether names of bands were taken over.
+
+        Raises:
+            ValueError: If the data have other bands than the task takes.
+        """
+        given = self.hparams
+        known, count = given['bands'], given['in_channels']
+        for name in self.learned:
+            values = getattr(found, name)
+            if len(values) > 1:
+                check_bands(len(values), count, type(self).__name__)
+            if values and not given.get(name):
+                getattr(self, name).copy_(torch.tensor(values))
+        if known and len(known) != count:
+            raise ValueError(
+                f'bands={list(known)} are {len(known)} names for in_channels={count}: name each band, or leave '
+                'it to the datamodule'
+            )
+        if known or len(found.bands) != count:
+            return False
+        given['bands'] = list(found.bands)
+        return True
+
+    def follow_bands(self, given: list[str], wanted: list[str], new: bool) -> None:
+        """Compare the bands of the weights with those of the data.
+
+        Args:
+            given: Names of the bands that the weights know.
+            wanted: Names of the task's bands.
+            new: Whether these were just taken over from the data.
+
+        Raises:
+            ValueError: If the weights' filters do not fit the data's bands.
+        """
+
+    def share_values(self) -> None:
+        """Let a datamodule of ours read images as the task knows them, also a restored one.
+
+        Raises:
+            ValueError: If it has other bands, or these in another order.
+        """
+        datamodule: Any = getattr(self.trainer, 'datamodule', None)
+        own, found = self.value_range, value_range_of(datamodule)
+        task = type(self).__name__
+        known = any(own.low) or set(own.high) != {1.0}
+        if known and getattr(datamodule, 'value_range', None) is not None:
+            if len(found.low) > 1:
+                check_bands(len(found.low), len(own.low), task)
+            datamodule.value_range = own
+        if own.bands and len(found.bands) == len(own.bands):
+            check_names(own.bands, found.bands, task, 'the datamodule')
+
+    def on_fit_start(self) -> None:
+        """Share the values that were set up or restored, see :meth:`share_values`."""
+        self.share_values()
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Name the task and the version, so that a checkpoint alone can be mapped with.
@@ -86,64 +170,6 @@ class Values(Restored, BaseTask):
             check_names(known, self.hparams['bands'], 'the checkpoint', 'the run')
         elif known:
             self.hparams['bands'] = list(known)
-
-    @property
-    def value_range(self) -> ValueRange:
-        """What the values of images mean: names of the bands, low, high, mean and std."""
-        values = (
-            getattr(self, name).tolist() for name in ('low', 'high', 'mean', 'std')
-        )
-        return ValueRange(tuple(self.hparams['bands'] or ()), *map(tuple, values))
-
-    def learn_values(self, datamodule: object, normalizing: bool = False) -> bool:
-        """Take over what a datamodule knows of its values and bands, where the task does not.
-
-        Args:
-            datamodule: Ours, or one of TorchGeo's.
-            normalizing: Whether to take over mean and std too, unless the user gave them.
-
-        Returns:
-            Whether names of bands were taken over.
-
-        Raises:
-            ValueError: If its images have other bands than the task takes.
-        """
-        found, given = value_range_of(datamodule), self.hparams
-        count = given['in_channels']
-        if found.low:
-            several = max(len(found.low), len(found.high))
-            check_bands(several if several > 1 else count, count, type(self).__name__)
-            for name in ('low', 'high'):
-                getattr(self, name).copy_(torch.tensor(getattr(found, name)))
-        for name in ('mean', 'std') if normalizing and found.mean else ():
-            if not given[name]:
-                getattr(self, name).copy_(torch.tensor(getattr(found, name)))
-        known = given['bands']
-        if known and len(known) != count:
-            raise ValueError(
-                f'bands={list(known)} are {len(known)} names for in_channels={count}: name each band, or leave '
-                'it to the datamodule'
-            )
-        new = not known and len(found.bands) == count
-        if new:
-            given['bands'] = list(found.bands)
-        return new
-
-    def share_values(self) -> None:
-        """Let a datamodule of ours read images as the task knows them, also a restored one.
-
-        Raises:
-            ValueError: If it has other bands, or these in another order.
-        """
-        datamodule: Any = getattr(self.trainer, 'datamodule', None)
-        own, found = self.value_range, value_range_of(datamodule)
-        known = bool((self.low != 0).any() or (self.high != 1).any())
-        if known and getattr(datamodule, 'value_range', None) is not None:
-            if len(found.low) > 1:
-                check_bands(len(found.low), self.hparams['in_channels'])
-            datamodule.value_range = own
-        if own.bands and len(found.bands) == len(own.bands):
-            check_names(own.bands, found.bands, type(self).__name__, 'the datamodule')
 
 
 def value_range_of(datamodule: object) -> ValueRange:

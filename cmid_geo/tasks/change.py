@@ -9,15 +9,15 @@ from typing import Literal
 import torch
 import torchgeo.tasks
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import WeightsEnum
 
-from ..losses.masked import DenseLossName
+from ..losses.masked import DenseLossName, is_known
 from ..models.change import ChangeDecoder, Fusion, create_change_model
-from .checks import check_classes
+from .checks import check_classes, check_masks
 from .downstream import Downstream, dense_loss
 from .optimization import OptimizerName, Schedule
-from .types import Batch, Stage
+from .types import Batch, Hyperparameters, Stage
 
 #: Label of pixels that count in no metric.
 IGNORED = -1
@@ -110,7 +110,6 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         Raises:
             ValueError: If choices do not go together, or the weights do not fit.
         """
-        check_choices(task, num_classes, labels, pos_weight, class_weights, num_labels)
         self.weights = weights
         # Not TorchGeo's own constructor: its arguments would be saved as ours
         super(torchgeo.tasks.ChangeDetection, self).__init__()
@@ -118,21 +117,13 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
     def configure_models(self) -> None:
         """Build the model, load the weights and freeze what shall stay."""
         given = self.hparams
+        check_choices(given)
         self.model = create_change_model(
             given['model'], given['backbone'], given['in_channels'],
             given['num_classes'] or 1, given['fusion'], self.weights is True,
             given['drop_path_rate'],
         )  # fmt: skip
         self.adopt(self.model.encoder)
-        if given['freeze_backbone']:
-            # Lightning trains modules in the mode it finds them in
-            self.backbone_module().requires_grad_(False).eval()
-        if given['freeze_decoder']:
-            self.model.decoder.requires_grad_(False)
-
-    def backbone_module(self) -> nn.Module:
-        """What the weights fill: the maps that a pyramid adds to a ViT are not of them."""
-        return self.model.encoder.network
 
     def configure_losses(self) -> None:
         """Build the loss, which counts only pixels that are known."""
@@ -146,34 +137,21 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         super().configure_metrics()
         self.hparams['ignore_index'] = given
 
-    def forward(
-        self, pair: Float[Tensor, 'batch 2 bands height width']
-    ) -> Float[Tensor, 'batch classes height width']:
-        """Compute logits of change.
-
-        Args:
-            pair: Both dates, in [0, 1], with sides that are multiples of 32 pixels.
-
-        Returns:
-            Logits; one map if binary.
-        """
-        return self.model(self.normalize(pair))
-
     def check_labels(self, batch: Batch) -> None:
-        """Refuse masks that do not fit the images, and labels that do not exist.
-
-        Args:
-            batch: With ``image`` and ``mask``.
-
-        Raises:
-            ValueError: If there is no mask, or a shape or a label is off.
-        """
-        if 'mask' not in batch:
+        """Refuse masks that are missing, do not fit the images, or hold what is no class."""
+        super().check_labels(batch)
+        mask, ignored = batch['mask'], self.hparams['ignore_index']
+        check_masks(batch['image'], mask)
+        if self.hparams['task'] == 'multiclass':
+            check_classes(mask, self.hparams['num_classes'], ignored, 'mask')
+            return
+        off = (mask != 0) & (mask != 1) & is_known(mask, ignored)
+        if off.any():
             raise ValueError(
-                f"the batch holds {list(batch)}: {type(self).__name__} learns from 'mask', (B, H, W)"
+                f'mask holds {mask[off].unique()[:5].tolist()} but binary change is 0 or 1: read masks of '
+                '0 and 255 with binary=True, leave a label out with ignore_index=, or set '
+                "task='multiclass'"
             )
-        classes, ignored = self.hparams['num_classes'], self.hparams['ignore_index']
-        check_masks(batch['image'], batch['mask'], classes, ignored)
 
     def check(self, batch: Batch, batch_idx: int, labelled: bool = True) -> None:
         """Refuse images that are no pairs, and whatever else does not fit.
@@ -187,9 +165,13 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
             ValueError: If images are no pairs, have other bands, or are not in [0, 1], or labels
                 do not fit.
         """
-        image = batch.get('image') if isinstance(batch, dict) else None
-        if batch_idx == 0 and image is not None:
-            check_pairs(image)
+        if batch_idx == 0 and isinstance(batch, dict) and 'image' in batch:
+            image = batch['image']
+            if image.ndim != 5 or image.shape[1] != 2:
+                raise ValueError(
+                    f'image has shape {tuple(image.shape)} but change is seen between two dates: give '
+                    '(batch, 2, bands, height, width)'
+                )
             if 'valid' in batch:
                 both = known_pixels(batch)[:, None].expand(-1, 2, -1, -1)
                 batch = {**batch, 'valid': both}
@@ -208,9 +190,7 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         """
         mask = batch['mask']
         labels = (mask.squeeze(1) if mask.ndim == 4 else mask).long()
-        known = known_pixels(batch)
-        if self.hparams['ignore_index'] is not None:
-            known = known & (labels != self.hparams['ignore_index'])
+        known = known_pixels(batch) & is_known(labels, self.hparams['ignore_index'])
         return labels.where(known, IGNORED), known
 
     def shared_step(self, batch: Batch, batch_idx: int, stage: Stage) -> Tensor:
@@ -227,9 +207,7 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         logits = self(batch['image'])
         labels, known = self.read_labels(batch)
         loss = self.criterion(logits, labels, known)
-        binary = self.hparams['task'] == 'binary'
-        shown = logits[:, 0].sigmoid() if binary else logits.softmax(dim=1)
-        self.record(stage, loss, shown, labels)
+        self.record(stage, loss, logits, labels)
         return loss
 
     def predict_step(
@@ -245,59 +223,7 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         Returns:
             Of change, one map, if binary; else of each class.
         """
-        logits = self(batch['image'])
-        binary = self.hparams['task'] == 'binary'
-        return logits.sigmoid() if binary else logits.softmax(dim=1)
-
-
-def check_pairs(image: Tensor) -> None:
-    """Refuse images that are no pairs.
-
-    Args:
-        image: Of a batch.
-
-    Raises:
-        ValueError: If it is not (batch, 2, bands, height, width).
-    """
-    if image.ndim != 5 or image.shape[1] != 2:
-        raise ValueError(
-            f'image has shape {tuple(image.shape)} but change is seen between two dates: give '
-            '(batch, 2, bands, height, width)'
-        )
-
-
-def check_masks(
-    image: Tensor, mask: Tensor, num_classes: int | None, ignore_index: int | None
-) -> None:
-    """Refuse masks that do not fit the images, and labels that do not exist.
-
-    Args:
-        image: (batch, ..., height, width).
-        mask: Labels.
-        num_classes: Number of classes; None for change or none.
-        ignore_index: Label that is not learned.
-
-    Raises:
-        ValueError: If a shape or a label is off.
-    """
-    plain = (len(image), *image.shape[-2:])
-    if mask.shape not in (plain, (plain[0], 1, *plain[1:])):
-        raise ValueError(
-            f'mask has shape {tuple(mask.shape)} but images {tuple(image.shape)}: give one label a '
-            'pixel, (batch, height, width)'
-        )
-    if num_classes is not None:
-        check_classes(mask, num_classes, ignore_index, 'mask')
-        return
-    off = (mask != 0) & (mask != 1)
-    if ignore_index is not None:
-        off &= mask != ignore_index
-    if off.any():
-        raise ValueError(
-            f'mask holds {mask[off].unique()[:5].tolist()} but binary change is 0 or 1: read masks of '
-            '0 and 255 with binary=True, leave a label out with ignore_index=, or set '
-            "task='multiclass'"
-        )
+        return self.probabilities(self(batch['image']))
 
 
 def known_pixels(batch: Batch) -> Bool[Tensor, 'batch height width']:
@@ -315,51 +241,38 @@ def known_pixels(batch: Batch) -> Bool[Tensor, 'batch height width']:
     return valid.all(dim=1) if valid.ndim == 4 else valid
 
 
-def check_choices(
-    task: str,
-    num_classes: int | None,
-    labels: Sequence[str] | None,
-    pos_weight: Tensor | float | None,
-    class_weights: Tensor | Sequence[float] | None,
-    num_labels: int | None = None,
-) -> None:
+def check_choices(given: Hyperparameters) -> None:
     """Refuse arguments that do not go together.
 
     Args:
-        task: 'binary' or 'multiclass'.
-        num_classes: Number of classes.
-        labels: Names of the classes.
-        pos_weight: Weight of change.
-        class_weights: Weights of the classes.
-        num_labels: Number of labels, of which this task has none.
+        given: Hyperparameters of the task.
 
     Raises:
         ValueError: If there are too few classes, or names or weights of others.
     """
-    classes = 2
-    if num_labels is not None:
+    task, classes = given['task'], given['num_classes']
+    if given['num_labels'] is not None:
         raise ValueError(
-            f"num_labels={num_labels} with task={task!r}: change has no task='multilabel', leave it out"
+            f"num_labels={given['num_labels']} with task={task!r}: change has no task='multilabel', leave it out"
         )
-    if task == 'multiclass':
-        if num_classes is None or num_classes < 2:
-            raise ValueError(
-                f"num_classes={num_classes} with task='multiclass': give the number of classes, no "
-                'change among them, at least 2'
-            )
-        classes = num_classes
-        if pos_weight is not None:
-            raise ValueError(
-                f"pos_weight={pos_weight} with task='multiclass': it weighs the one class of 'binary', "
-                'give class_weights= instead'
-            )
-    elif num_classes is not None:
+    if task != 'multiclass' and classes is not None:
         raise ValueError(
-            f"num_classes={num_classes} with task='binary', which has one map: leave it out, or set "
+            f"num_classes={classes} with task='binary', which has one map: leave it out, or set "
             "task='multiclass'"
         )
-    for name, values in (('labels', labels), ('class_weights', class_weights)):
-        if values is not None and len(values) != classes:
+    if task == 'multiclass' and (classes is None or classes < 2):
+        raise ValueError(
+            f"num_classes={classes} with task='multiclass': give the number of classes, no "
+            'change among them, at least 2'
+        )
+    if task == 'multiclass' and given['pos_weight'] is not None:
+        raise ValueError(
+            f"pos_weight={given['pos_weight']} with task='multiclass': it weighs the one class of 'binary', "
+            'give class_weights= instead'
+        )
+    for name in ('labels', 'class_weights'):
+        values = given[name]
+        if values is not None and len(values) != (classes or 2):
             raise ValueError(
-                f'{name} has {len(values)} entries for {classes} classes: give one a class'
+                f'{name} has {len(values)} entries for {classes or 2} classes: give one a class'
             )

@@ -1,10 +1,9 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Refusing what cannot be trained on, as early as it can be known."""
+"""Checks of runs, data, batches and labels, as early as each can be made."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,25 +15,25 @@ from ..ops.bands import find_bands, names_of
 from .types import Hyperparameters
 
 
-def check_data(datamodule: object, parameters: Hyperparameters) -> None:
+def check_data(datamodule: object, given: Hyperparameters) -> None:
     """Refuse a datamodule whose chips do not fit the task.
 
     Args:
-        datamodule: May have ``statistics`` and ``patch_size``.
-        parameters: The task's.
+        datamodule: May have a ``value_range`` and a ``patch_size``.
+        given: Hyperparameters of the task.
 
     Raises:
         ValueError: If bands or sizes do not fit.
     """
     faults = []
-    statistics = getattr(datamodule, 'statistics', None)
-    if statistics is not None and len(statistics.low) > 1:
-        faults += _band_faults(len(statistics.low), parameters['in_channels'], 'CMID')
+    known = getattr(datamodule, 'value_range', None)
+    if known is not None and len(known.low) > 1:
+        faults += _band_faults(len(known.low), given['in_channels'], 'CMID')
     patch = getattr(datamodule, 'patch_size', None)
     sides = (patch,) if isinstance(patch, int) else tuple(patch or ())
-    if sides and min(sides) < parameters['size']:
+    if sides and min(sides) < given['size']:
         faults.append(
-            f'chips are {min(sides)} pixels but views need {parameters["size"]}: raise '
+            f'chips are {min(sides)} pixels but views need {given["size"]}: raise '
             'SceneDataModule(patch_size=...) or lower CMID(size=...)'
         )
     refuse(faults)
@@ -73,13 +72,10 @@ def check_run(trainer: Trainer, stage: str, task: str) -> None:
             f'precision={trainer.precision!r}: {task} keeps weights and the raw values of its bands in '
             f'32 bits, which half precision would round; choose precision={mixed!r}'
         )
-    loops: Any = {
-        'fit': trainer.fit_loop, 'validate': trainer.validate_loop, 'test': trainer.test_loop,
-        'predict': trainer.predict_loop,
-    }  # fmt: skip
-    # Lightning asks the task itself for data where it was given none
     verb = TrainerFn(stage).value
-    if loops[verb]._data_source.instance is trainer.lightning_module:
+    loop = getattr(trainer, f'{verb}_loop')
+    # Lightning asks the task itself for data where it was given none
+    if loop._data_source.instance is trainer.lightning_module:
         raise ValueError(
             f'there is nothing to {verb} on: give --data, or in Python Trainer.{verb}(task, datamodule=...) or '
             'dataloaders=...'
@@ -142,16 +138,19 @@ def check_names(
         )
 
 
-def check_start(given: Sequence[str], wanted: Sequence[str], cure: str) -> bool:
+def check_start(
+    given: Sequence[str], wanted: Sequence[str], cure: str, sortable: bool = False
+) -> bool:
     """Refuse data to whose bands the filters of other bands were given.
 
     Args:
         given: Names of the weights' bands, whose filters were taken in order.
         wanted: Names of the data's bands.
         cure: What to do, for the message.
+        sortable: Whether filters of the same bands in another order can be sorted.
 
     Returns:
-        Whether both have the same bands, in another order.
+        Whether they are to be sorted.
 
     Raises:
         ValueError: If a band that the weights know has the filters of another one.
@@ -170,7 +169,7 @@ def check_start(given: Sequence[str], wanted: Sequence[str], cure: str) -> bool:
         place not in (None, i % len(given)) for i, place in enumerate(places)
     )
     alike = len(wanted) == len(given) and None not in places
-    if crossed and not alike:
+    if crossed and not (alike and sortable):
         raise ValueError(
             f'the weights are of bands {list(given)}, whose filters were taken in order, but the data are of '
             f'{list(wanted)}: {cure}'
@@ -229,6 +228,25 @@ def check_classes(
         raise ValueError(
             f'{name} holds {found} but num_classes={num_classes} knows 0 to {num_classes - 1}: raise '
             'num_classes=, correct the labels, or leave one out with ignore_index='
+        )
+
+
+def check_masks(image: Tensor, mask: Tensor, maps: int = 1) -> None:
+    """Refuse masks that do not fit the images.
+
+    Args:
+        image: (B, ..., H, W).
+        mask: Labels.
+        maps: How many a pixel may have, each a map.
+
+    Raises:
+        ValueError: If it is neither (B, H, W) nor (B, maps, H, W).
+    """
+    plain = (len(image), *image.shape[-2:])
+    if mask.shape not in (plain, (plain[0], maps, *plain[1:])):
+        raise ValueError(
+            f'mask has shape {tuple(mask.shape)} but images {tuple(image.shape)}: give one label a '
+            'pixel, (B, H, W)'
         )
 
 

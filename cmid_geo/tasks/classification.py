@@ -36,6 +36,9 @@ class Classification(Downstream, torchgeo.tasks.Classification):
     class; and a figure of which classes are taken for which.
     """
 
+    learns_from = ('label',)
+    shapes = '(B)'
+
     def __init__(
         self,
         model: str = 'resnet50',
@@ -138,9 +141,8 @@ class Classification(Downstream, torchgeo.tasks.Classification):
             set_pooling(self.model, given['global_pool'])
         # A checkpoint does not know which weights it began with
         given['global_pool'] = pooling_of(self.model)
-        if given['freeze_backbone']:
-            self.model.requires_grad_(False)
-            self.model.get_classifier().requires_grad_(True)
+        # Frozen with the rest, it is what a linear probe trains
+        self.model.get_classifier().requires_grad_(True)
         self.mixing = Mixing(given['num_classes'] or 1, given['mixup'], given['cutmix'])
         chance = given['random_erasing']
         self.erasing = random_erasing(chance) if chance else nn.Identity()
@@ -194,17 +196,6 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         """All of the network: its classifier has no training mode of its own."""
         return self.model
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Predict logits.
-
-        Args:
-            x: Images (B, C, H, W) in [0, 1].
-
-        Returns:
-            Logits (B, classes).
-        """
-        return self.model(self.normalize(x))
-
     def shared_step(self, batch: Batch, batch_idx: int, stage: Stage) -> Tensor:
         """Compute the loss, in training of augmented images, and update the metrics.
 
@@ -220,11 +211,11 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         if stage == 'train':
             image = self.erasing(self.normalize(self.appearance(image)))
             image, target = self.mixing(image, label)
-            logits = self.model(image).squeeze(1)
+            logits = self.model(image)
         else:
-            logits, target = self(image).squeeze(1), label
-        loss = self.criterion(logits, target)
-        self.record(stage, loss, self.probabilities(logits), label)
+            logits, target = self(image), label
+        loss = self.criterion(logits.squeeze(1), target)
+        self.record(stage, loss, logits, label)
         if stage != 'train' and self.hparams['task'] == 'multiclass':
             self.confusion.update(logits, label)
         return loss
@@ -241,11 +232,8 @@ class Classification(Downstream, torchgeo.tasks.Classification):
 
     def check_labels(self, batch: Batch) -> None:
         """Refuse labels that are missing or no class."""
+        super().check_labels(batch)
         given = self.hparams
-        if 'label' not in batch:
-            raise ValueError(
-                f"the batch holds {list(batch)}: {type(self).__name__} learns from 'label', (B)"
-            )
         classes = given['num_classes'] if given['task'] == 'multiclass' else 2
         check_classes(batch['label'], classes, given['ignore_index'], 'label')
 
@@ -273,7 +261,7 @@ def _check_augmenting(given: Hyperparameters) -> None:
     mixes = given['mixup'] or given['cutmix']
     if mixes and given['task'] != 'multiclass':
         raise ValueError(
-            f'mixup and cutmix need shares of classes, task={given["task"]!r} has none: set them to 0'
+            f'mixup and cutmix need probabilities of classes, task={given["task"]!r} has none: set them to 0'
         )
     if given['randaugment'] is not None and given['in_channels'] != 3:
         raise ValueError(

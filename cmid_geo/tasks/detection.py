@@ -3,12 +3,14 @@
 
 """Object detection on CMID's backbones."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torchgeo.tasks
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.detection.mean_ap import MeanAveragePrecision
 from torchvision.models import WeightsEnum
 
@@ -27,17 +29,68 @@ class Detection(Downstream):
     """Steps of detectors: losses in training, mean average precision over an epoch otherwise."""
 
     mode = 'max'
+    #: Measures to show in the progress bar.
+    shown: tuple[str, ...] = ()
 
+    @abstractmethod
+    def make_metric(self) -> Metric:
+        """Make the metric of validation, or of test."""
+
+    @abstractmethod
     def targets(self, batch: Batch) -> list[dict[str, Tensor]]:
-        """Boxes and labels of each image of a batch, as the detector takes them."""
-        raise NotImplementedError
+        """Read what the detector learns and metrics compare with.
 
-    def log_precision(self, stage: Stage) -> None:
-        """Log the metrics of an epoch, and begin anew."""
-        raise NotImplementedError
+        Args:
+            batch: See the class.
+
+        Returns:
+            ``boxes`` and ``labels`` of each image.
+        """
+
+    @abstractmethod
+    def measures(self, found: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
+        """Name what is logged of a metric.
+
+        Args:
+            found: What the metric computed.
+            stage: 'val' or 'test'.
+
+        Returns:
+            Values by name.
+        """
 
     def show(self, batch: Batch, found: list[dict[str, Tensor]]) -> None:
         """Log a figure of the first image of the first batch; none by default."""
+
+    def configure_metrics(self) -> None:
+        """Build the metrics of validation and test."""
+        self.val_metrics, self.test_metrics = self.make_metric(), self.make_metric()
+
+    def check_labels(self, batch: Batch) -> None:
+        """Refuse boxes and labels that are missing, or are none."""
+        super().check_labels(batch)
+        images, boxes, labels = (
+            batch[key] for key in ('image', self.learns_from[0], 'label')
+        )
+        if not len(images) == len(boxes) == len(labels):
+            raise ValueError(
+                f'{len(images)} images with {len(boxes)} sets of boxes and {len(labels)} of labels: give '
+                'one of each for each image, empty where there are no objects'
+            )
+        for own, wanted in zip(boxes, labels):
+            self.check_boxes(own, wanted)
+
+    @abstractmethod
+    def check_boxes(self, boxes: Tensor, labels: Tensor) -> None:
+        """Refuse boxes and labels of an image that are none.
+
+        Args:
+            boxes: (N, values).
+            labels: (N).
+
+        Raises:
+            ValueError: If a shape is off, a box is not finite or has no area, or a label is no class.
+        """
 
     def forward(self, x: Tensor, targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Detect objects or, in training mode, compute the losses.
@@ -84,6 +137,19 @@ class Detection(Downstream):
         """Log the precision over all test images."""
         self.log_precision('test')
 
+    def log_precision(self, stage: Stage) -> None:
+        """Log the measures of an epoch, and begin anew.
+
+        Args:
+            stage: 'val' or 'test'.
+        """
+        metric = getattr(self, f'{stage}_metrics')
+        found = self.measures(metric.compute(), stage)
+        metric.reset()
+        for name, value in found.items():
+            bar = name in self.shown
+            self.log(f'{stage}_{name}', value, prog_bar=bar, sync_dist=True)
+
 
 class ObjectDetection(Detection, torchgeo.tasks.ObjectDetection):
     """Detection by Faster R-CNN, FCOS or RetinaNet on any backbone of timm, with any weights.
@@ -99,6 +165,8 @@ class ObjectDetection(Detection, torchgeo.tasks.ObjectDetection):
     """
 
     monitor = 'val_map'
+    learns_from = ('bbox_xyxy', 'label')
+    shapes = 'lists over the images of (N, 4) and (N)'
 
     def __init__(
         self,
@@ -194,44 +262,21 @@ class ObjectDetection(Detection, torchgeo.tasks.ObjectDetection):
             pretrained=self.weights is True, **{name: given[name] for name in names}
         )
         self.adopt(self.model.backbone.body)
-        if given['freeze_backbone']:
-            self.backbone_module().requires_grad_(False)
 
-    def configure_metrics(self) -> None:
-        """Build COCO's metric, of all and of each class."""
+    def make_metric(self) -> Metric:
+        """Make COCO's metric, of all and of each class."""
         # Images with more than 100 objects are usual from above
-        options: dict[str, Any] = {'class_metrics': True, 'average': 'macro'}
-        for stage in ('val', 'test'):
-            metric = MeanAveragePrecision(**options)
-            metric.warn_on_many_detections = False
-            setattr(self, f'{stage}_metrics', metric)
+        metric = MeanAveragePrecision(class_metrics=True, average='macro')
+        metric.warn_on_many_detections = False
+        return metric
 
     def backbone_module(self) -> nn.Module:
         """timm's network: the pyramid on it is new and always trained."""  # noqa: D403
         return self.model.backbone.body.network
 
-    def check_labels(self, batch: Batch) -> None:
-        """Refuse boxes and labels that are missing, or are none.
-
-        Args:
-            batch: On the CPU.
-
-        Raises:
-            ValueError: If so.
-        """
-        if 'bbox_xyxy' not in batch or 'label' not in batch:
-            raise ValueError(
-                f"the batch holds {list(batch)}: {type(self).__name__} learns from 'bbox_xyxy' and 'label', "
-                'lists over the images of (N, 4) and (N)'
-            )
-        if not len(batch['image']) == len(batch['bbox_xyxy']) == len(batch['label']):
-            raise ValueError(
-                f'{len(batch["image"])} images with {len(batch["bbox_xyxy"])} sets of boxes and '
-                f'{len(batch["label"])} of labels: give one of each for each image, empty where there are '
-                'no objects'
-            )
-        for boxes, labels in zip(batch['bbox_xyxy'], batch['label']):
-            check_boxes(boxes, labels, self.hparams['num_classes'])
+    def check_boxes(self, boxes: Tensor, labels: Tensor) -> None:
+        """Refuse boxes and labels of an image that are none."""
+        check_boxes(boxes, labels, self.hparams['num_classes'])
 
     def targets(self, batch: Batch) -> list[dict[str, Tensor]]:
         """Boxes as detectors and metrics want them, clipped to their images."""
@@ -242,20 +287,14 @@ class ObjectDetection(Detection, torchgeo.tasks.ObjectDetection):
             targets.append({'boxes': inside, 'labels': labels[kept].long()})
         return targets
 
-    def log_precision(self, stage: Stage) -> None:
-        """Log COCO's numbers, of all and of each class."""
-        metric = getattr(self, f'{stage}_metrics')
-        values = metric.compute()
-        metric.reset()
-        precision = {f'{stage}_{name}': values[name] for name in LOGGED}
-        names = self.hparams['labels']
-        for label, value in zip(
-            values['classes'].reshape(-1).tolist(), values['map_per_class'].reshape(-1)
-        ):
+    def measures(self, found: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
+        """COCO's numbers, of all and of each class."""
+        values = {name: found[name] for name in LOGGED}
+        labels, names = found['classes'].reshape(-1).tolist(), self.hparams['labels']
+        for label, value in zip(labels, found['map_per_class'].reshape(-1)):
             if label > 0:
-                name = names[label] if names else label
-                precision[f'{stage}_map_{name}'] = value
-        self.log_dict(precision, sync_dist=True)
+                values[f'map_{names[label] if names else label}'] = value
+        return values
 
     def show(self, batch: Batch, found: list[dict[str, Tensor]]) -> None:
         """Log a figure of the first image, where the datamodule draws."""

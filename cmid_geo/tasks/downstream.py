@@ -11,6 +11,7 @@ from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
 from ..losses.masked import DenseLoss
 from ..models.weights.loading import load_backbone
@@ -24,21 +25,24 @@ from .types import Batch, Hyperparameters, Stage
 
 
 class Downstream(Values):
-    """Weights, values, recipe and checks of the tasks on pretrained backbones.
+    """Weights, value range, recipe and checks of the tasks on pretrained backbones.
 
-    Images come in [0, 1]; the task standardises them by the mean and standard deviation of its
+    Images come in [0, 1]; the task normalizes them by the mean and standard deviation of its
     weights, and by none where it starts from random ones.
 
     Attributes:
         weights: What the backbone starts from.
     """
 
-    weights: Any
+    weights: WeightsEnum | str | bool | None
+    #: Entries of a batch to learn from, and their shapes.
+    learns_from: tuple[str, ...] = ('mask',)
+    shapes = '(B, H, W)'
 
     # ------------------------------------------------------------------ start
 
     def adopt(self, target: nn.Module) -> None:
-        """Load the weights into the backbone, and take over how they standardise.
+        """Load the weights into the backbone, take over how they normalize, and freeze what shall stay.
 
         Args:
             target: A network of timm, or one of ours that has it as ``network``; built with
@@ -47,40 +51,37 @@ class Downstream(Values):
         Raises:
             ValueError: If the weights do not fill the backbone.
         """
-        given = self.hparams
-        about: dict[str, Any] = {}
-        places = None
-        if self.weights is True:
-            network: Any = getattr(target, 'network', target)
-            about = dict(network.pretrained_cfg)
-        elif self.weights:
-            about, places = self._load(target)
-        if given['freeze_backbone']:
-            # Lightning trains in the modes that it finds
-            self.backbone_module().eval()
-        bands = given['in_channels']
+        given, count = self.hparams, self.hparams['in_channels']
+        known, places = self._load(target)
         mean, std = (
-            given[name] or _of_bands(about.get(name), bands, places)
+            _of_bands(given[name], count) or _of_bands(known.get(name), count, places)
             for name in ('mean', 'std')
         )
         if self.weights and not (mean and std):
             rank_zero_warn(
-                'the weights do not tell how they standardise images: values in [0, 1] are used as they '
+                'the weights do not tell how they normalize images: values in [0, 1] are used as they '
                 'are; pass mean= and std= of each band if you know them'
             )
-        self.register_values(
-            bands, _of_bands(mean or 0.0, bands), _of_bands(std or 1.0, bands)
-        )
+        self.register_values(mean or 0.0, std or 1.0)
+        if given['freeze_backbone']:
+            self.backbone_module().requires_grad_(False)
+        if given.get('freeze_decoder'):
+            self.model.decoder.requires_grad_(False)
         # Lightning keeps the modes it finds: what is frozen must be in evaluation before it starts
         self.train()
 
     def _load(
         self, target: nn.Module
-    ) -> tuple[dict[str, Any], list[int | None] | None]:
+    ) -> tuple[Hyperparameters, list[int | None] | None]:
         """Load weights; tell what is known of them, and the places of the bands found by name."""
+        if self.weights is True:
+            network: Any = self.backbone_module()
+            return network.pretrained_cfg, None
+        if not self.weights:
+            return {}, None
         source = read_source(self.weights)
         known, wanted = (
-            names_of(each.get('bands')) for each in (source.about, self.hparams)
+            names_of(each.get('bands')) for each in (source.metadata, self.hparams)
         )
         places = find_bands(wanted, known)
         # Positions, and names that the weights do not know, may come from the data of an earlier fit
@@ -93,6 +94,25 @@ class Downstream(Values):
         self.report = load_backbone(target, source, bands=wanted if by_name else None)
         rank_zero_info(str(self.report))
         return self.report.about, places if by_name else None
+
+    def follow_bands(self, given: list[str], wanted: list[str], new: bool) -> None:
+        """Bring filters of weights that name their bands into the order of the data's."""
+        cure = f'filters are copied by name with {type(self).__name__}(bands={wanted})'
+        # Names that the user gave were followed when the weights were loaded
+        if not new or not check_start(given, wanted, cure, sortable=True):
+            return
+        places = find_bands(wanted, given)
+        # What was taken in order is put in order, whatever became of it since
+        network = self.backbone_module().modules()
+        first = next(each for each in network if isinstance(each, nn.Conv2d))
+        own = [getattr(self, n) for n in ('mean', 'std') if not self.hparams[n]]
+        with torch.no_grad():
+            first.weight.copy_(first.weight[:, places])
+            for values in own:
+                values.copy_(values[places])
+        rank_zero_info(
+            f'filters of bands {given} were put in the order of the data, {wanted}'
+        )
 
     def normalize(
         self, image: Float[Tensor, '*batch bands height width']
@@ -107,29 +127,37 @@ class Downstream(Values):
         """
         return normalize(image, self.mean, self.std)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits as metrics take them.
-
-        Of logits that all lie in [0, 1] they would believe that they are probabilities.
-
-        Args:
-            logits: (B, classes, ...), or (B).
-
-        Returns:
-            Logits of several classes as they are, else probabilities, without a dimension for the
-            one of a binary task.
-        """
-        if self.hparams['task'] == 'multiclass':
-            return logits
-        found = logits.sigmoid()
-        return found.squeeze(1) if found.ndim > 1 else found
-
     #: Its older name.
     standardise = normalize
 
+    def forward(self, x: Float[Tensor, '*batch bands height width']) -> Tensor:
+        """Predict logits.
+
+        Args:
+            x: Images in [0, 1].
+
+        Returns:
+            Logits (B, classes, ...).
+        """
+        return self.model(self.normalize(x))
+
+    def probabilities(
+        self, logits: Float[Tensor, 'batch classes *rest']
+    ) -> Float[Tensor, 'batch classes *rest']:
+        """Probabilities of classes, or of each of several labels.
+
+        Args:
+            logits: Of the network.
+
+        Returns:
+            Probabilities.
+        """
+        multiclass = self.hparams['task'] == 'multiclass'
+        return logits.softmax(1) if multiclass else logits.sigmoid()
+
     def backbone_module(self) -> nn.Module:
-        """The part that ``freeze_backbone`` freezes."""
-        return self.model.encoder
+        """What the weights fill and ``freeze_backbone`` freezes: maps that a pyramid adds still learn."""
+        return getattr(self.model.encoder, 'network', self.model.encoder)
 
     def train(self, mode: bool = True) -> Any:
         """Set training mode; the batch norms of a frozen backbone keep their statistics.
@@ -147,54 +175,20 @@ class Downstream(Values):
 
     # ------------------------------------------------------------------ data
 
-    def setup(self, stage: str) -> None:
-        """Take the values' meaning from the datamodule, before anything is restored."""
-        super().setup(stage)
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        if stage == 'fit' and datamodule is not None:
-            named = self.learn_values(datamodule)
-            if named and self.report is not None:
-                self.follow_bands()
-
-    def follow_bands(self) -> None:
-        """Bring filters of weights that name their bands into the order of the data's.
-
-        Raises:
-            ValueError: If the data have other bands than the weights.
-        """
-        about: Any = self.report and self.report.about
-        given, wanted = (names_of(e.get('bands')) for e in (about, self.hparams))
-        if not given or not wanted:
-            return
-        task = type(self).__name__
-        cure = f'filters are copied by name with {task}(bands={wanted})'
-        if not check_start(given, wanted, cure):
-            return
-        places = find_bands(wanted, given)
-        # What was taken in order is put in order, whatever became of it since
-        network = self.backbone_module().modules()
-        first = next(each for each in network if isinstance(each, nn.Conv2d))
-        with torch.no_grad():
-            first.weight.copy_(first.weight[:, places])
-            for name in ('mean', 'std'):
-                if not self.hparams[name]:
-                    getattr(self, name).copy_(getattr(self, name)[places])
-        rank_zero_info(
-            f'filters of bands {given} were put in the order of the data, {wanted}'
-        )
-
-    def on_fit_start(self) -> None:
-        """Let the datamodule read images as the task knows them."""
-        self.share_values()
-
-    on_validation_start = on_test_start = on_predict_start = on_fit_start
-
     def check_labels(self, batch: Batch) -> None:
-        """Refuse labels that do not exist; each task knows its own.
+        """Refuse labels that are missing or do not exist.
 
         Args:
             batch: As the step gets it.
+
+        Raises:
+            ValueError: If so.
         """
+        if not set(self.learns_from) <= set(batch):
+            names = ' and '.join(map(repr, self.learns_from))
+            raise ValueError(
+                f'the batch holds {list(batch)}: {type(self).__name__} learns from {names}, {self.shapes}'
+            )
 
     def check(self, batch: Batch, batch_idx: int, labelled: bool = True) -> None:
         """Refuse what the task was not made for, before it fails in less clear a way.
@@ -250,7 +244,7 @@ class Downstream(Values):
     def training_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> Tensor:
-        """Compute the loss, see :meth:`shared_step`."""
+        """Compute the loss of a batch, see :meth:`shared_step`."""
         return cast(Tensor, self.shared_step(batch, batch_idx, 'train'))
 
     def validation_step(
@@ -264,18 +258,22 @@ class Downstream(Values):
         self.shared_step(batch, batch_idx, 'test')
 
     def record(
-        self, stage: Stage, loss: Tensor, probabilities: Tensor, target: Tensor
+        self, stage: Stage, loss: Tensor, logits: Tensor, target: Tensor
     ) -> None:
         """Log a loss and update the metrics of a stage.
 
         Args:
             stage: 'train', 'val' or 'test'.
             loss: Of the batch.
-            probabilities: As metrics take them, see :meth:`probabilities`.
-            target: Labels.
+            logits: (B, classes, ...).
+            target: Labels (B, ...), or (B, labels, ...).
         """
+        # Of logits that all lie in [0, 1] metrics would believe that they are probabilities
+        found = self.probabilities(logits.detach())
         # Called, not updated: an update mixes the metrics of single classes up
-        getattr(self, f'{stage}_metrics')(probabilities.detach(), target)
+        getattr(self, f'{stage}_metrics')(
+            found if self.hparams['task'] == 'multiclass' else found.squeeze(1), target
+        )
         training = stage == 'train'
         # Processes must agree on what schedules and checkpoints follow
         self.log(

@@ -1,26 +1,23 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Optimizers and schedules that downstream tasks are trained by."""
+"""Optimizers of tasks, and how their learning rate follows a schedule."""
 
-import math
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torchgeo.tasks import BaseTask
 
-from .types import Hyperparameters
+from .checks import refuse
+from .schedules import Schedule, count_steps, factor_at, length_of, warmup_faults
 
 #: Names of optimizers, and what timm calls them; its 'sgd' is Nesterov's.
 OPTIMIZERS = {'adamw': 'adamw', 'adan': 'adan', 'sgd': 'momentum'}
 OptimizerName = Literal['adamw', 'adan', 'sgd']
-Schedule = Literal['cosine', 'linear', 'step', 'plateau']
-
-#: Shares of a run after which the rate falls to a tenth: epochs 8 and 11 of 12.
-MILESTONES = (8 / 12, 11 / 12)
 
 
 def make_optimizer(
@@ -30,6 +27,7 @@ def make_optimizer(
     weight_decay: float,
     momentum: float = 0.9,
     layer_decay: float | None = None,
+    **options: Any,
 ) -> Optimizer:
     """Make an optimizer that decays no biases and norms.
 
@@ -41,6 +39,7 @@ def make_optimizer(
         momentum: Of 'sgd'.
         layer_decay: Each layer learns this many times as fast as the one behind it, in (0, 1];
             only for whole networks of timm, which know the order of their layers.
+        **options: Others of the optimizer's class, such as ``betas``.
 
     Returns:
         The optimizer; the rates of its groups are final.
@@ -52,10 +51,9 @@ def make_optimizer(
         raise ValueError(
             'no parameter is to be trained: set freeze_backbone=False or freeze_decoder=False'
         )
-    options: dict[str, Any] = {'momentum': momentum} if name == 'sgd' else {}
     optimizer = create_optimizer_v2(
-        network, opt=OPTIMIZERS[name], lr=lr, weight_decay=weight_decay, layer_decay=layer_decay,
-        **options,
+        network, opt=OPTIMIZERS[name], lr=lr, weight_decay=weight_decay, momentum=momentum,
+        layer_decay=layer_decay, **options,
     )  # fmt: skip
     for group in optimizer.param_groups:
         # timm leaves this to schedulers of its own
@@ -63,34 +61,32 @@ def make_optimizer(
     return optimizer
 
 
-def factor_at(
-    step: int, total: int, warmup: int, schedule: Schedule, end: float = 0.0
-) -> float:
-    """Share of the learning rate at an optimizer step.
+def follow_schedule(
+    optimizer: Optimizer, schedule: Schedule, total: int, warmup: int, end: float
+) -> OptimizerLRScheduler:
+    """Let an optimizer's learning rate follow a schedule, by step.
 
     Args:
-        step: Steps taken so far.
+        optimizer: With its highest learning rate.
+        schedule: See :func:`~cmid_geo.tasks.schedules.factor_at`.
         total: Steps of the whole run.
-        warmup: Steps of the linear warm-up from a hundredth, on top of the schedule.
-        schedule: 'cosine' and 'linear' fall to *end*; 'step' falls to a tenth after 8/12 of the
-            run, and again after 11/12.
-        end: Share at the end.
+        warmup: Steps of the linear warm-up.
+        end: Factor of the learning rate at the end.
 
     Returns:
-        A factor from 0 to 1.
+        Both, as Lightning takes them.
     """
-    done = min(step / max(total, 1), 1.0)
-    falls = {
-        'cosine': end + (1 - end) * (1 + math.cos(math.pi * done)) / 2,
-        'linear': 1 - (1 - end) * done,
-        'step': 0.1 ** sum(done >= milestone for milestone in MILESTONES),
+    follow = LambdaLR(
+        optimizer, lambda step: factor_at(step, total, warmup, schedule, end)
+    )
+    return {
+        'optimizer': optimizer,
+        'lr_scheduler': {'scheduler': follow, 'interval': 'step'},
     }
-    warm = 0.01 + 0.99 * step / warmup if step < warmup else 1.0
-    return falls[schedule] * warm
 
 
 def configure_recipe(
-    task: Any, network: nn.Module, layer_decay: float | None = None
+    task: BaseTask, network: nn.Module, layer_decay: float | None = None
 ) -> OptimizerLRScheduler:
     """Make optimizer and schedule of a task by its hyperparameters.
 
@@ -106,44 +102,24 @@ def configure_recipe(
     Raises:
         ValueError: If the run has no end, or is shorter than the warm-up.
     """
+    trainer: Any = task.trainer
     given = task.hparams
+    lr = given['lr']
     optimizer = make_optimizer(
-        network, given['optimizer'], given['lr'], given['weight_decay'], given['momentum'],
-        layer_decay,
+        network, given['optimizer'], lr, given['weight_decay'], given['momentum'], layer_decay
     )  # fmt: skip
     if given['schedule'] == 'plateau':
-        watched = ReduceLROnPlateau(optimizer, task.mode, patience=given['patience'])
-        plan: dict[str, Any] = {'scheduler': watched, 'monitor': task.monitor}
-    else:
-        total, warmup = _length(task.trainer, given)
-        end = given['lr_end'] / given['lr'] if given['lr'] else 0.0
-
-        def factor(step: int) -> float:
-            return factor_at(step, total, warmup, given['schedule'], min(end, 1.0))
-
-        plan = {'scheduler': LambdaLR(optimizer, factor), 'interval': 'step'}
-    return cast(OptimizerLRScheduler, {'optimizer': optimizer, 'lr_scheduler': plan})
-
-
-def _length(trainer: Any, given: Hyperparameters) -> tuple[int, int]:
-    """Steps of a run and of its warm-up."""
-    total = trainer.estimated_stepping_batches
-    if math.isinf(total):
-        raise ValueError(
-            'the run has no end (max_steps=-1, max_epochs=-1): schedules need one, set '
-            "Trainer(max_epochs=...) or Trainer(max_steps=...), or choose schedule='plateau'"
-        )
-    warmup = given['warmup_steps']
-    if warmup is None:
-        # With max_steps alone nothing has asked for the data yet
-        trainer.fit_loop.setup_data()
-        epoch = math.ceil(
-            trainer.num_training_batches / trainer.accumulate_grad_batches
-        )
-        warmup = round(given['warmup_epochs'] * epoch)
-    if warmup > total and not trainer.fast_dev_run:
-        raise ValueError(
-            f'the warm-up of {warmup} steps is longer than the run of {total}: lower warmup_epochs= or '
-            'warmup_steps=, or raise Trainer(max_epochs=...)'
-        )
-    return int(total), int(warmup)
+        mode = 'min' if task.mode == 'min' else 'max'
+        watched = ReduceLROnPlateau(optimizer, mode, patience=given['patience'])
+        return {
+            'optimizer': optimizer,
+            'lr_scheduler': {'scheduler': watched, 'monitor': task.monitor},
+        }
+    total = count_steps(trainer, ", or choose schedule='plateau'")
+    name = type(task).__name__
+    epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+    warmup = length_of('warmup', given, epoch, name)
+    if not trainer.fast_dev_run:
+        refuse(warmup_faults(warmup, total, name))
+    end = min(given['lr_end'] / lr, 1.0) if lr else 0.0
+    return follow_schedule(optimizer, given['schedule'], total, warmup, end)

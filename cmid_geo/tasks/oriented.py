@@ -3,11 +3,10 @@
 
 """Detection of rotated boxes on pretrained backbones."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
 from ..metrics.rotated_mean_average_precision import RotatedMAP
@@ -38,6 +37,9 @@ class OrientedDetection(Detection):
     """
 
     monitor = 'val_map_50'
+    learns_from = ('bbox', 'label')
+    shapes = 'lists over the images of (N, 8) or (N, 5), and (N)'
+    shown = ('map_50', 'map_50_11_points')
 
     def __init__(
         self,
@@ -135,23 +137,20 @@ class OrientedDetection(Detection):
             **{n: given[n] for n in names},
         )
         self.adopt(self.model.encoder)
-        if given['freeze_backbone']:
-            self.backbone_module().requires_grad_(False)
 
-    def configure_metrics(self) -> None:
-        """Initialize the measures of validation and test."""
-        self.val_metrics = RotatedMAP(self.hparams['num_classes'])
-        self.test_metrics = RotatedMAP(self.hparams['num_classes'])
-
-    def backbone_module(self) -> nn.Module:
-        """The part that ``freeze_backbone`` freezes; a ViT's new maps still learn."""
-        return self.model.encoder.network
-
-    # ------------------------------------------------------------------ steps
+    def make_metric(self) -> RotatedMAP:
+        """Make the metric of rotated boxes."""
+        return RotatedMAP(self.hparams['num_classes'])
 
     def targets(self, batch: Batch) -> list[dict[str, Tensor]]:
-        """Boxes, labels and difficult ones of each image, see :func:`targets_of`."""
-        return targets_of(batch)
+        """Rotated boxes, labels and, where given, which are difficult, of each image."""
+        targets = [
+            {'boxes': rectangles(boxes), 'labels': labels}
+            for boxes, labels in zip(batch['bbox'], batch['label'], strict=True)
+        ]
+        for target, hard in zip(targets, batch.get('difficult', ())):
+            target['difficult'] = hard
+        return targets
 
     def predict_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
@@ -170,43 +169,18 @@ class OrientedDetection(Detection):
         found = self(batch['image'])
         return [each | {'corners': corners(each['boxes']).flatten(1)} for each in found]
 
-    def log_precision(self, stage: Stage) -> None:
-        """Log the measures, and at a test map_50 of each class that there is."""
-        metrics: RotatedMAP = getattr(self, f'{stage}_metrics')
-        found = metrics.compute()
-        metrics.reset()
+    def measures(self, found: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
+        """The metric's numbers, and at a test map_50 of each class that there is."""
         # torchmetrics makes a number of the one class
-        of_classes = found.pop('map_50_per_class').reshape(-1).tolist()
-        for name, value in found.items():
-            shown = name in ('map_50', 'map_50_11_points')
-            self.log(f'{stage}_{name}', value, prog_bar=shown, sync_dist=True)
-        for label, value in enumerate(of_classes if stage == 'test' else (), 1):
-            if not math.isnan(value):
-                self.log(f'test_map_50_class_{label}', value, sync_dist=True)
+        of_classes = found.pop('map_50_per_class').reshape(-1)
+        if stage == 'test':
+            named = {f'map_50_class_{n}': each for n, each in enumerate(of_classes, 1)}
+            found |= {name: each for name, each in named.items() if not each.isnan()}
+        return found
 
-    # ------------------------------------------------------------------ data
-
-    def check_labels(self, batch: Batch) -> None:
-        """Refuse boxes and labels that cannot be.
-
-        Args:
-            batch: On the CPU.
-
-        Raises:
-            ValueError: If a box is not finite, has no area or neither 5 nor 8 values, if there are
-                not as many labels, or if a label is no class.
-        """
-        if 'bbox' not in batch:
-            return
-        boxes, labels = batch['bbox'], batch.get('label')
-        if labels is None or not len(labels) == len(boxes) == len(batch['image']):
-            found = {'image': len(batch['image']), 'bbox': len(boxes)}
-            found |= {} if labels is None else {'label': len(labels)}
-            raise ValueError(
-                f"entries of the batch: {found}; 'bbox' and 'label' need one each for every image"
-            )
-        for own, wanted in zip(boxes, labels, strict=True):
-            check_boxes(own, wanted, self.hparams['num_classes'])
+    def check_boxes(self, boxes: Tensor, labels: Tensor) -> None:
+        """Refuse boxes and labels of an image that cannot be."""
+        check_boxes(boxes, labels, self.hparams['num_classes'])
 
 
 def check_boxes(boxes: Tensor, labels: Tensor, num_classes: int) -> None:
@@ -255,28 +229,3 @@ def rectangles(boxes: Tensor) -> Tensor:
     if boxes.shape[1] == 5:
         return canonical(boxes.float())
     return boxes_from_corners(boxes.float().reshape(-1, 4, 2))
-
-
-def targets_of(batch: Batch) -> list[dict[str, Tensor]]:
-    """What a batch holds to learn and to measure by.
-
-    Args:
-        batch: See :class:`OrientedDetection`.
-
-    Returns:
-        For each image ``boxes`` (N, 5), ``labels`` (N) and, where given, ``difficult`` (N).
-
-    Raises:
-        ValueError: If there are no boxes or labels.
-    """
-    if not {'bbox', 'label'} <= set(batch):
-        raise ValueError(
-            f"the batch holds {list(batch)}: OrientedDetection learns and measures by 'bbox' and 'label'"
-        )
-    targets = [
-        {'boxes': rectangles(boxes), 'labels': labels}
-        for boxes, labels in zip(batch['bbox'], batch['label'], strict=True)
-    ]
-    for target, hard in zip(targets, batch.get('difficult', ())):
-        target['difficult'] = hard
-    return targets

@@ -12,9 +12,7 @@ from jaxtyping import Float
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.optim import Adan, param_groups_weight_decay
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from ..callbacks.export_backbone import ExportBackbone
 from ..callbacks.monitoring import CollapseAlarm, Throughput
@@ -28,13 +26,14 @@ from ..losses import (
     standard_deviation,
 )
 from ..models.encoder import Encoder
-from ..models.teacher import KeyQueue, momentum_at, rate_at, temperature_at
-from ..ops.bands import find_bands, names_of
+from ..models.teacher import KeyQueue
+from ..ops.bands import find_bands
 from ..ops.value_range import normalize
 from ..transforms.views import TwoViews, View, default_mean_std
 from .base import Values
 from .checks import check_batch, check_data, check_start
-from .schedules import Horizon
+from .optimization import follow_schedule, make_optimizer
+from .schedules import Horizon, momentum_at, temperature_at
 from .types import Batch
 
 #: In the order of a comparison's losses.
@@ -64,6 +63,7 @@ class Pretraining(Values):
     """Values, schedules, logs and callbacks of :class:`~cmid_geo.tasks.CMID`."""
 
     ignore = ('weights', 'augmentations')
+    learned = ('low', 'high', 'mean', 'std')
     monitor = 'train_loss'
     #: Whether it tells its datamodule's faults with its own, all at once.
     tells_faults = True
@@ -79,50 +79,35 @@ class Pretraining(Values):
     # ------------------------------------------------------------------ values
 
     def configure_values(self) -> None:
-        """Register what the values of chips mean, until the data tell."""
+        """Register the value range, until the data tell."""
         given = self.hparams
         mean, std = default_mean_std(given['in_channels'])
-        self.register_values(
-            given['in_channels'], given['mean'] or mean, given['std'] or std
-        )
+        self.register_values(given['mean'] or mean, given['std'] or std)
         self.prepare_augmentations()
 
     def setup(self, stage: str) -> None:
-        """Take the values' meaning from the datamodule, before anything is restored."""
-        super().setup(stage)
-        if stage != 'fit':
-            return
+        """Refuse data that do not fit, and take over their value range before anything is restored."""
+        if stage == 'fit':
+            check_data(getattr(self.trainer, 'datamodule', None), self.hparams)
         strategy = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy):
+        if stage == 'fit' and isinstance(strategy, DDPStrategy):
             # The default would send the queue to all processes at each forward
             strategy._ddp_kwargs.setdefault('broadcast_buffers', False)
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        if datamodule is not None:
-            check_data(datamodule, self.hparams)
-            self.learn_values(datamodule, normalizing=True)
-            if self.report is not None:
-                self._check_start(self.report.about.get('bands'))
+        super().setup(stage)
 
-    def _check_start(self, bands: object) -> None:
+    def follow_bands(self, given: list[str], wanted: list[str], new: bool) -> None:
         """Refuse weights whose filters do not lie in the order of the data's bands."""
-        given, wanted = names_of(bands), names_of(self.hparams['bands'])
-        if not given or not wanted:
-            return
         places = find_bands(wanted, given)
         ordered = sorted(zip(places, wanted), key=lambda p: (p[0] is None, p[0] or 0))
         names = [name for _, name in ordered]
-        cure = f'read them in the order of the weights, SceneDataModule(bands={names})'
-        if check_start(given, wanted, cure):
-            raise ValueError(
-                f'the weights are of bands {given}, the data of {wanted}: {cure}'
-            )
+        check_start(
+            given, wanted, f'read them in the order of the weights, SceneDataModule(bands={names})'
+        )  # fmt: skip
 
-    def on_fit_start(self) -> None:
+    def share_values(self) -> None:
         """Use the values that were set up or restored, also on scenes new to a restored run."""
         self.prepare_augmentations()
-        self.share_values()
-
-    on_validation_start = on_test_start = on_predict_start = on_fit_start
+        super().share_values()
 
     def on_train_start(self) -> None:
         """Draw other views in each process: all were seeded alike."""
@@ -155,24 +140,14 @@ class Pretraining(Values):
         given = self.hparams
         horizon = self.horizon = Horizon.of(self.trainer, given)
         rate = given['lr'] * horizon.batch / given['lr_batch_size']
-        groups = param_groups_weight_decay(self, given['weight_decay'])
-        optimizer = Adan(
-            groups, lr=rate, betas=given['betas'], weight_decay=given['weight_decay']
+        optimizer = make_optimizer(
+            self, 'adan', rate, given['weight_decay'], betas=given['betas']
         )
-
-        def factor(step: int) -> float:
-            return (
-                rate_at(step, horizon.total, horizon.warmup, rate, given['lr_end'])
-                / rate
-            )
-
-        schedule = {'scheduler': LambdaLR(optimizer, factor), 'interval': 'step'}
-        return cast(
-            OptimizerLRScheduler, {'optimizer': optimizer, 'lr_scheduler': schedule}
-        )
+        end = given['lr_end'] / rate
+        return follow_schedule(optimizer, 'cosine', horizon.total, horizon.warmup, end)
 
     def teacher_momentum(self, step: int) -> float:
-        """Share of the old teacher in the new one, at an optimizer step."""
+        """Weight of the old teacher in the new one, at an optimizer step."""
         start, end = self.hparams['momentum'], self.hparams['momentum_end']
         return (
             momentum_at(step, self.horizon.total, start, end) if self.horizon else start

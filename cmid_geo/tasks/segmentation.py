@@ -6,16 +6,15 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 import torchgeo.tasks
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import WeightsEnum
 
-from ..losses.masked import DenseLossName
+from ..losses.masked import DenseLossName, is_known
 from ..models.segmentation import Decoder, FCNHead, create_segmenter
 from ..plots.predictions import log_figure, prediction_figure
-from .checks import check_classes, check_labelling
+from .checks import check_classes, check_labelling, check_masks
 from .downstream import Downstream, dense_loss
 from .optimization import OptimizerName, Schedule
 from .types import Batch, Stage
@@ -143,12 +142,6 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
                 classes,
                 given['auxiliary_channels'],
             )
-        self.backbone_module().requires_grad_(not given['freeze_backbone'])
-        self.model.decoder.requires_grad_(not given['freeze_decoder'])
-
-    def backbone_module(self) -> nn.Module:
-        """What the weights fill: the maps that a pyramid adds to it are new and learn."""
-        return getattr(self.model.encoder, 'network', self.model.encoder)
 
     def configure_losses(self) -> None:
         """Build the loss, which is 0 where nothing has a label."""
@@ -156,17 +149,6 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
             super().configure_losses()
         else:
             self.criterion = dense_loss(self.hparams)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Predict logits.
-
-        Args:
-            x: Images (B, C, H, W) in [0, 1].
-
-        Returns:
-            Logits (B, classes, H, W).
-        """
-        return self.model(self.normalize(x))
 
     def shared_step(self, batch: Batch, batch_idx: int, stage: Stage) -> Tensor:
         """Compute the loss, in training with that of the auxiliary head, and update the metrics.
@@ -190,7 +172,7 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
         else:
             logits = self(image)
             loss = self.measure(logits, mask)
-        self.record(stage, loss, self.probabilities(logits), mask)
+        self.record(stage, loss, logits, mask)
         if stage == 'val' and batch_idx < 4:
             shown = image[0], mask[0], self.decide(logits)[0]
             names = self.hparams['labels'], self.hparams['ignore_index']
@@ -211,11 +193,8 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
         """
         if self.hparams['task'] == 'multilabel':
             return self.criterion(logits, mask.to(logits))
-        ignored = self.hparams['ignore_index']
-        known = torch.ones_like(mask, dtype=torch.bool)
-        return self.criterion(
-            logits, mask, known if ignored is None else mask != ignored
-        )
+        known = is_known(mask, self.hparams['ignore_index'])
+        return self.criterion(logits, mask, known)
 
     def decide(self, logits: Tensor) -> Tensor:
         """Turn logits into classes.
@@ -231,19 +210,11 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
         return (logits > 0).long().squeeze(1)
 
     def check_labels(self, batch: Batch) -> None:
-        """Refuse masks that are missing or hold what is no class."""
-        given = self.hparams
-        if 'mask' not in batch:
-            raise ValueError(
-                f"the batch holds {list(batch)}: {type(self).__name__} learns from 'mask', (B, H, W)"
-            )
+        """Refuse masks that are missing, do not fit the images, or hold what is no class."""
+        super().check_labels(batch)
+        given, mask = self.hparams, batch['mask']
+        check_masks(batch['image'], mask, given['num_labels'] or 1)
         classes = given['num_classes'] if given['task'] == 'multiclass' else 2
-        mask = batch['mask']
-        if mask.shape[-2:] != batch['image'].shape[-2:]:
-            raise ValueError(
-                f'mask has shape {tuple(mask.shape)} but images {tuple(batch["image"].shape)}: give one '
-                'label a pixel, (B, H, W)'
-            )
         check_classes(mask, classes, given['ignore_index'], 'mask')
 
 

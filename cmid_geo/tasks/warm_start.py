@@ -14,7 +14,7 @@ from torch import Tensor
 from ..models.teacher import KeyQueue
 from ..models.weights.loading import load_backbone
 from ..models.weights.matching import LoadReport
-from ..models.weights.sources import Weights, read_training_state
+from ..models.weights.sources import Weights, read_source
 
 if TYPE_CHECKING:
     from .pretraining import Pretraining
@@ -51,7 +51,7 @@ def start_from(task: 'Pretraining', weights: Weights) -> LoadReport:
         FileNotFoundError: If there is no such file.
         ValueError: If they do not fill the backbone.
     """
-    source = read_training_state(weights)
+    source = read_source(weights, 'student', training=True)
     report = load_backbone(task.student.backbone, source)
     training = source.training or {}
     anew = _restore(task, training, 'student')

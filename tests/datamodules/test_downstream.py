@@ -146,7 +146,7 @@ def test_image_folders_end_to_end(tmp_path: Path) -> None:
     few.setup('fit')
     labels = [int(few.train_dataset[i]['label']) for i in range(len(few.train_dataset))]
     assert labels == [0, 1]
-    task.learn_values(few)
+    task.learn_values(few.value_range)
     assert task.low.tolist() == [20] * 3 and task.high.tolist() == [120] * 3
     assert next(iter(few.train_dataloader()))['image'].shape == (2, 3, 32, 32)
 

@@ -15,7 +15,7 @@ NAMES = [
     'vit_test',
     'vit_small_patch32_224',
 ]
-SWINS = ['swin_test', 'swinv2_tiny_window8_256']
+SWINS = ['swin_test', 'swinv2_test']
 
 
 def timms(name: str, bands: int, image: torch.Tensor, state: dict) -> torch.Tensor:

@@ -119,7 +119,7 @@ def test_choices_that_do_not_go_together(decoder: str, fusion: str, cure: str) -
 
 
 def test_tokens_that_look_everywhere_are_means() -> None:
-    decoder = TokenDecoder([6, 8], tokens=3, width=16)
+    decoder = TokenDecoder([6, 8], 3, 16, 1, 8)
     torch.nn.init.zeros_(decoder.attend.weight)
     pixels = torch.randn(2, 16, 4, 5)
     means = pixels.mean(dim=(2, 3))[:, None].expand(2, 3, 16)
@@ -127,7 +127,7 @@ def test_tokens_that_look_everywhere_are_means() -> None:
 
 
 def test_a_token_that_looks_at_one_pixel_is_that_pixel() -> None:
-    decoder = TokenDecoder([6, 8], tokens=1, width=16)
+    decoder = TokenDecoder([6, 8], 1, 16, 1, 8)
     torch.nn.init.zeros_(decoder.attend.weight)
     torch.nn.init.constant_(decoder.attend.weight[:, 0], 100.0)
     pixels = torch.zeros(1, 16, 4, 5)
@@ -155,7 +155,7 @@ def test_attention_is_the_slow_loop() -> None:
 
 
 def test_dates_differ_to_the_transformer_by_position_alone() -> None:
-    decoder = TokenDecoder([6, 8], width=16)
+    decoder = TokenDecoder([6, 8], 4, 16, 1, 8)
     maps = [torch.randn(shape) for shape in MAPS]
     others = [torch.randn(shape) for shape in MAPS]
     assert decoder(maps, maps).abs().max() > 0
@@ -165,7 +165,7 @@ def test_dates_differ_to_the_transformer_by_position_alone() -> None:
 
 
 def test_each_date_knows_of_the_other_through_tokens() -> None:
-    decoder = TokenDecoder([6, 8], width=16)
+    decoder = TokenDecoder([6, 8], 4, 16, 1, 8)
     seen: list[torch.Tensor] = []
     decoder.look[0].register_forward_hook(lambda _, given, out: seen.append(given[1]))
     maps = [torch.randn(shape) for shape in MAPS]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cmid_geo.models import create_detector, load_backbone
-from cmid_geo.models.detection import ANCHOR_SIZES, AsTheyAre, FPNBackbone
+from cmid_geo.models.detection import ANCHOR_SIZES, FPNBackbone, PadOnly
 from cmid_geo.models.freezing import freeze_parts
 from cmid_geo.models.pyramid import Pyramid
 
@@ -66,7 +66,7 @@ def test_levels_of_any_backbone(name: str) -> None:
 
 def test_images_are_padded_and_else_left() -> None:
     images = torch.rand(2, 3, 33, 64) * 9 - 4
-    listed, targets = AsTheyAre()(images, TARGETS)
+    listed, targets = PadOnly()(images, TARGETS)
     assert listed.tensors.shape == (2, 3, 64, 64)
     assert listed.image_sizes == [(33, 64)] * 2
     assert torch.equal(listed.tensors[:, :, :33], images)

@@ -291,9 +291,12 @@ class TestDetector:
         ('options', 'message'),
         [
             ({'num_classes': 1}, 'num_classes=1 counts the background'),
-            ({'anchor_sizes': (8, 16)}, r'anchor_sizes=\(8, 16\): give five'),
-            ({'score_thresh': 5.0}, r'score_thresh=5.0 is a share'),
-            ({'nms_thresh': -1.0}, r'nms_thresh=-1.0 is a share'),
+            (
+                {'anchor_sizes': (8, 16)},
+                r'anchor_sizes=\(8, 16\): Oriented R-CNN has 5',
+            ),
+            ({'score_thresh': 5.0}, r'score_thresh=5.0: give one'),
+            ({'nms_thresh': -1.0}, r'nms_thresh=-1.0: give one'),
         ],
     )
     def test_bad_numbers_are_refused(self, options: dict, message: str) -> None:

@@ -1,8 +1,6 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +15,6 @@ from cmid_geo.models import (
     make_teacher,
     update_teacher,
 )
-from cmid_geo.models.teacher import momentum_at, rate_at, temperature_at
 
 
 def encoder() -> Encoder:
@@ -86,22 +83,6 @@ def test_queue_is_kept_by_checkpoints() -> None:
     assert torch.equal(other.keys, queue.keys) and other.seen == 7
     with pytest.raises(ValueError, match='queue_size=0.*use 1 or more'):
         KeyQueue(0, 3)
-
-
-def test_schedules() -> None:
-    assert momentum_at(0, 100) == pytest.approx(0.996)
-    assert momentum_at(50, 100) == pytest.approx(0.998)
-    assert momentum_at(100, 100) == pytest.approx(1)
-    assert temperature_at(0, 50) == pytest.approx(0.04)
-    assert temperature_at(25, 50) == pytest.approx(0.055)
-    assert temperature_at(80, 50) == pytest.approx(0.07)
-    assert temperature_at(0, 0) == pytest.approx(0.04)
-    assert rate_at(0, 100, 10, 1e-3) == pytest.approx(1e-5)
-    half = 1e-6 + (1e-3 - 1e-6) * (1 + math.cos(math.pi * 0.05)) / 2
-    assert rate_at(5, 100, 10, 1e-3) == pytest.approx(half * (0.01 + 0.99 / 2))
-    assert rate_at(50, 100, 10, 1e-3) == pytest.approx((1e-3 + 1e-6) / 2)
-    assert rate_at(100, 100, 10, 1e-3) == pytest.approx(1e-6)
-    assert rate_at(0, 100, 0, 1e-3) == pytest.approx(1e-3)
 
 
 def test_projector_averages_cells_and_gives_unit_vectors() -> None:

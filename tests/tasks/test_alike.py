@@ -23,9 +23,9 @@ from torchgeo.tasks import mixins
 
 from cmid_geo import tasks
 from cmid_geo.datamodules.base import collate_boxes
-from cmid_geo.datasets import BandStatistics
 from cmid_geo.models import export_backbone
 from cmid_geo.models.weights.sources import read_source
+from cmid_geo.ops.value_range import ValueRange
 from cmid_geo.predict.checkpoint import open_task
 
 Trainers = Callable[..., Trainer]
@@ -186,7 +186,7 @@ def delivering(bands: tuple[str | int, ...]) -> Any:
     """A datamodule, as far as tasks ask it for bands."""
     count = len(bands)
     return SimpleNamespace(
-        statistics=BandStatistics(
+        value_range=ValueRange(
             bands, (0.0,) * count, (255.0,) * count, (0.5,) * count, (0.2,) * count
         )
     )  # fmt: skip
@@ -366,15 +366,15 @@ def test_bands_that_earlier_versions_counted_are_positions(tmp_path: Path) -> No
     del content['cmid_geo_version']
     torch.save(content, path)
     assert open_task(path).hparams['bands'] == [1, 2, 3, 4]
-    assert read_source(path).about['bands'] == [1, 2, 3, 4]
+    assert read_source(path).metadata['bands'] == [1, 2, 3, 4]
     again = make('CMID')
     again.on_load_checkpoint(content)
     assert again.hparams['bands'] == [1, 2, 3, 4]
     exported = export_backbone(task, tmp_path / 'backbone.ckpt')
-    assert read_source(exported).about['bands'] == counted
+    assert read_source(exported).metadata['bands'] == counted
     content = torch.load(exported, weights_only=True)
     del content['hyper_parameters']['global_pool']
-    assert read_source(content).about['bands'] == [1, 2, 3, 4]
+    assert read_source(content).metadata['bands'] == [1, 2, 3, 4]
 
 
 def test_weights_that_name_no_bands_are_taken_in_order(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from cmid_geo.callbacks.monitoring import CollapseAlarm
 from cmid_geo.datamodules import SceneDataModule
 from cmid_geo.datasets import write_synthetic_scenes
+from cmid_geo.ops.value_range import ValueRange
 from cmid_geo.tasks import CMID
 from cmid_geo.tasks.checks import check_batch, check_data
 
@@ -129,7 +130,7 @@ def test_batch_that_does_not_divide_the_queue(
 
 def test_data_that_do_not_fit() -> None:
     task = {'in_channels': 3, 'size': 224}
-    four = SimpleNamespace(statistics=SimpleNamespace(low=(0, 0, 0, 0)))
+    four = SimpleNamespace(value_range=ValueRange((), (0.0,) * 4, (1.0,) * 4))
     with pytest.raises(
         ValueError, match=r'4 bands but CMID\(in_channels=3\): pass in_channels=4'
     ):

@@ -242,7 +242,7 @@ def test_a_batch_without_boxes_can_be_predicted_but_not_learned(
         make_trainer(max_steps=1).fit(make(), loader(batch))
 
 
-def test_weights_tell_how_to_standardise() -> None:
+def test_weights_tell_how_to_normalize() -> None:
     task = make(weights=None)
     image = torch.rand(1, 3, 32, 32)
     assert torch.equal(task.normalize(image), image)

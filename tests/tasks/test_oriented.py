@@ -15,12 +15,7 @@ from torch.utils.data import DataLoader
 
 from cmid_geo.metrics.rotated_mean_average_precision import RotatedMAP
 from cmid_geo.ops.rotated_boxes import corners, rotated_iou
-from cmid_geo.tasks.oriented import (
-    OrientedDetection,
-    check_boxes,
-    rectangles,
-    targets_of,
-)
+from cmid_geo.tasks.oriented import OrientedDetection, check_boxes, rectangles
 
 SMALL: dict[str, Any] = {
     'backbone': 'resnet_test', 'num_classes': 3, 'fpn_channels': 16, 'head_channels': 32,
@@ -143,7 +138,7 @@ def test_measures_are_those_of_the_metric(make_trainer: Callable[..., Any]) -> N
     found = trainer.test(task, loader(3), verbose=False)[0]
     batch, metric = a_batch(), RotatedMAP(3)
     for _ in range(3):
-        metric.update(task.eval()(batch['image']), targets_of(batch))
+        metric.update(task.eval()(batch['image']), task.targets(batch))
     expected = metric.compute()
     assert found['test_map_50'] == pytest.approx(expected['map_50'].item())
     assert found['test_map_50_11_points'] == pytest.approx(
@@ -185,8 +180,8 @@ class TestTargets:
         batch = a_batch() | {
             'difficult': [torch.tensor([True, False]), torch.zeros(0, dtype=torch.bool)]
         }
-        assert targets_of(batch)[0]['difficult'].tolist() == [True, False]
-        assert 'difficult' not in targets_of(a_batch())[0]
+        assert make().targets(batch)[0]['difficult'].tolist() == [True, False]
+        assert 'difficult' not in make().targets(a_batch())[0]
 
     @pytest.mark.parametrize(
         ('boxes', 'labels', 'message'),
@@ -247,10 +242,12 @@ class TestRefused:
 
     def test_missing_entries(self, make_trainer: Callable[..., Any]) -> None:
         batch = a_batch()
-        with pytest.raises(ValueError, match="'bbox' and 'label' need one each"):
+        with pytest.raises(
+            ValueError, match='2 sets of boxes and 1 of labels: give one of each'
+        ):
             make().check_labels({**batch, 'label': batch['label'][:1]})
         with pytest.raises(ValueError, match=r"the batch holds \['image'\]"):
-            targets_of({'image': batch['image']})
+            make().check_labels({'image': batch['image']})
 
     def test_another_model(self) -> None:
         with pytest.raises(ValueError, match='no detector of rotated boxes'):

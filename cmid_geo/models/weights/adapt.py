@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Tensors of one size made to fit another: bands, windows and positions."""
+"""Adaptation of tensors to another size: bands, windows and positions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +14,10 @@ from ...ops.bands import find_bands
 
 
 def repeat_bands(weight: Tensor, bands: int) -> Tensor:
-    """Repeat the filters of a first convolution over other bands, as timm does.
+    """Repeat the filters of a first convolution over other bands, as timm does with three.
 
     Args:
-        weight: Of shape (filters, given bands, height, width).
+        weight: Filters (filters, given bands, height, width).
         bands: Bands wanted. One gets the sum of all.
 
     Returns:
@@ -34,7 +34,7 @@ def copy_bands(weight: Tensor, given: Sequence[str], wanted: Sequence[str]) -> T
     """Copy the filters of a first convolution band by band, by their names.
 
     Args:
-        weight: Of shape (filters, given bands, height, width).
+        weight: Filters (filters, given bands, height, width).
         given: Names of the bands it was trained on, compared as :func:`find_bands` does.
         wanted: Names of the bands it is to take.
 
@@ -110,7 +110,7 @@ def replace_first_convolution(model: nn.Module, name: str, bands: int) -> None:
             f'{name} is a convolution of {owner.groups} groups, which takes other bands only if the '
             f'network is built so: in_chans={bands} when you create it'
         )
-    # The module stays: it may standardise its weights or pad in its own way
+    # The module stays: it may normalize its weights or pad in its own way
     filters = owner.weight
     owner.weight = nn.Parameter(
         filters.new_empty(len(filters), bands, *filters.shape[2:]),

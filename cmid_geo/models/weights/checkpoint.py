@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Files of tensors, read without running what is in them."""
+"""Files of tensors, read without running what is in them, and written at once or not at all."""
 
 import json
 import os
@@ -23,7 +23,7 @@ MAGIC = (b'PK', b'\x80')
 ONNX = (b'\x12', b'\x3a', b'\x42')
 
 #: Key of a safetensors file's metadata that holds ours, as JSON.
-ABOUT = 'cmid_geo'
+METADATA = 'cmid_geo'
 
 #: Where the usual programs put the tensors of a checkpoint; as timm does, averages first.
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model_state_dict', 'model', 'module', 'teacher',
@@ -105,10 +105,10 @@ def _open_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework='pt') as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            about = json.loads((file.metadata() or {}).get(ABOUT, '{}'))
+            metadata = json.loads((file.metadata() or {}).get(METADATA, '{}'))
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path) from error
-    return {'hyper_parameters': about, 'state_dict': state}
+    return {'hyper_parameters': metadata, 'state_dict': state}
 
 
 def _damaged(path: Path) -> ValueError:

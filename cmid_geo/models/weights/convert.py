@@ -1,16 +1,16 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""timm's names of the tensors of a backbone, whoever wrote them."""
+"""Conversion of a backbone's tensors to timm's names, whoever wrote them."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 
 from torch import Tensor
 
 from .checkpoint import under
-from .convert_official import convert_released_state_dict, is_released_swin
+from .convert_official import convert_released_state_dict, is_released_swin, rename
 
 #: What sits behind the features, by the beginnings of its names: never part of a backbone.
 HEADS = ('fc.', 'head.', 'heads.', 'head_dist.', 'fc_norm.', 'attn_pool.', 'classifier.',
@@ -80,11 +80,11 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if is_released_swin(state):
         return convert_released_state_dict(state)
     if 'features.0.0.weight' in state and any('.attn.' in name for name in state):
-        state = _torchvision_swin(state)
+        state = _part_query_and_value(_torchvision(state, 'layers', SWIN))
     elif 'features.0.0.weight' in state and any('.block.0.' in name for name in state):
-        state = _torchvision_convnext(state)
+        state = _torchvision(state, 'stages', CONVNEXT)
     elif 'conv_proj.weight' in state:
-        state = {_substitute(name, VIT): tensor for name, tensor in state.items()}
+        state = {rename(name, VIT): tensor for name, tensor in state.items()}
     return {canonical_name(name): tensor for name, tensor in state.items()}
 
 
@@ -117,46 +117,34 @@ def find_backbone(
     return best, found
 
 
-def _torchvision_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Translate Swin."""
-    second = any('.cpb_mlp.' in name for name in state)
+def _torchvision(
+    state: Mapping[str, Tensor], stages: str, table: Sequence[tuple[str, str]]
+) -> dict[str, Tensor]:
+    """Translate Swin or ConvNeXt, whose stages timm calls *stages*."""
     converted = {}
     for name, tensor in state.items():
         layer = re.match(r'features\.([1-7])\.(.*)', name)
         if layer:
-            name = f'layers.{_stage(layer[1])}.{layer[2]}'
-        name = _substitute(name, SWIN)
-        if second and name.endswith('attn.qkv.bias'):
-            # The second version has no bias for keys; timm keeps the other two apart
-            query, _, value = tensor.chunk(3)
-            name = name.removesuffix('qkv.bias')
-            converted |= {f'{name}q_bias': query, f'{name}v_bias': value}
-        else:
-            converted[name] = tensor
-    return converted
-
-
-def _torchvision_convnext(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    converted = {}
-    for name, tensor in state.items():
-        layer = re.match(r'features\.([1-7])\.(.*)', name)
-        if layer:
-            name = f'stages.{_stage(layer[1])}.{layer[2]}'
-        name = _substitute(name, CONVNEXT)
+            name = f'{stages}.{_stage(layer[1])}.{layer[2]}'
+        name = rename(name, table)
         converted[name] = tensor.flatten() if name.endswith('.gamma') else tensor
     return converted
+
+
+def _part_query_and_value(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Part Swin v2's biases as timm has them: the one of keys is 0 and left out."""
+    if any('.cpb_mlp.' in name for name in state):
+        for name in [name for name in state if name.endswith('attn.qkv.bias')]:
+            query, _, value = state.pop(name).chunk(3)
+            name = name.removesuffix('qkv.bias')
+            state |= {f'{name}q_bias': query, f'{name}v_bias': value}
+    return state
 
 
 def _stage(layer: str) -> str:
     """Stage and part of a layer: torchvision counts stems, stages and mergings in one row."""
     number = int(layer)
     return f'{number // 2}.{"blocks" if number % 2 else "downsample"}'
-
-
-def _substitute(name: str, table: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in table:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _place(prefix: str, state: Mapping[str, Tensor]) -> int:

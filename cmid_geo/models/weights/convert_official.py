@@ -1,10 +1,10 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Names of the authors' released checkpoints, and ours for the same tensors."""
+"""Conversion of the authors' released checkpoints to our names of the same tensors."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,16 +17,10 @@ STUDENT, TEACHER = 'online_encoder.', 'branch_encoder.'
 #: The released Swin's names, and timm's.
 SWIN = (
     (r'^patch_embed\.projection\.', 'patch_embed.proj.'),
-    (r'^stages\.(\d+)\.blocks\.(\d+)\.attn\.w_msa\.', r'layers.\1.blocks.\2.attn.'),
-    (
-        r'^stages\.(\d+)\.blocks\.(\d+)\.ffn\.layers\.0\.0\.',
-        r'layers.\1.blocks.\2.mlp.fc1.',
-    ),
-    (
-        r'^stages\.(\d+)\.blocks\.(\d+)\.ffn\.layers\.1\.',
-        r'layers.\1.blocks.\2.mlp.fc2.',
-    ),
     (r'^stages\.(\d+)\.blocks\.', r'layers.\1.blocks.'),
+    (r'\.attn\.w_msa\.', '.attn.'),
+    (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
+    (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
     (r'^norm3\.', 'norm.'),
 )
 
@@ -81,7 +75,7 @@ def convert_released_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
             # timm merges at the start of a stage, not at the end of the one before
             name = f'layers.{int(merging[1]) + 1}.downsample.{merging[2]}'
             tensor = _by_neighbour(tensor)
-        converted[_rename(name, SWIN)] = tensor
+        converted[rename(name, SWIN)] = tensor
     return converted
 
 
@@ -103,7 +97,7 @@ def convert_released_training_state(
             if name != 'mask_token':
                 training[f'{side}.backbone.network.{name}'] = tensor
     for name, tensor in state_dict.items():
-        ours = _rename(name, TRAINING)
+        ours = rename(name, TRAINING)
         if ours == name:
             continue
         if ours.endswith(('mask_token', 'center')):
@@ -151,9 +145,16 @@ def _by_neighbour(tensor: Tensor) -> Tensor:
     return channels.transpose(-1, -2).flatten(-2).contiguous()
 
 
-def _rename(name: str, table: tuple[tuple[str, str], ...]) -> str:
+def rename(name: str, table: Sequence[tuple[str, str]]) -> str:
+    """Give a tensor another name.
+
+    Args:
+        name: Name of a tensor.
+        table: Regular expressions and their replacements, applied one after the other.
+
+    Returns:
+        The new name.
+    """
     for pattern, replacement in table:
-        renamed, count = re.subn(pattern, replacement, name)
-        if count:
-            return renamed
+        name = re.sub(pattern, replacement, name)
     return name

@@ -22,10 +22,12 @@ from .convert_official import (
 )
 from .download import fetch
 
-# All of the authors' fine-tuning standardises by ImageNet's statistics, though pretraining
+# All of the authors' fine-tuning normalizes by ImageNet's statistics, though pretraining
 # did not: https://doi.org/10.1109/TGRS.2023.3268232
 _mean = (0.485, 0.456, 0.406)
 _std = (0.229, 0.224, 0.225)
+
+_swin = 'swin_base_patch4_window7_224'
 
 _META: dict[str, Any] = {
     'in_chans': 3,
@@ -34,7 +36,7 @@ _META: dict[str, Any] = {
     'bands': ('R', 'G', 'B'),
     'ssl_method': 'CMID',
     'license': "not for commercial use (the authors' statement)",
-    # Raw values that stand for 0 and 1, and what standardises the scaled ones
+    # Raw values that stand for 0 and 1, and what normalizes the scaled ones
     'low': (0.0, 0.0, 0.0),
     'high': (255.0, 255.0, 255.0),
     'mean': _mean,
@@ -69,7 +71,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 class CMIDWeights(WeightsEnum):
     """Files of two kinds: the backbone alone, and all that pretraining goes on from.
 
-    ``transforms`` standardises images in [0, 1].
+    ``transforms`` normalizes images in [0, 1].
     """
 
     def get_state_dict(
@@ -181,14 +183,8 @@ class CMIDSwinB_Weights(CMIDWeights):
     """Swin-B weights, for timm's *swin_base_patch4_window7_224*."""
 
     MILLIONAID_RGB = _weights(
-        'swin_base_patch4_window7_224',
-        'MillionAID',
-        '82a3c7ca7bfc4887aef8',
-        '8453a93f652c4c4eb054',
+        _swin, 'MillionAID', '82a3c7ca7bfc4887aef8', '8453a93f652c4c4eb054'
     )
     POTSDAM_RGB = _weights(
-        'swin_base_patch4_window7_224',
-        'Potsdam',
-        '92d3d42dce07467f9d8e',
-        'dce6cdc3882a46c8b286',
+        _swin, 'Potsdam', '92d3d42dce07467f9d8e', 'dce6cdc3882a46c8b286'
     )

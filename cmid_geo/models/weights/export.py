@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ...ops.value_range import ValueRange
 from ...options import Format, Side
 from ...version import __version__
 from ..backbones import create_backbone
-from .checkpoint import ABOUT, write_atomically
-from .export_onnx import VALUES, RawBackbone, write_onnx, write_torchscript
+from .checkpoint import METADATA, write_atomically
+from .export_onnx import RawBackbone, write_onnx, write_torchscript
 from .loading import load_backbone
 from .sources import VERSION, Source, read_source
 
@@ -80,24 +81,24 @@ def export_backbone(
     """
     path = Path(path)
     kind = _format(path, format)
-    found, about = _describe(task_or_checkpoint, source)
-    backbone = create_backbone(about['model'], about['in_channels'])
+    found, values, metadata = _describe(task_or_checkpoint, source)
+    backbone = create_backbone(metadata['model'], metadata['in_channels'])
     load_backbone(backbone, found)
-    backbone.eval()
+    raw = RawBackbone(backbone, values).eval()
     state = dict(backbone.network.state_dict())
     writers: dict[str, Callable[[Path], object]] = {
         'ckpt': lambda file: torch.save(
             {
-                'hyper_parameters': about,
+                'hyper_parameters': metadata,
                 'state_dict': {f'model.{k}': v for k, v in state.items()},
             },
             file,
         ),
-        'safetensors': lambda file: save_file(state, file, {ABOUT: json.dumps(about)}),
-        'onnx': lambda file: write_onnx(RawBackbone(backbone, about), about, file),
-        'torchscript': lambda file: write_torchscript(
-            RawBackbone(backbone, about), about, file
+        'safetensors': lambda file: save_file(
+            state, file, {METADATA: json.dumps(metadata)}
         ),
+        'onnx': lambda file: write_onnx(raw, metadata, file),
+        'torchscript': lambda file: write_torchscript(raw, metadata, file),
     }
     write_atomically(path, writers[kind])
     return path
@@ -114,8 +115,10 @@ def _format(path: Path, format: str | None) -> str:
     return format
 
 
-def _describe(weights: Any, side: Side | None) -> tuple[Source, dict[str, Any]]:
-    """Read the weights, and collect what a file is to say of them."""
+def _describe(
+    weights: Any, side: Side | None
+) -> tuple[Source, ValueRange, dict[str, Any]]:
+    """Read the weights, and collect the metadata of a file of them."""
     if side not in ('teacher', 'student', None):
         raise ValueError(
             f"source={side!r}: a backbone is the 'teacher''s or the 'student''s"
@@ -131,8 +134,8 @@ def _describe(weights: Any, side: Side | None) -> tuple[Source, dict[str, Any]]:
             VERSION: __version__,
         }
     found = read_source(weights, side)
-    known = found.about
-    if not found.model or any(name not in known for name in VALUES):
+    known, values = found.metadata, found.value_range
+    if not (found.model and values and values.mean and values.std):
         raise ValueError(
             f'{found.name} does not say which network it holds and what values it takes: pass a CMID '
             'task, its checkpoint, an exported file or the name of released weights'
@@ -141,18 +144,17 @@ def _describe(weights: Any, side: Side | None) -> tuple[Source, dict[str, Any]]:
         raise ValueError(
             f'{found.name} holds no backbone of the {side}, leave out source=...'
         )
-    about = {
+    metadata = {
         'model': found.model,
         # Not by the first convolution: of files that sort names it may be one in the depth
-        'in_channels': len(known['low']),
+        'in_channels': len(values.low),
         'size': known.get('size', 224),
-        'bands': list(known.get('bands') or ()),
         'source': known.get('source', 'student'),
         'ssl_method': 'CMID',
         'global_pool': 'avg',
         'provenance': known.get('provenance') or _provenance(Path(origin).name, known),
     }
-    return found, about | {name: list(known[name]) for name in VALUES}
+    return found, values, metadata | values.to_metadata()
 
 
 def _provenance(origin: str, known: dict[str, Any]) -> dict[str, Any]:

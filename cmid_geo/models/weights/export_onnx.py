@@ -15,10 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...ops.cells import CELL
+from ...ops.value_range import ValueRange
 from ..backbones import MaskedBackbone, MaskedSwin
-
-#: What a file says of how to bring raw values to the network.
-VALUES = ('low', 'high', 'mean', 'std')
 
 #: Largest difference that a program may show, relative to the largest value, in float32.
 TOLERANCE = 1e-4
@@ -30,18 +28,17 @@ class RawBackbone(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, backbone: MaskedBackbone, about: dict[str, Any]) -> None:
+    def __init__(self, backbone: MaskedBackbone, values: ValueRange) -> None:
         """Initialize a new RawBackbone instance.
 
         Args:
-            backbone: Takes standardised images.
-            about: With ``low``, ``high``, ``mean`` and ``std`` of each band.
+            backbone: Takes normalized images.
+            values: What raw values mean.
         """
         super().__init__()
-        self.backbone = backbone
-        low, high, mean, std = (
-            torch.tensor(about[name], dtype=torch.float64) for name in VALUES
-        )
+        self.backbone, self.values = backbone, values
+        limits = values.low, values.high, values.mean, values.std
+        low, high, mean, std = torch.tensor(limits, dtype=torch.float64)
         scale = 1 / ((high - low) * std)
         shift = -(low + mean * (high - low)) * scale
         self.register_buffer('scale', scale.float()[:, None, None])
@@ -50,7 +47,7 @@ class RawBackbone(nn.Module):
     def forward(
         self, image: Float[Tensor, 'batch bands height width']
     ) -> Float[Tensor, 'batch dim rows cols']:
-        """Standardise and encode.
+        """Normalize and encode.
 
         Args:
             image: Raw values.
@@ -60,39 +57,42 @@ class RawBackbone(nn.Module):
         """
         return self.backbone(image * self.scale + self.shift)
 
+    def example(self, batch: int, rows: int, cols: int) -> Tensor:
+        """Raw values such as the network expects, for images of so many cells."""
+        low, high = torch.tensor((self.values.low, self.values.high))[..., None, None]
+        generator = torch.Generator().manual_seed(0)
+        shape = (batch, len(low), rows * CELL, cols * CELL)
+        return torch.rand(shape, generator=generator) * (high - low) + low
 
-def _example(about: dict[str, Any], batch: int, rows: int, cols: int) -> Tensor:
-    """Raw values such as the network expects."""
-    low, high = (torch.tensor(about[name])[:, None, None] for name in ('low', 'high'))
-    generator = torch.Generator().manual_seed(0)
-    shape = (batch, len(low), rows * CELL, cols * CELL)
-    return torch.rand(shape, generator=generator) * (high - low) + low
+    def check(self, run: Callable[[Tensor], Tensor]) -> None:
+        """Compare a translated network with PyTorch's, at sizes it was not translated with.
+
+        Args:
+            run: Runs the translated network.
+
+        Raises:
+            RuntimeError: If it gives something else.
+        """
+        for batch, rows, cols in ((1, 7, 7), (2, 8, 6), (1, 3, 4)):
+            image = self.example(batch, rows, cols)
+            with torch.no_grad():
+                expected, found = self(image), run(image)
+            difference = float((found - expected).abs().max() / expected.abs().max())
+            # NaN must not pass
+            if not difference < TOLERANCE:
+                raise RuntimeError(
+                    f'the translated {self.backbone.name} differs from PyTorch by {difference:.1e} of '
+                    f'its largest value for images of {tuple(image.shape)}: nothing was written. Other '
+                    'versions of torch, onnx and onnxruntime may do better'
+                )
 
 
-def _check(
-    raw: nn.Module, about: dict[str, Any], run: Callable[[Tensor], Tensor]
-) -> None:
-    """Compare a translated network with PyTorch's, at sizes it was not translated with."""
-    for batch, rows, cols in ((1, 7, 7), (2, 8, 6), (1, 3, 4)):
-        image = _example(about, batch, rows, cols)
-        with torch.no_grad():
-            expected = raw(image)
-        difference = float((run(image) - expected).abs().max() / expected.abs().max())
-        # NaN must not pass
-        if not difference < TOLERANCE:
-            raise RuntimeError(
-                f'the translated {about["model"]} differs from PyTorch by {difference:.1e} of its '
-                f'largest value for images of {tuple(image.shape)}: nothing was written. Other '
-                'versions of torch, onnx and onnxruntime may do better'
-            )
-
-
-def write_onnx(raw: RawBackbone, about: dict[str, Any], file: Path) -> None:
+def write_onnx(raw: RawBackbone, metadata: dict[str, Any], file: Path) -> None:
     """Translate into ONNX, note what is known, and compare in onnxruntime.
 
     Args:
         raw: To translate, in evaluation mode.
-        about: Goes into the metadata.
+        metadata: Goes into the metadata of the file.
         file: To write.
 
     Raises:
@@ -109,10 +109,7 @@ def write_onnx(raw: RawBackbone, about: dict[str, Any], file: Path) -> None:
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        # Swin pads to its windows: torch.export reasons about those sizes for minutes, a
-        # trace has them in seconds. ViT resamples positions, which only the other can write.
-        by_trace = isinstance(raw.backbone, MaskedSwin)
-        (_trace_onnx if by_trace else _export_onnx)(raw, _example(about, 2, 7, 8), file)
+        _translate(raw, file)
     model = onnx.load(file)
     axes = ('batch', None, 'height', 'width'), ('batch', None, 'rows', 'cols')
     for value, names in zip((model.graph.input[0], model.graph.output[0]), axes):
@@ -120,7 +117,7 @@ def write_onnx(raw: RawBackbone, about: dict[str, Any], file: Path) -> None:
             if name is not None:
                 dimension.dim_param = name
     # Metadata of ONNX are strings
-    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     onnx.helper.set_model_props(model, texts)
     onnx.save(model, file)
     session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
@@ -129,34 +126,36 @@ def write_onnx(raw: RawBackbone, about: dict[str, Any], file: Path) -> None:
         (features,) = session.run(None, {'image': image.numpy()})
         return torch.from_numpy(np.asarray(features))
 
-    _check(raw, about, run)
+    raw.check(run)
 
 
-def _export_onnx(raw: RawBackbone, example: Tensor, file: Path) -> None:
-    dynamic = torch.export.Dim.DYNAMIC
+def _translate(raw: RawBackbone, file: Path) -> None:
+    """Write an ONNX file by the one of torch's two exporters that can."""
+    example = (raw.example(2, 7, 8),)
+    names: dict[str, Any] = {'input_names': ['image'], 'output_names': ['features']}
+    if isinstance(raw.backbone, MaskedSwin):
+        # Swin pads to its windows: torch.export reasons about those sizes for minutes, a
+        # trace has them in seconds. ViT resamples positions, which only the other can write.
+        axes = {'image': {0: 'batch', 2: 'height', 3: 'width'}}
+        torch.onnx.export(
+            raw, example, str(file), dynamo=False, dynamic_axes=axes, opset_version=18, **names
+        )  # fmt: skip
+        return
+    sizes = ({axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)},)
     program = torch.onnx.export(
-        raw, (example,), dynamo=True, verbose=False, input_names=['image'],
-        output_names=['features'], dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
-    )  # fmt: skip
+        raw, example, dynamo=True, verbose=False, dynamic_shapes=sizes, **names
+    )
     if program is None:
         raise RuntimeError(f'torch.onnx made no program of {raw.backbone.name}')
     program.save(file)
 
 
-def _trace_onnx(raw: RawBackbone, example: Tensor, file: Path) -> None:
-    axes = {0: 'batch', 2: 'height', 3: 'width'}
-    torch.onnx.export(
-        raw, (example,), str(file), dynamo=False, input_names=['image'],
-        output_names=['features'], dynamic_axes={'image': axes}, opset_version=18,
-    )  # fmt: skip
-
-
-def write_torchscript(raw: RawBackbone, about: dict[str, Any], file: Path) -> None:
+def write_torchscript(raw: RawBackbone, metadata: dict[str, Any], file: Path) -> None:
     """Trace into TorchScript, note what is known, and compare.
 
     Args:
         raw: To translate, in evaluation mode.
-        about: Goes into the extra file ``cmid_geo.json``.
+        metadata: Goes into the extra file ``cmid_geo.json``.
         file: To write.
 
     Raises:
@@ -164,9 +163,8 @@ def write_torchscript(raw: RawBackbone, about: dict[str, Any], file: Path) -> No
     """
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        traced = torch.jit.trace(raw, (_example(about, 2, 7, 8),), check_trace=False)
-        extra = {'cmid_geo.json': json.dumps(about)}
+        traced = torch.jit.trace(raw, (raw.example(2, 7, 8),), check_trace=False)
+        extra = {'cmid_geo.json': json.dumps(metadata)}
         torch.jit.save(traced, file, _extra_files=extra)
         loaded = torch.jit.load(file)
-    with torch.no_grad():
-        _check(raw, about, loaded)
+    raw.check(loaded)

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""One loader for all backbones, which always says what it loaded."""
+"""Loading of weights into any backbone, with a report on what was loaded."""
 
 import warnings
 from collections.abc import Sequence
@@ -104,22 +104,15 @@ def _backbone_of(model: Any) -> tuple[Any, nn.Module]:
         if not isinstance(inner, nn.Module):
             break
         model = inner
-    if isinstance(model, MaskedBackbone):
-        return model, model.network
     encoder = getattr(model, 'encoder', None)
-    if isinstance(encoder, Pyramid):
-        return model, encoder.network
-    if isinstance(model, Pyramid):
-        return model, model.network
-    if hasattr(model, 'encoder') and hasattr(model, 'decoder'):
-        return model, model.encoder
-    for holder in (getattr(model, 'backbone', None), model):
-        body = getattr(holder, 'body', None)
-        if isinstance(body, Pyramid):
-            return model, body.network
-        if isinstance(body, nn.Module):
-            return model, body
-    return model, model
+    holders = (getattr(model, 'backbone', None), model)
+    bodies = [getattr(holder, 'body', None) for holder in holders]
+    for part in (model, encoder, *bodies):
+        if isinstance(part, MaskedBackbone | Pyramid):
+            return model, part.network
+    if encoder is not None and hasattr(model, 'decoder'):
+        return model, encoder
+    return model, next((b for b in bodies if isinstance(b, nn.Module)), model)
 
 
 def _name_of(model: Any, target: Any) -> str:

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What of given weights goes where in a network, decided before anything is changed."""
+"""Matching of given weights with a network's tensors, decided before anything is changed."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ COUNT = 'num_batches_tracked'
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What came of loading weights into a backbone.
+    """Report on weights that were loaded into a backbone.
 
     Attributes:
         source: Name of the weights.
@@ -52,11 +52,8 @@ class LoadReport:
             f'{len(self.loaded)} of {self.total} tensors of {self.target} loaded from {self.source}'
         ]
         also = dict.fromkeys(self.heads, 'behind the features')
-        for title, items in (
-            ('adapted', self.adapted),
-            ('also loaded', also),
-            ('skipped', self.skipped),
-        ):
+        titled = {'adapted': self.adapted, 'also loaded': also, 'skipped': self.skipped}
+        for title, items in titled.items():
             reasons: dict[str, list[str]] = {}
             for name, reason in items.items():
                 reasons.setdefault(reason, []).append(name)
@@ -177,13 +174,9 @@ class Plan:
             total=len(backbone),
             loaded=tuple(name for name in backbone if name in self.chosen),
             adapted=self.adapted,
-            heads=tuple(
-                n
-                for p, n in self.own.items()
-                if p.startswith(HEADS) and n in self.chosen
-            ),
+            heads=tuple(n for n in self.chosen if plain_name(n).startswith(HEADS)),
             skipped=self.skipped,
-            about=dict(self.source.about),
+            about=dict(self.source.metadata),
         )
 
     def carry_out(self, in_channels: int | None) -> None:
@@ -231,23 +224,19 @@ class Plan:
         return not (plain.startswith(HEADS) or plain.endswith(COMPUTED) or spared)
 
     def _choose(self, name: str, tensor: Tensor) -> None:
-        shape = self.state[name].shape
-        first = name == self.first
-        if tensor.shape != shape and not first:
+        shape = tuple(self.state[name].shape)
+        if name == self.first and tensor.ndim == 4:
+            # The convolution takes the bands that its filters were fitted to
+            shape = (shape[0], tensor.shape[1], *shape[2:])
+        elif tensor.shape != shape:
             resized = resize_positions(name, tensor, self.target)
             if resized is not None and resized.shape == shape:
-                sizes = f'{tuple(tensor.shape)} to {tuple(shape)}'
-                self.adapted[name] = f'resized from {sizes}'
+                self.adapted[name] = f'resized from {tuple(tensor.shape)} to {shape}'
                 tensor = resized
-        wanted = (
-            (shape[0], tensor.shape[1], *shape[2:])
-            if first and tensor.ndim == 4
-            else shape
-        )
-        if tuple(tensor.shape) == tuple(wanted):
+        if tensor.shape == shape:
             self.chosen[name] = tensor
         else:
-            self._miss(name, f'of {tuple(tensor.shape)}, not {tuple(shape)}')
+            self._miss(name, f'of {tuple(tensor.shape)}, not {shape}')
 
     def _fit_bands(
         self,
@@ -262,7 +251,7 @@ class Plan:
                 f'bands={list(bands)} are {len(bands)} but {self.name} takes {wanted}: name them all, '
                 'or set in_channels'
             )
-        given = names_of(self.source.about.get('bands'))
+        given = names_of(self.source.metadata.get('bands'))
         if tensor.ndim != 4:
             return tensor
         if bands is not None:

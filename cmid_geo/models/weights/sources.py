@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Where weights come from: names, enums, files and dictionaries."""
+"""Sources of weights: names, enums, files and dictionaries."""
 
 import importlib
 import os
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torchvision.models import WeightsEnum
 
+from ...ops.value_range import FIELDS, ValueRange
 from .checkpoint import open_checkpoint, refuse_url, tensors_in, under
 from .convert_official import convert_released_training_state, is_full
 from .enums import CMIDResNet50_Weights, CMIDSwinB_Weights, CMIDWeights
@@ -39,14 +40,14 @@ class Source:
         name: What to call them in messages.
         tensors: By the names they were found under.
         model: timm's name of the network, where known.
-        about: What else is known: ``bands``, ``low``, ``high``, ``mean``, ``std``, ...
+        metadata: What else is known: ``bands``, ``low``, ``high``, ``mean``, ``std``, ...
         training: All of CMID's ``state_dict``, where the source holds it.
     """
 
     name: str
     tensors: dict[str, Tensor]
     model: str | None = None
-    about: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Tensor] | None = None
 
     @property
@@ -55,10 +56,15 @@ class Source:
 
         CMID trains the patch tokens, and never the class token. So do our tasks that read maps.
         """
-        task = self.about.get(KIND)
+        task = self.metadata.get(KIND)
         maps = task is not None and task != 'Classification'
-        ours = self.training is not None or self.about.get('ssl_method') == 'CMID'
-        return self.about.get('global_pool') or ('avg' if maps or ours else None)
+        ours = self.training is not None or self.metadata.get('ssl_method') == 'CMID'
+        return self.metadata.get('global_pool') or ('avg' if maps or ours else None)
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """What the values of images mean; None where it is not known."""
+        return ValueRange.from_metadata(self.metadata)
 
     @property
     def title(self) -> str:
@@ -68,7 +74,9 @@ class Source:
 
 
 def read_source(
-    weights: Weights, side: Literal['student', 'teacher'] | None = None
+    weights: Weights,
+    side: Literal['student', 'teacher'] | None = None,
+    training: bool = False,
 ) -> Source:
     """Read weights of any kind.
 
@@ -77,6 +85,7 @@ def read_source(
             path of a file, or tensors by name.
         side: Whose backbone to take of a checkpoint that has two. By default that which
             our task says to export, and of a released file the student's as its authors do.
+        training: Whether to read of released weights the full file, which pretraining goes on from.
 
     Returns:
         The weights.
@@ -86,7 +95,12 @@ def read_source(
         FileNotFoundError: If there is no such file.
         ValueError: If there is no such name, or the file is damaged, refused or empty.
     """
-    weights = _named(weights)
+    named = isinstance(weights, str) and re.fullmatch(r'\w+_Weights\.\w+', weights)
+    if named and not os.path.isfile(weights):
+        weights = get_weight(weights)
+    if isinstance(weights, CMIDWeights) and training:
+        state = weights.get_training_state()
+        return _of_training(str(weights), state, side or 'student', dict(weights.meta))
     if isinstance(weights, WeightsEnum):
         state = weights.get_state_dict(
             progress=True, check_hash=True, weights_only=True
@@ -105,29 +119,8 @@ def read_source(
     return _read_content(path.name, open_checkpoint(path), side)
 
 
-def read_training_state(weights: Weights) -> Source:
-    """Read weights to pretrain on from: of released ones the full file.
-
-    Args:
-        weights: As for :func:`read_source`.
-
-    Returns:
-        The weights, with ``training`` where they hold more than a backbone.
-
-    Raises:
-        ConnectionError: If they must be downloaded and cannot.
-        FileNotFoundError: If there is no such file.
-        ValueError: If there is no such name, or the file is damaged, refused or empty.
-    """
-    weights = _named(weights)
-    if isinstance(weights, CMIDWeights):
-        training = weights.get_training_state()
-        return _of_training(str(weights), training, 'student', dict(weights.meta))
-    return read_source(weights, 'student')
-
-
 def saved_bands(content: Mapping[str, Any]) -> Any:
-    """What a checkpoint, or an exported file, knows of its bands.
+    """Find the bands of a checkpoint, or of an exported file.
 
     Args:
         content: As it was saved.
@@ -136,22 +129,16 @@ def saved_bands(content: Mapping[str, Any]) -> Any:
         Names, or positions from 1 in files without names. Before files told the two apart, 'B1',
         'B2', ... stood for positions, and they are taken for such.
     """
-    about = content.get('hyper_parameters') or {}
-    bands = about.get('bands')
+    metadata = content.get('hyper_parameters') or {}
+    bands = metadata.get('bands')
     if (
         not isinstance(bands, list | tuple)
         or VERSION in content
-        or 'global_pool' in about
+        or 'global_pool' in metadata
     ):
         return bands
     positions = list(range(1, len(bands) + 1))
     return positions if list(bands) == [f'B{place}' for place in positions] else bands
-
-
-def _named(weights: Weights) -> Weights:
-    """Find the member that a string names, unless it is a file."""
-    named = isinstance(weights, str) and re.fullmatch(r'\w+_Weights\.\w+', weights)
-    return get_weight(weights) if named and not os.path.isfile(weights) else weights
 
 
 def get_weight(name: str | WeightsEnum) -> WeightsEnum:
@@ -189,40 +176,36 @@ def _read_content(name: str, content: dict[str, Any], side: Any) -> Source:
         re.sub(r'^((module|_orig_mod)\.)+', '', key): tensor
         for key, tensor in tensors_in(content).items()
     }
-    about = content.get('hyper_parameters')
-    about = dict(about) if isinstance(about, Mapping) else {}
-    if about.get('bands'):
-        about['bands'] = saved_bands(content)
+    metadata = content.get('hyper_parameters')
+    metadata = dict(metadata) if isinstance(metadata, Mapping) else {}
+    if metadata.get('bands'):
+        metadata['bands'] = saved_bands(content)
     if KIND in content:
-        about[KIND] = content[KIND]
+        metadata[KIND] = content[KIND]
     if content.get('global_step') is not None:
-        about['steps'] = content['global_step']
+        metadata['steps'] = content['global_step']
     if not tensors:
         raise ValueError(
             f'{name} holds no tensors: save model.state_dict(), or the checkpoint of a task'
         )
     if is_full(tensors):
         training = convert_released_training_state(tensors)
-        return _of_training(name, training, side or 'student', about)
+        return _of_training(name, training, side or 'student', metadata)
     if any(key.startswith('student.backbone.network.') for key in tensors):
-        values = {
-            key: tensors[key].tolist()
-            for key in ('low', 'high', 'mean', 'std')
-            if key in tensors
-        }
-        side = side or about.get('export_source', 'student')
-        return _of_training(name, tensors, side, about | values)
+        values = {key: tensors[key].tolist() for key in FIELDS if key in tensors}
+        side = side or metadata.get('export_source', 'student')
+        return _of_training(name, tensors, side, metadata | values)
     # Where TorchGeo's tasks have an encoder inside, 'model' is what is around it
     around = any('encoder.' in key or 'body.' in key for key in tensors)
     first, second = ('backbone', 'model') if around else ('model', 'backbone')
-    model = about.get(first) or about.get(second)
-    return Source(name, tensors, model if isinstance(model, str) else None, about)
+    model = metadata.get(first) or metadata.get(second)
+    return Source(name, tensors, model if isinstance(model, str) else None, metadata)
 
 
 def _of_training(
-    name: str, training: dict[str, Tensor], side: str, about: dict[str, Any]
+    name: str, training: dict[str, Tensor], side: str, metadata: dict[str, Any]
 ) -> Source:
     tensors = under(training, f'{side}.backbone.network.')
     return Source(
-        f'{name}, {side}', tensors, about.get('model'), about | {'source': side}, training
+        f'{name}, {side}', tensors, metadata.get('model'), metadata | {'source': side}, training
     )  # fmt: skip
