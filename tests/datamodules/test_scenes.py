@@ -153,11 +153,9 @@ def write_named(path: Path, bands: tuple[str, ...]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ('bands', 'count'), [(('blue', 'red'), 2), (('nir', 'blue', 'red'), 3)]
-)
+@pytest.mark.parametrize('bands', [('blue', 'red'), ('nir', 'blue', 'red')])
 def test_bands_of_held_out_scenes_are_taken_by_name(
-    tmp_path: Path, bands: tuple[str, ...], count: int
+    tmp_path: Path, bands: tuple[str, ...]
 ) -> None:
     train = write_named(tmp_path / 'a.tif', ('red', 'blue'))
     held = write_named(tmp_path / 'b.tif', bands)
@@ -167,6 +165,28 @@ def test_bands_of_held_out_scenes_are_taken_by_name(
     assert dm.val_dataset.bands == ('red', 'blue')
     image = dm.val_dataset[dm.val_sampler[0]]['image']
     assert image[:, 0, 0].tolist() == [3, 4]
+
+
+#: As many bands as Sentinel-2 has, more than ten, of which several begin with a 1.
+SENTINEL2 = ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B11', 'B12')  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'bands',
+    [
+        SENTINEL2,
+        tuple(name.replace('B0', 'B') for name in SENTINEL2),
+        ('',) * len(SENTINEL2),
+    ],
+    ids=['same', 'other spelling', 'not named'],
+)
+def test_held_out_scenes_of_the_same_bands_are_read_as_they_are(
+    tmp_path: Path, bands: tuple[str, ...], recwarn: pytest.WarningsRecorder
+) -> None:
+    train = write_named(tmp_path / 'a.tif', SENTINEL2)
+    held = write_named(tmp_path / 'b.tif', bands)
+    SceneDataModule(str(train), 32, 4, 4, val_paths=str(held), seed=0).setup('fit')
+    assert not [each for each in recwarn if 'by name' in str(each.message)]
 
 
 def test_held_out_scenes_of_other_bands_are_refused(tmp_path: Path) -> None:
