@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from cmid_geo.datasets.label_fraction import draw_fraction
+from cmid_geo.datasets.label_fraction import check_fraction, draw_fraction, hold_out
 
 
 def test_fractions_keep_every_class() -> None:
@@ -53,7 +53,7 @@ def test_a_class_that_is_never_the_rarest_is_kept() -> None:
     classes = [np.flatnonzero(row) for row in counts]
     drawn = draw_fraction(classes, 0.1, 3)
     assert (counts[drawn] > 0).any(0).all() and len(drawn) < 6
-    with pytest.raises(ValueError, match='label_fraction=0.0 is a share'):
+    with pytest.raises(ValueError, match='label_fraction=0.0 is a fraction'):
         draw_fraction(classes, 0.0)
 
 
@@ -81,3 +81,18 @@ def test_images_without_a_class_keep_their_share() -> None:
             6,
         ]
     assert len(draw_fraction([[]] * 10, 0.01)) == 1
+
+
+def test_a_held_out_part_and_few_labels_of_the_rest() -> None:
+    classes = [0] * 20 + [1] * 10
+    drawn, held = hold_out(classes, 0.2, 0.5, 3)
+    assert not set(drawn) & set(held)
+    assert [sum(classes[i] for i in each) for each in (drawn, held)] == [4, 2]
+    assert (len(drawn), len(held)) == (12, 6)
+    assert hold_out(classes, None, 1.0, 3) == (list(range(30)), [])
+    with pytest.raises(ValueError, match='leaves none to train on: lower it'):
+        hold_out([0], 0.5, 1.0)
+    with pytest.raises(
+        ValueError, match='val_fraction=1.0 .*give one above 0, below 1'
+    ):
+        check_fraction(1.0, 'val_fraction', whole=False)
