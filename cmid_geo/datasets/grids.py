@@ -49,6 +49,11 @@ class Grid:
         x, y = _apply(self.transform, cols, rows)
         return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
+    @functools.cached_property
+    def inverse(self) -> Affine:
+        """From (x, y) to (col, row); computed once, as every read asks for it."""
+        return ~self.transform
+
     @property
     def is_north_up(self) -> bool:
         """Whether columns run east and rows run south."""
@@ -110,7 +115,7 @@ def whole_offset(grid: Grid, target: Grid) -> tuple[int, int] | None:
         (col, row) of the target's first pixel; None if no pixel coincides within 0.01 px.
     """
     # The target's pixels, counted in the grid's
-    g, t = ~grid.transform, target.transform
+    g, t = grid.inverse, target.transform
     across = max(abs(g.a * t.a + g.b * t.d - 1), abs(g.d * t.a + g.e * t.d))
     down = max(abs(g.a * t.b + g.b * t.e), abs(g.d * t.b + g.e * t.e - 1))
     if max(across * target.width, down * target.height) > TOLERANCE:
@@ -180,12 +185,12 @@ def positions_on(grid: Grid, target: Grid, step: int = 16) -> tuple[Floats, Floa
         cols = np.arange(target.width) + 0.5
         rows = np.arange(target.height)[:, None] + 0.5
         x, y = _apply(target.transform, cols, rows)
-        return _broadcast(_apply(~grid.transform, x, y))
+        return _broadcast(_apply(grid.inverse, x, y))
     nodes_across, across = _lattice(target.width, step)
     nodes_down, down = _lattice(target.height, step)
     x, y = _broadcast(_apply(target.transform, nodes_across, nodes_down[:, None]))
     x, y = transformer.transform(x, y)
-    cols, rows = _apply(~grid.transform, np.asarray(x), np.asarray(y))
+    cols, rows = _apply(grid.inverse, np.asarray(x), np.asarray(y))
     # Infinities would spread through the products; a far number stays where it is
     cols, rows = (
         np.nan_to_num(a, nan=1e9, posinf=1e9, neginf=1e9) for a in (cols, rows)
