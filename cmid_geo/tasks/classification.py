@@ -143,7 +143,10 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         # A checkpoint does not know which weights it began with
         given['global_pool'] = pooling_of(self.model)
         # Frozen with the rest, it is what a linear probe trains
-        self.model.get_classifier().requires_grad_(True)
+        heads = self.model.get_classifier()
+        # Distilled ViTs have two
+        for head in heads if isinstance(heads, tuple) else (heads,):
+            head.requires_grad_(True)
         self.mixing = Mixing(given['num_classes'] or 1, given['mixup'], given['cutmix'])
         chance = given['random_erasing']
         self.erasing = random_erasing(chance) if chance else nn.Identity()
