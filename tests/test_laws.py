@@ -5,6 +5,8 @@
 
 import ast
 import io
+import subprocess
+import sys
 import tokenize
 from pathlib import Path
 
@@ -193,6 +195,42 @@ def test_rasters_are_opened_in_one_place(path: Path) -> None:
     if path.as_posix() not in (*OWN, 'datasets/rasters.py'):
         assert not reads(TREES[path])
         assert 'rasterio_loader' not in (PACKAGE / path).read_text()
+
+
+#: In a fresh process: the heavy libraries that are there once the modules of some folders are.
+LOOK = """
+import importlib, sys
+for name in {names}:
+    importlib.import_module(name)
+print(sorted({heavy} & set(sys.modules)))
+"""
+
+
+def load(folders: tuple[str, ...], heavy: set[str]) -> str:
+    """Heavy libraries that come with all modules of some folders."""
+    names = [
+        '.'.join(('cmid_geo', *path.with_suffix('').parts)).removesuffix('.__init__')
+        for path in TREES
+        if path.parts[0] in folders
+    ]
+    code = LOOK.format(names=names, heavy=heavy)
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ('folders', 'heavy'),
+    [
+        (('ops', 'losses', 'transforms', 'models'), {'matplotlib'}),
+        # torchmetrics imports matplotlib where it is installed
+        (('metrics',), set()),
+    ],
+)
+def test_lower_floors_are_light(folders: tuple[str, ...], heavy: set[str]) -> None:
+    others = {'lightning', 'torchgeo', 'segmentation_models_pytorch', 'pandas'}
+    assert load(folders, heavy | others) == '[]'
 
 
 @pytest.mark.parametrize('path', TREES, ids=str)
