@@ -5,6 +5,8 @@
 
 import ast
 import io
+import subprocess
+import sys
 import tokenize
 from pathlib import Path
 
@@ -53,7 +55,7 @@ HOMES = {
     'safetensors': ('models/weights',),
     'segmentation_models_pytorch': ('models/segmentation',),
     'shapely': ('datasets', 'predict'),
-    'timm': ('models', 'tasks/pretraining', 'tasks/optimization'),
+    'timm': ('models', 'tasks/optimization'),
     'torch.distributed': ('callbacks/remember',),
     'torchgeo': (
         'models/weights/registry',
@@ -193,6 +195,101 @@ def test_rasters_are_opened_in_one_place(path: Path) -> None:
     if path.as_posix() not in (*OWN, 'datasets/rasters.py'):
         assert not reads(TREES[path])
         assert 'rasterio_loader' not in (PACKAGE / path).read_text()
+
+
+#: In a fresh process: the heavy libraries that are there once the modules of some folders are.
+LOOK = """
+import importlib, sys
+for name in {names}:
+    importlib.import_module(name)
+print(sorted({heavy} & set(sys.modules)))
+"""
+
+
+def load(folders: tuple[str, ...], heavy: set[str]) -> str:
+    """Heavy libraries that come with all modules of some folders."""
+    names = [
+        '.'.join(('cmid_geo', *path.with_suffix('').parts)).removesuffix('.__init__')
+        for path in TREES
+        if path.parts[0] in folders
+    ]
+    code = LOOK.format(names=names, heavy=heavy)
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ('folders', 'heavy'),
+    [
+        (('ops', 'losses', 'transforms', 'models'), {'matplotlib'}),
+        # torchmetrics imports matplotlib where it is installed
+        (('metrics',), set()),
+    ],
+)
+def test_lower_floors_are_light(folders: tuple[str, ...], heavy: set[str]) -> None:
+    others = {'lightning', 'torchgeo', 'segmentation_models_pytorch', 'pandas'}
+    assert load(folders, heavy | others) == '[]'
+
+
+@pytest.mark.parametrize('path', TREES, ids=str)
+def test_prose(path: Path) -> None:
+    first = (ast.get_docstring(TREES[path]) or '').split(maxsplit=1)
+    # A noun phrase in the field's words, no riddle
+    assert first and first[0] not in ('What', 'How', 'Where', 'Which', 'When', 'Who')
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            assert 'Likewise.' not in (ast.get_docstring(node) or ''), node.name
+
+
+#: Arguments that are something else in each class, though called alike.
+OTHERWISE = {
+    # Of the networks and datasets of each
+    'model', 'backbone', 'task', 'num_classes', 'num_labels', 'labels', 'loss', 'pos_weight', 'class_weights',
+    'root', 'train', 'val', 'test', 'images', 'masks', 'annotations', 'size', 'patch_size', 'length', 'batch_size',
+    'scale', 'seed', 'low', 'high', 'bands', 'augment', 'min_valid', 'date_regex', 'kwargs', 'fusion', 'in_channels', 'ignore_index',
+    # Of torchvision's detectors and of ours for rotated boxes
+    'anchor_sizes', 'score_thresh', 'nms_thresh', 'detections_per_img',
+}  # fmt: skip
+
+
+def argument_texts(docstring: str) -> dict[str, str]:
+    """Names of a docstring's arguments, and their texts in one line."""
+    part = docstring.partition('Args:\n')[2].partition('\n\n')[0]
+    found: dict[str, str] = {}
+    name = ''
+    for line in part.splitlines():
+        if line.startswith(' ' * 4) and not line.startswith(' ' * 5) and ':' in line:
+            name, _, text = line.strip().partition(':')
+            found[name] = text.strip()
+        elif name:
+            found[name] += f' {line.strip()}'
+    return found
+
+
+@pytest.mark.parametrize('part', ['tasks', 'datamodules'])
+def test_an_argument_has_one_text(part: str) -> None:
+    texts: dict[str, dict[str, str]] = {}
+    for path, tree in TREES.items():
+        # Pretraining has recipes of its own
+        own = path.parts[0] == part and path.name != 'cmid.py'
+        for node in ast.walk(tree) if own else ():
+            if isinstance(node, ast.FunctionDef) and node.name == '__init__':
+                for name, text in argument_texts(ast.get_docstring(node) or '').items():
+                    texts.setdefault(name.strip('*'), {})[text] = str(path)
+    differ = {name: each for name, each in texts.items() if len(each) > 1}
+    assert not set(differ) - OTHERWISE, differ
+
+
+def test_the_architecture_lists_every_file_with_its_docstring() -> None:
+    text = (ROOT / 'docs' / 'architecture.md').read_text()
+    for path, tree in TREES.items():
+        if path.name != '__init__.py':
+            opening = (
+                (ast.get_docstring(tree) or '').split('\n\n')[0].replace('\n', ' ')
+            )
+            assert f'| `{path.name}` | {opening} |' in text, path
 
 
 def test_the_laws_have_teeth() -> None:

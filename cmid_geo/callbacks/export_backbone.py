@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What a fit leaves for others."""
+"""Export of the backbone at the end of a fit."""
 
 import os
 from pathlib import Path

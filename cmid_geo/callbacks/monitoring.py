@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Watching a run."""
+"""Monitoring of a run: signs of collapse, and throughput."""
 
 import math
 import time

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Moving what a run remembers."""
+"""Updates of teacher, queue and centre after each batch."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -80,14 +80,7 @@ class PrototypeHead(nn.Module):
     def forward(
         self, cells: Float[Tensor, 'cells width']
     ) -> Float[Tensor, 'cells prototypes']:
-        """Compare cells with the prototypes.
-
-        Args:
-            cells: Vectors of matched cells.
-
-        Returns:
-            Cosines, in [-1, 1].
-        """
+        """Compare vectors of matched cells with the prototypes: cosines, in [-1, 1]."""
         vectors, directions = _unit(self.layers(cells)), _unit(self.directions)
         # Divided by temperatures down to 0.04: bfloat16 would blur them
         with torch.autocast(cells.device.type, enabled=False):

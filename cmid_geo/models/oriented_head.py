@@ -127,15 +127,11 @@ def draw(
     """
     objects, labels = target['boxes'].to(proposals), target['labels']
     candidates = torch.cat([proposals, objects])
+    wanted, goals = labels.new_zeros(len(candidates)), torch.zeros_like(candidates)
     if len(objects):
         best, match = rotated_iou(candidates, objects).max(1)
         wanted = torch.where(best >= OBJECT, labels[match], 0)
         goals = encode_rotated(objects[match], candidates)
-    else:
-        wanted = torch.zeros(
-            len(candidates), dtype=torch.long, device=candidates.device
-        )
-        goals = torch.zeros_like(candidates)
     found, others = BalancedPositiveNegativeSampler(SAMPLES, OBJECTS)([wanted])
     drawn = (found[0] | others[0]).bool()
     return candidates[drawn], wanted[drawn], goals[drawn]

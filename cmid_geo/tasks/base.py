@@ -133,13 +133,14 @@ class Values(Restored, BaseTask):
         datamodule: Any = getattr(self.trainer, 'datamodule', None)
         own, found = self.value_range, value_range_of(datamodule)
         task = type(self).__name__
+        # Before anything is handed over: a second run with the same data is refused as well
+        if own.bands and len(found.bands) == len(own.bands):
+            check_names(own.bands, found.bands, task, 'the datamodule')
         known = any(own.low) or set(own.high) != {1.0}
         if known and getattr(datamodule, 'value_range', None) is not None:
             if len(found.low) > 1:
                 check_bands(len(found.low), len(own.low), task)
             datamodule.value_range = own
-        if own.bands and len(found.bands) == len(own.bands):
-            check_names(own.bands, found.bands, task, 'the datamodule')
 
     def on_fit_start(self) -> None:
         """Share the values that were set up or restored, see :meth:`share_values`."""

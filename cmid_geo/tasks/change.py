@@ -74,9 +74,9 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
             model: A decoder of segmentation_models_pytorch, or 'bit' for the bitemporal
                 transformer of Chen, Qi and Shi (2021).
             backbone: timm's name of the backbone.
-            weights: What it starts from: anything that
-                :func:`~cmid_geo.models.load_backbone` reads, True for timm's weights, None or
-                False for random ones.
+            weights: Where the backbone starts from, see :func:`~cmid_geo.models.load_backbone`: a
+                weights enum or its name, the path of a file, True for timm's ImageNet weights, or
+                None for random ones.
             in_channels: Number of bands of a date.
             task: 'binary' gives one map of logits, 'multiclass' one a class.
             num_classes: Number of classes; for 'multiclass' only.
@@ -87,25 +87,27 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
                 'binary' only.
             loss: 'ce' and 'bce' are the same here, cross-entropy of what the task predicts.
             class_weights: Weight of each class in the cross-entropy.
-            ignore_index: Label of pixels that count nowhere.
+            ignore_index: Label that is neither learned nor counted, such as 255.
             lr: Learning rate.
-            patience: Epochs without progress before 'plateau' lowers the rate.
-            freeze_backbone: Whether the backbone stays as it is.
-            freeze_decoder: Whether the decoder does.
+            patience: Epochs without progress, for ``schedule='plateau'``.
+            freeze_backbone: Whether to train only what is behind the backbone, on features of fixed
+                statistics.
+            freeze_decoder: Whether not to train the decoder.
             fusion: How maps of two dates become one: 'difference' or 'concatenation'; 'bit' is
                 that of ``model='bit'``.
-            optimizer: 'adamw', 'adan' or 'sgd'.
+            optimizer: One of 'adamw', 'adan', or 'sgd'.
             weight_decay: On all parameters but biases and norms.
             momentum: Of 'sgd'.
-            schedule: 'linear', 'cosine', 'step' or 'plateau'.
+            schedule: 'cosine' or 'linear' fall to *lr_end*, 'step' falls to a tenth after 8/12 and
+                11/12 of the run, 'plateau' when the monitored metric stays.
             lr_end: Learning rate at the end.
-            warmup_epochs: Length of the warm-up.
-            warmup_steps: The same in steps, which wins.
+            warmup_epochs: Epochs over which the learning rate rises.
+            warmup_steps: Steps of that rise, instead of epochs.
             drop_path_rate: Stochastic depth of the backbone, in [0, 1).
             bands: Names of the bands, to copy filters by name where the weights know them; by default
                 the datamodule's, by which maps choose.
-            mean: Of each band in [0, 1]; the weights' own by default.
-            std: Likewise.
+            mean: Mean of each band in [0, 1]; the weights' by default.
+            std: Standard deviation of each band in [0, 1]; the weights' by default.
 
         Raises:
             ValueError: If choices do not go together, or the weights do not fit.

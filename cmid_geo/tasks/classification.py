@@ -78,9 +78,9 @@ class Classification(Downstream, torchgeo.tasks.Classification):
 
         Args:
             model: timm's name of the network.
-            weights: Where the backbone starts from, see
-                :func:`~cmid_geo.models.load_backbone`: a weights enum or its name, the path of
-                a file, True for timm's ImageNet weights, or None for random ones.
+            weights: Where the backbone starts from, see :func:`~cmid_geo.models.load_backbone`: a
+                weights enum or its name, the path of a file, True for timm's ImageNet weights, or
+                None for random ones.
             in_channels: Number of bands.
             task: One of 'binary', 'multiclass', or 'multilabel'.
             num_classes: Number of classes (only for ``task='multiclass'``).
@@ -89,22 +89,23 @@ class Classification(Downstream, torchgeo.tasks.Classification):
             pos_weight: Weight of what is true, for the 'bce' loss.
             loss: One of 'ce', 'bce', 'jaccard', 'focal', or 'dice'.
             class_weights: Weight of each class, for the 'ce' loss.
-            ignore_index: Label that is neither learned nor counted.
+            ignore_index: Label that is neither learned nor counted, such as 255.
             lr: Learning rate.
             patience: Epochs without progress, for ``schedule='plateau'``.
-            freeze_backbone: Whether to train the classifier only, on features of fixed statistics.
+            freeze_backbone: Whether to train only what is behind the backbone, on features of fixed
+                statistics.
             mixup: Strength of mixup, 0.8 in the paper; only for 'multiclass'.
             cutmix: Strength of CutMix, 1.0 in the paper; only for 'multiclass'.
             label_smoothing: Share of the target spread over all classes, 0.1 in the paper.
             randaugment: Magnitude of RandAugment, 9 in the paper; for three bands only.
             random_erasing: Probability of erasing a rectangle, 0.25 in the paper.
-            drop_path_rate: Stochastic depth, in [0, 1).
+            drop_path_rate: Stochastic depth of the backbone, in [0, 1).
             layer_decay: Each layer learns this many times as fast as the one behind it.
             optimizer: One of 'adamw', 'adan', or 'sgd'.
             weight_decay: On all parameters but biases and norms.
             momentum: Of 'sgd'.
-            schedule: 'cosine' or 'linear' fall to *lr_end*, 'step' falls to a tenth after 8/12
-                and 11/12 of the run, 'plateau' when the validation loss stays.
+            schedule: 'cosine' or 'linear' fall to *lr_end*, 'step' falls to a tenth after 8/12 and
+                11/12 of the run, 'plateau' when the monitored metric stays.
             lr_end: Learning rate at the end.
             warmup_epochs: Epochs over which the learning rate rises.
             warmup_steps: Steps of that rise, instead of epochs.
@@ -142,7 +143,10 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         # A checkpoint does not know which weights it began with
         given['global_pool'] = pooling_of(self.model)
         # Frozen with the rest, it is what a linear probe trains
-        self.model.get_classifier().requires_grad_(True)
+        heads = self.model.get_classifier()
+        # Distilled ViTs have two
+        for head in heads if isinstance(heads, tuple) else (heads,):
+            head.requires_grad_(True)
         self.mixing = Mixing(given['num_classes'] or 1, given['mixup'], given['cutmix'])
         chance = given['random_erasing']
         self.erasing = random_erasing(chance) if chance else nn.Identity()

@@ -204,18 +204,19 @@ class ObjectDetection(Detection, torchgeo.tasks.ObjectDetection):
         Args:
             model: One of 'faster-rcnn', 'fcos', or 'retinanet'.
             backbone: timm's name of the backbone.
-            weights: Where the backbone starts from, see
-                :func:`~cmid_geo.models.load_backbone`: a weights enum or its name, the path of
-                a file, True for timm's ImageNet weights, or None for random ones.
+            weights: Where the backbone starts from, see :func:`~cmid_geo.models.load_backbone`: a
+                weights enum or its name, the path of a file, True for timm's ImageNet weights, or
+                None for random ones.
             in_channels: Number of bands.
             num_classes: Number of classes (including the background).
-            trainable_layers: Parts of the backbone to train, counted from its end: four stages
-                and the stem. 5 trains all, the paper's ResNets 3. With random weights train all.
+            trainable_layers: Parts of the backbone to train, counted from its end: four stages and
+                the stem. 5 trains all, the paper's ResNets 3. With random weights train all.
             lr: Learning rate.
             patience: Epochs without progress, for ``schedule='plateau'``.
-            freeze_backbone: Whether to train only what is behind the backbone.
-            freeze_bn: Whether the backbone's batch norms keep statistics, scale and shift of
-                the weights, as small batches want; not for random weights.
+            freeze_backbone: Whether to train only what is behind the backbone, on features of fixed
+                statistics.
+            freeze_bn: Whether the backbone's batch norms keep statistics, scale and shift of the
+                weights, as small batches want; not for random weights.
             fpn_channels: Channels of the feature pyramid's levels, a multiple of 32.
             labels: Names of the classes, background first, for the logs.
             anchor_sizes: Side in pixels of the anchors of each level, see
@@ -229,8 +230,8 @@ class ObjectDetection(Detection, torchgeo.tasks.ObjectDetection):
             optimizer: One of 'adamw', 'adan', or 'sgd'.
             weight_decay: On all parameters but biases and norms.
             momentum: Of 'sgd'.
-            schedule: 'step' falls to a tenth after 8/12 and 11/12 of the run, 'cosine' and
-                'linear' fall to *lr_end*, 'plateau' when the mAP stays.
+            schedule: 'cosine' or 'linear' fall to *lr_end*, 'step' falls to a tenth after 8/12 and
+                11/12 of the run, 'plateau' when the monitored metric stays.
             lr_end: Learning rate at the end.
             warmup_epochs: Epochs over which the learning rate rises.
             warmup_steps: Steps of that rise, instead of epochs.

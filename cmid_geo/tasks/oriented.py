@@ -78,37 +78,39 @@ class OrientedDetection(Detection):
         Args:
             model: Name of the model; there is one.
             backbone: timm's name of the backbone.
-            weights: What :func:`~cmid_geo.models.load_backbone` reads; True for timm's own, None
-                or False for random ones.
+            weights: Where the backbone starts from, see :func:`~cmid_geo.models.load_backbone`: a
+                weights enum or its name, the path of a file, True for timm's ImageNet weights, or
+                None for random ones.
             in_channels: Number of bands.
             num_classes: Number of classes, the background, which is class 0, included: 16 for
                 DOTA 1.0, 17 for 1.5, 19 for 2.0.
-            trainable_layers: Parts of the backbone to train, counted from the last: 5 for all, 3
-                for all but the stem and the first stage, as the paper's ResNets.
+            trainable_layers: Parts of the backbone to train, counted from its end: four stages and
+                the stem. 5 trains all, the paper's ResNets 3. With random weights train all.
             lr: Learning rate.
-            patience: Of the schedule 'plateau', in epochs.
-            freeze_backbone: Whether to train feature pyramid, proposals and head only.
-            freeze_bn: Whether the backbone's batch norms stay as the weights have them. Random
-                ones need to learn.
-            optimizer: 'adamw', 'adan' or 'sgd'.
+            patience: Epochs without progress, for ``schedule='plateau'``.
+            freeze_backbone: Whether to train only what is behind the backbone, on features of fixed
+                statistics.
+            freeze_bn: Whether the backbone's batch norms keep statistics, scale and shift of the
+                weights, as small batches want; not for random weights.
+            optimizer: One of 'adamw', 'adan', or 'sgd'.
             weight_decay: On all parameters but biases and norms.
             momentum: Of 'sgd'.
-            schedule: 'step' falls to a tenth after 8/12 of the run and again after 11/12,
-                'cosine' and 'linear' fall to *lr_end*, 'plateau' when ``val_map_50`` stays.
+            schedule: 'cosine' or 'linear' fall to *lr_end*, 'step' falls to a tenth after 8/12 and
+                11/12 of the run, 'plateau' when the monitored metric stays.
             lr_end: Learning rate at the end.
-            warmup_epochs: Epochs of the linear warm-up.
-            warmup_steps: Optimizer steps of the warm-up, instead.
+            warmup_epochs: Epochs over which the learning rate rises.
+            warmup_steps: Steps of that rise, instead of epochs.
             drop_path_rate: Stochastic depth of the backbone, in [0, 1).
             bands: Names of the bands, to copy filters by name where the weights know them; by default
                 the datamodule's, by which maps choose.
-            mean: Of each band in [0, 1], or of all; by default the weights'.
-            std: Likewise.
+            mean: Mean of each band in [0, 1]; the weights' by default.
+            std: Standard deviation of each band in [0, 1]; the weights' by default.
             anchor_sizes: Side in pixels of the anchors of the levels of strides 4 to 64.
             proposals: Most proposals of an image.
             score_thresh: Least score of a detection, in [0, 1].
             nms_thresh: Rotated IoU above which the lower score of a class goes, in [0, 1].
             detections_per_img: Most detections of an image.
-            fpn_channels: Channels of each level.
+            fpn_channels: Channels of the feature pyramid's levels, a multiple of 32.
             head_channels: Width of the head.
 
         Raises:

@@ -70,9 +70,9 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
             model: Name of the decoder: 'upernet', 'unet', 'unet++', 'fpn', 'deeplabv3+',
                 'segformer', 'manet', 'linknet', or 'dpt' for a ViT.
             backbone: timm's name of the backbone.
-            weights: Where the backbone starts from, see
-                :func:`~cmid_geo.models.load_backbone`: a weights enum or its name, the path of
-                a file, True for timm's ImageNet weights, or None for random ones.
+            weights: Where the backbone starts from, see :func:`~cmid_geo.models.load_backbone`: a
+                weights enum or its name, the path of a file, True for timm's ImageNet weights, or
+                None for random ones.
             in_channels: Number of bands.
             task: One of 'binary', 'multiclass', or 'multilabel'.
             num_classes: Number of classes (only for ``task='multiclass'``).
@@ -85,7 +85,8 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
             ignore_index: Label that is neither learned nor counted, such as 255.
             lr: Learning rate.
             patience: Epochs without progress, for ``schedule='plateau'``.
-            freeze_backbone: Whether to train the decoder only.
+            freeze_backbone: Whether to train only what is behind the backbone, on features of fixed
+                statistics.
             freeze_decoder: Whether not to train the decoder.
             decoder_options: Of the decoder's class, such as ``{'decoder_channels': 512}``.
             auxiliary_weight: Weight of the loss of an FCN head on the map of stride 16; by
@@ -95,8 +96,8 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
             optimizer: One of 'adamw', 'adan', or 'sgd'.
             weight_decay: On all parameters but biases and norms.
             momentum: Of 'sgd'.
-            schedule: 'cosine' or 'linear' fall to *lr_end*, 'step' falls to a tenth after 8/12
-                and 11/12 of the run, 'plateau' when the validation loss stays.
+            schedule: 'cosine' or 'linear' fall to *lr_end*, 'step' falls to a tenth after 8/12 and
+                11/12 of the run, 'plateau' when the monitored metric stays.
             lr_end: Learning rate at the end.
             warmup_epochs: Epochs over which the learning rate rises.
             warmup_steps: Steps of that rise, instead of epochs.

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Where a pretraining run starts from."""
+"""Start of a pretraining run from weights or another run."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -387,7 +387,7 @@ def test_weights_that_name_no_bands_are_taken_in_order(tmp_path: Path) -> None:
 def test_pretraining_goes_on_with_the_same_bands(
     make_trainer: Trainers, tmp_path: Path
 ) -> None:
-    weights = weights_of(tmp_path, ['red', 'green', 'blue', 'nir'], 'resnet18')
+    weights = weights_of(tmp_path, ['red', 'green', 'blue', 'nir'], 'resnet_test')
     match = r"SceneDataModule\(bands=\['B04', 'B03', 'B02', 'B08'\]\)"
     with pytest.raises(ValueError, match=match):
         set_up(make('CMID', weights=weights), delivering(BGRN), make_trainer())

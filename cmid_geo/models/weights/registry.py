@@ -61,17 +61,15 @@ def cmid_swin_b(
 ) -> nn.Module:
     """Swin-B with windows of 7 by 7, with CMID's weights, for images of any size.
 
-    If you use this model in your research, please cite the following paper:
-
-    * https://doi.org/10.1109/TGRS.2023.3268232
-
     Args:
         weights: Pretrained weights, or their name.
         *args: Passed to :func:`timm.create_model`.
-        **kwargs: Passed to :func:`timm.create_model`, see :func:`cmid_resnet50`.
+        **kwargs: Passed to :func:`timm.create_model`, as those of :func:`cmid_resnet50`.
 
     Returns:
         timm's network; errors are those of :func:`cmid_resnet50`.
+
+    Source: https://doi.org/10.1109/TGRS.2023.3268232, which to cite if you use it in your research.
     """
     kwargs.setdefault('strict_img_size', False)
     name = 'swin_base_patch4_window7_224'
