@@ -59,4 +59,4 @@ def test_segment(
           f'--data.images={folder / "images"}', f'--data.masks={folder / "masks"}',
           '--data.length=4', f'--model.backbone={backbone}', '--data.label_fraction=0.5',
           '--model.decoder_options={decoder_channels: 16}'])  # fmt: skip
-    assert 'of 4 labelled chips are learned from' in capsys.readouterr().out
+    assert 'of 4 labelled chips are trained on' in capsys.readouterr().out

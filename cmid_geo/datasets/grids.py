@@ -87,8 +87,9 @@ class Grid:
         Returns:
             The grid.
         """
-        scaled = Affine.scale(self.width / cols, self.height / rows)
-        return Grid(self.crs, self.transform * scaled, cols, rows)
+        t, across, down = self.transform, self.width / cols, self.height / rows
+        scaled = Affine(t.a * across, t.b * down, t.c, t.d * across, t.e * down, t.f)
+        return Grid(self.crs, scaled, cols, rows)
 
 
 def same_crs(crs: str, other: str) -> bool:

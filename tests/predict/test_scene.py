@@ -19,8 +19,8 @@ from rasterfiles import noise, write
 from rasterio.transform import from_origin
 from torch import Tensor, nn
 
+from cmid_geo.datasets.gdal import gdal_settings
 from cmid_geo.predict import predict_scene
-from cmid_geo.predict.cog import gdal_settings
 
 PLACES: dict[str, tuple[str, Affine]] = {
     'utm': ('EPSG:32633', from_origin(500_000.3, 4_500_000.7, 0.5, 0.5)),
