@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -52,7 +53,19 @@ def normalize(
 def _per_band(image: Tensor, values: Limits) -> Tensor:
     """Values (bands, 1, 1) on the image's device; integers stay exact in float32."""
     dtype = image.dtype if image.is_floating_point() else torch.float32
+    if isinstance(values, tuple):
+        return _constant(values, dtype, image.device)
     return torch.as_tensor(values, dtype=dtype, device=image.device).view(-1, 1, 1)
+
+
+# A copy to the device for each batch would make it wait
+@lru_cache(maxsize=64)
+def _constant(
+    values: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Values (bands, 1, 1) of a value range, kept for the next batch."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)
