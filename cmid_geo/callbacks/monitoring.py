@@ -41,23 +41,14 @@ class CollapseAlarm(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count for how long the signs have lasted; look at the count when logs are written."""
-        metrics = trainer.callback_metrics
-        if (
-            'embedding_std' not in metrics
-            or trainer.global_step <= pl_module.horizon.warmup
-        ):
+        metrics, given = trainer.callback_metrics, pl_module.hparams
+        rising = trainer.global_step <= pl_module.horizon.warmup
+        if rising or 'embedding_std' not in metrics:
             return
-        dim, prototypes = (
-            pl_module.hparams['output_dim'],
-            pl_module.hparams['num_prototypes'],
-        )
-        signs = torch.stack(
-            [
-                metrics['embedding_std'] < 0.1 / math.sqrt(dim),
-                metrics['assignment_entropy'] < math.log(2),
-                metrics['teacher_entropy'] > 0.99 * math.log(prototypes),
-            ]
-        )
+        dim, prototypes = given['output_dim'], given['num_prototypes']
+        spread, used = metrics['embedding_std'], metrics['assignment_entropy']
+        doubt = metrics['teacher_entropy'] > 0.99 * math.log(prototypes)
+        signs = torch.stack([spread < 0.1 / dim**0.5, used < math.log(2), doubt])
         before = torch.zeros_like(signs, dtype=torch.long)
         before = before if self._lasting is None else self._lasting
         # Counted on the device: only now and then does the host wait for it

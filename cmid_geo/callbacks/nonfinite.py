@@ -3,6 +3,7 @@
 
 """Stop at a loss that is not finite."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -67,17 +68,12 @@ class StopOnNonFinite(Callback):
         self.pending = None
         if event is not None:
             event.synchronize()
-        names = ('reconstruction', 'global', 'local')
-        bad = [
-            f'{n} {v}'
-            for n, v, ok in zip(names, losses.tolist(), losses.isfinite())
-            if not ok
-        ]
+        named = zip(('reconstruction', 'global', 'local'), losses.tolist())
+        bad = [f'{name} {value}' for name, value in named if not math.isfinite(value)]
         if bad:
-            callback = trainer.checkpoint_callback
-            last = getattr(callback, 'last_model_path', '') or getattr(
-                callback, 'best_model_path', ''
-            )
+            names, saved = ('last', 'best'), trainer.checkpoint_callback
+            paths = [getattr(saved, f'{name}_model_path', '') for name in names]
+            last = paths[0] or paths[1]
             kept = f'; the last checkpoint is {last}' if last else ''
             raise FloatingPointError(
                 f'loss not finite in {where}: {", ".join(bad)}. Lower CMID(lr=...), lengthen the '

@@ -44,9 +44,8 @@ class Remember(Callback):
         """
         task: Pretraining = pl_module
         # With several processes each gets a leading dimension
-        keys, scores, cells = task.all_gather(
-            (outputs['keys'], outputs['scores'], outputs['cells'])
-        )
+        found = [outputs[name] for name in ('keys', 'scores', 'cells')]
+        keys, scores, cells = task.all_gather(found)
         if keys.ndim == 4:
             keys = keys.transpose(0, 1).flatten(1, 2)
         # First views of all processes, then second ones: as one process would order them

@@ -8,7 +8,7 @@ SMP and torch are NaN there, or count what is to be ignored.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -113,15 +113,11 @@ class LabelledCrossEntropy(nn.Module):
         Returns:
             The mean, weighted by the labels' classes where there are weights.
         """
-        smoothing = self.label_smoothing
+        options: Any = {'label_smoothing': self.label_smoothing}
         if labels.is_floating_point():
-            return F.cross_entropy(
-                logits, labels, self.weight, label_smoothing=smoothing
-            )
+            return F.cross_entropy(logits, labels, self.weight, **options)
         known = is_known(labels, self.ignore_index)
-        return masked_cross_entropy(
-            logits, labels, known, self.weight, label_smoothing=smoothing
-        )
+        return masked_cross_entropy(logits, labels, known, self.weight, **options)
 
 
 class LabelledBinaryCrossEntropy(nn.Module):

@@ -36,10 +36,8 @@ def focal_l1(
     distance = (prediction - target).abs()
     # 2 sigmoid(z) - 1 = tanh(z / 2), which keeps its digits near 0; the floor keeps the
     # slope of a power below 1 finite there
-    weight = torch.tanh(alpha / 2 * distance).clamp_min(
-        torch.finfo(distance.dtype).tiny
-    )
-    return distance * weight**gamma
+    floor = torch.finfo(distance.dtype).tiny
+    return distance * torch.tanh(alpha / 2 * distance).clamp_min(floor) ** gamma
 
 
 @in_full_precision

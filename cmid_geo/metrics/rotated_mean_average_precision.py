@@ -101,10 +101,9 @@ class RotatedMAP(Metric):
             scores, labels = dim_zero_cat(self.scores), dim_zero_cat(self.labels)
             verdicts = dim_zero_cat(self.verdicts)
             for label in counts.nonzero()[:, 0]:
-                own = labels == label
-                table[label], points[label] = average_precision(
-                    scores[own], verdicts[own], int(counts[label])
-                )
+                own, objects = labels == label, int(counts[label])
+                found = average_precision(scores[own], verdicts[own], objects)
+                table[label], points[label] = found
         return {
             'map': table.nanmean(),
             'map_50': table[:, 0].nanmean(),
@@ -123,9 +122,8 @@ def _judge_image(
     for label in labels.unique():
         own, objects = (labels == label).nonzero()[:, 0], wanted['labels'] == label
         own = own[found['scores'][own].argsort(descending=True, stable=True)]
-        overlaps = rotated_iou(
-            found['boxes'][own], wanted['boxes'][objects].to(found['boxes'])
-        )
+        boxes = found['boxes'][own]
+        overlaps = rotated_iou(boxes, wanted['boxes'][objects].to(boxes))
         verdicts[own] = judge(overlaps, difficult[objects])
     return verdicts
 
@@ -142,9 +140,8 @@ def judge(
     Returns:
         :data:`HIT`, :data:`MISS` or :data:`IGNORED` at each threshold.
     """
-    verdicts = torch.full(
-        (len(overlaps), len(THRESHOLDS)), MISS, dtype=torch.int8, device=overlaps.device
-    )
+    shape = len(overlaps), len(THRESHOLDS)
+    verdicts = overlaps.new_full(shape, MISS, dtype=torch.int8)
     if not overlaps.numel():
         return verdicts
     best, match = overlaps.max(1)

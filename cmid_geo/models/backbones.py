@@ -108,10 +108,8 @@ class MaskedResNet(MaskedBackbone):
     def __init__(self, name: str, network: Any, stem_width: int | None = None) -> None:
         """Initialize a new MaskedResNet instance; see :class:`MaskedBackbone`."""
         super().__init__(name, network, stem_width)
-        means = any(
-            isinstance(module, nn.AvgPool2d) and module.kernel_size == 2
-            for module in network.modules()
-        )
+        pools = [each for each in network.modules() if isinstance(each, nn.AvgPool2d)]
+        means = any(each.kernel_size == 2 for each in pools)
         self.field_offset = (7.0 if means else 0.0) - (CELL - 1) / 2
 
     def encode(self, image: Tensor, mask: Tensor | None) -> Tensor:
@@ -221,9 +219,8 @@ def _accept_plain_state_dict(
 ) -> None:
     """Let a plain timm ``state_dict`` load: put its tensors under ``network``."""
     own = [key for key in state_dict if key.startswith(prefix)]
-    if not own or any(
-        key.startswith((f'{prefix}network.', f'{prefix}mask_token')) for key in own
-    ):
+    ours = (f'{prefix}network.', f'{prefix}mask_token')
+    if any(key.startswith(ours) for key in own) or not own:
         return
     for key in own:
         state_dict[f'{prefix}network.{key.removeprefix(prefix)}'] = state_dict.pop(key)

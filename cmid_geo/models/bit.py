@@ -62,9 +62,8 @@ class BIT(Siamese):
         """
         super().__init__()
         self.encoder = Pyramid(backbone, in_channels, pretrained, drop_path_rate)
-        self.decoder = TokenDecoder(
-            self.encoder.out_channels[2:], tokens, width, encoder_depth, decoder_depth
-        )
+        channels, depths = self.encoder.out_channels[2:], (encoder_depth, decoder_depth)
+        self.decoder = TokenDecoder(channels, tokens, width, *depths)
         self.segmentation_head = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
@@ -129,10 +128,8 @@ class TokenDecoder(nn.Module):
         tokens = tokens + self.positions
         for layer in self.mix:
             tokens = layer(tokens)
-        seen = [
-            self.look_up(each, own) for each, own in zip(pixels, tokens.chunk(2, dim=1))
-        ]
-        return (seen[0] - seen[1]).abs()
+        before, after = map(self.look_up, pixels, tokens.chunk(2, dim=1))
+        return (before - after).abs()
 
     def neck(
         self, maps: list[Float[Tensor, 'batch _ _ _']]
@@ -140,10 +137,8 @@ class TokenDecoder(nn.Module):
         """Sum the maps of all scales, from fine to coarse, on the grid of the finest."""
         size = maps[0].shape[2:]
         narrow = (project(each) for project, each in zip(self.project, maps))
-        total = torch.stack(
-            [F.interpolate(each, size, mode='bilinear') for each in narrow]
-        )
-        return self.smooth(total.sum(0))
+        alike = [F.interpolate(each, size, mode='bilinear') for each in narrow]
+        return self.smooth(torch.stack(alike).sum(0))
 
     def tokenize(
         self, pixels: Float[Tensor, 'batch width rows cols']
@@ -206,14 +201,12 @@ class Layer(nn.Module):
         normed = self.norm(queries)
         looked_at = normed if tokens is None else self.norm(tokens)
         key, value = self._split(self.key_value(looked_at)).chunk(2, dim=1)
-        seen = F.scaled_dot_product_attention(
-            self._split(self.query(normed)), key, value
-        )
+        query = self._split(self.query(normed))
+        seen = F.scaled_dot_product_attention(query, key, value)
         queries = queries + self.out(seen.transpose(1, 2).flatten(2))
         return queries + self.perceptron(self.norm_behind(queries))
 
     def _split(self, inner: Tensor) -> Tensor:
         """(batch, n, k * heads * channels) to (batch, k * heads, n, channels)."""
-        return inner.unflatten(
-            2, (-1, self.query.out_features // self.heads)
-        ).transpose(1, 2)
+        channels = self.query.out_features // self.heads
+        return inner.unflatten(2, (-1, channels)).transpose(1, 2)

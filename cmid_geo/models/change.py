@@ -50,21 +50,18 @@ def create_change_model(
             f"fusion='bit' has no place for the decoder {decoder!r}: choose model='bit', or "
             "fusion='difference' or 'concatenation'"
         )
+    network = (backbone, in_channels, classes, pretrained, drop_path_rate)
     if decoder == 'bit':
         if fusion == 'concatenation':
             raise ValueError(
                 "model='bit' compares by the difference: leave out fusion='concatenation', or "
                 f'choose another model of {list(DECODERS)}'
             )
-        return BIT(
-            backbone, in_channels, classes, pretrained, drop_path_rate, **options
-        )
+        return BIT(*network, **options)
     if decoder == 'dpt':
         raise ValueError(
             "model='dpt' reads the tokens of one image, not maps of two: choose model='upernet' or "
             "'unet', which take ViT as well"
         )
-    segmenter = create_segmenter(
-        decoder, backbone, in_channels, classes, pretrained, drop_path_rate, **options
-    )
+    segmenter = create_segmenter(decoder, *network, **options)
     return SiameseModel(segmenter, decoder, fusion)

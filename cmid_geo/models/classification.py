@@ -136,10 +136,7 @@ def set_pooling(network: Any, global_pool: str) -> None:
     """
     if pooling_of(network) == global_pool:
         return
-    if not isinstance(network, VisionTransformer) or global_pool not in (
-        'token',
-        'avg',
-    ):
+    if pooling_of(network) is None or global_pool not in ('token', 'avg'):
         raise ValueError(
             f"global_pool={global_pool!r} of a {type(network).__name__}: 'token' and 'avg' choose how the tokens "
             'of a plain ViT (vit_*, deit_*) are pooled, leave it out for others'

@@ -105,9 +105,8 @@ def create_detector(
     for name, value in zip(BOX_OPTIONS, given, strict=True):
         if value is not None:
             options[f'box_{name}' if model == 'faster-rcnn' else name] = value
-    detector: Any = _BUILDERS[model](
-        levels, num_classes, sizes, tuple(aspect_ratios), options
-    )
+    ratios = tuple(aspect_ratios)
+    detector: Any = _BUILDERS[model](levels, num_classes, sizes, ratios, options)
     detector.transform = PadOnly()
     return detector
 
@@ -153,11 +152,9 @@ class FPNBackbone(KeepFrozen):
         """
         super().__init__()
         self.body = Pyramid(name, in_channels, pretrained, drop_path_rate)
-        extra = (
-            LastLevelMaxPool()
-            if extra_levels == 1
-            else LastLevelP6P7(out_channels, out_channels)
-        )
+        extra: nn.Module = LastLevelMaxPool()
+        if extra_levels == 2:
+            extra = LastLevelP6P7(out_channels, out_channels)
         widths = self.body.out_channels[-len(STRIDES) :]
         self.fpn = FeaturePyramidNetwork(widths, out_channels, extra)
         self.out_channels = out_channels
@@ -261,9 +258,8 @@ def anchors_of(sizes: Sequence[float], ratios: Sequence[float]) -> AnchorGenerat
     Returns:
         torchvision's generator.
     """
-    return AnchorGenerator(
-        tuple((size,) for size in sizes), (tuple(ratios),) * len(sizes)
-    )
+    each = tuple((size,) for size in sizes)
+    return AnchorGenerator(each, (tuple(ratios),) * len(sizes))
 
 
 def _faster_rcnn(

@@ -71,11 +71,8 @@ class PrototypeHead(nn.Module):
             layers.append(nn.GELU())
         self.layers = nn.Sequential(*layers, nn.Linear(hidden_dim, output_dim))
         # Weight normalization with the gain fixed at 1 leaves directions alone
-        self.directions = nn.Parameter(
-            nn.init.trunc_normal_(
-                nn.Linear(output_dim, num_prototypes, bias=False).weight, std=0.02
-            )
-        )
+        self.directions = nn.Linear(output_dim, num_prototypes, bias=False).weight
+        nn.init.trunc_normal_(self.directions, std=0.02)
 
     def forward(
         self, cells: Float[Tensor, 'cells width']

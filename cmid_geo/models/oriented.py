@@ -89,9 +89,8 @@ class OrientedRCNN(KeepFrozen):
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.detections_per_img = detections_per_img
         self.encoder = Pyramid(backbone, in_channels, pretrained, drop_path_rate)
-        self.fpn = FeaturePyramidNetwork(
-            self.encoder.out_channels[-len(STRIDES) :], fpn_channels, LastLevelMaxPool()
-        )
+        widths = self.encoder.out_channels[-len(STRIDES) :]
+        self.fpn = FeaturePyramidNetwork(widths, fpn_channels, LastLevelMaxPool())
         self.rpn = OrientedRPN(fpn_channels, anchor_sizes, proposals)
         self.head = OrientedHead(fpn_channels, head_channels, num_classes)
         self.freeze(self.encoder, trainable_layers, freeze_bn)

@@ -94,18 +94,15 @@ class OrientedHead(nn.Module):
             ``loss_classifier`` (cross-entropy) and ``loss_box`` (smooth L1 of objects), both
             means over the sampled proposals.
         """
-        drawn = [
-            draw(each, target) for each, target in zip(proposals, targets, strict=True)
-        ]
+        drawn = list(map(draw, proposals, targets))
         boxes = [each[0] for each in drawn]
         labels, goals = (torch.cat([each[i] for each in drawn]) for i in (1, 2))
         logits, deltas = self(levels, boxes)
         objects, number = labels > 0, max(len(labels), 1)
         # Sums, since the mean over no proposals at all would be no number
-        loss_class = F.cross_entropy(logits.float(), labels, reduction='sum')
-        loss_box = F.smooth_l1_loss(
-            deltas[objects].float(), goals[objects], reduction='sum'
-        )
+        logits, deltas = logits.float(), deltas.float()
+        loss_class = F.cross_entropy(logits, labels, reduction='sum')
+        loss_box = F.smooth_l1_loss(deltas[objects], goals[objects], reduction='sum')
         return {'loss_classifier': loss_class / number, 'loss_box': loss_box / number}
 
 

@@ -118,23 +118,18 @@ class OrientedRPN(nn.Module):
         sampled = objects | others
         number = max(int(sampled.sum()), 1)
         loss_box = F.smooth_l1_loss(deltas[objects], goals, reduction='sum', beta=1 / 9)
-        loss_score = F.binary_cross_entropy_with_logits(
-            logits[sampled], objects[sampled].to(logits), reduction='sum'
-        )
-        losses = {
-            'loss_objectness': loss_score / number,
-            'loss_rpn_box': loss_box / number,
-        }
-        return proposals, losses
+        given, truth = logits[sampled], objects[sampled].to(logits)
+        loss_score = F.binary_cross_entropy_with_logits(given, truth, reduction='sum')
+        losses = {'loss_objectness': loss_score, 'loss_rpn_box': loss_box}
+        return proposals, {name: loss / number for name, loss in losses.items()}
 
     def _anchors(self, levels: list[Tensor]) -> Float[Tensor, 'anchors 4']:
         """(x1, y1, x2, y2) of all anchors, centred on the cells of their level."""
         generator: Any = self.anchors
         generator.set_cell_anchors(torch.float32, levels[0].device)
         strides = [4 * 2**place for place in range(len(levels))]
-        grids = generator.grid_anchors(
-            [level.shape[2:] for level in levels], [(each, each) for each in strides]
-        )
+        sizes = [level.shape[2:] for level in levels]
+        grids = generator.grid_anchors(sizes, [(each, each) for each in strides])
         # torchvision centres them on the upper left corners of the cells
         return torch.cat([grid + stride / 2 for grid, stride in zip(grids, strides)])
 
@@ -149,9 +144,7 @@ class OrientedRPN(nn.Module):
         """The best proposals of each image that do not repeat a better one."""
         anchors = self._anchors(levels)
         end = anchors.new_tensor([size[1], size[0]])
-        counts = [
-            level.shape[2] * level.shape[3] * len(ASPECT_RATIOS) for level in levels
-        ]
+        counts = [level[0, 0].numel() * len(ASPECT_RATIOS) for level in levels]
         rows = torch.arange(len(anchors), device=anchors.device).split(counts)
         # The best of each level
         picks = [

@@ -58,9 +58,8 @@ class Pyramid(nn.Module):
         """
         super().__init__()
         self.name, self.output_stride = name, output_stride
-        create = partial(
-            create_network, name, in_channels, 0, pretrained, drop_path_rate
-        )
+        given = (name, in_channels, 0, pretrained, drop_path_rate)
+        create = partial(create_network, *given)
         self.scales: SimplePyramid | None = None
         self.norms = nn.ModuleList()
         if is_vit(name):

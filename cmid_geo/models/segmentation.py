@@ -54,9 +54,8 @@ def create_segmenter(
     # Imported where it is needed: it takes seconds
     import segmentation_models_pytorch as smp
 
-    kind = partial(
-        smp.create_model, decoder.replace('++', 'plusplus').replace('3+', '3plus')
-    )
+    arch = decoder.replace('++', 'plusplus').replace('3+', '3plus')
+    kind = partial(smp.create_model, arch)
     options |= {'classes': classes, 'in_channels': in_channels, 'encoder_weights': None}
     if decoder == 'dpt':
         if not is_vit(backbone):
@@ -79,11 +78,8 @@ def create_segmenter(
 def _offered(encoder: Pyramid, known: dict[str, Any]) -> Generator[str]:
     """Offer an encoder under a name: models of the library build theirs by name."""
     name = f'cmid_geo {id(encoder)}'
-    known[name] = {
-        'encoder': lambda **_: encoder,
-        'params': {},
-        'pretrained_settings': {},
-    }
+    entry = {'params': {}, 'pretrained_settings': {}}
+    known[name] = entry | {'encoder': lambda **_: encoder}
     try:
         yield name
     finally:

@@ -40,9 +40,8 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
         student: Stays.
         momentum: Weight of the old teacher, from 0 to 1.
     """
-    torch._foreach_lerp_(
-        list(teacher.parameters()), list(student.parameters()), 1 - momentum
-    )
+    moving: list[Tensor] = list(teacher.parameters())
+    torch._foreach_lerp_(moving, list(student.parameters()), 1 - momentum)
 
 
 class KeyQueue(nn.Module):

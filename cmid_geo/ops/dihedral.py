@@ -42,10 +42,9 @@ class Dihedral:
         Returns:
             The same pixels, (..., width, height) after an odd number of quarter turns.
         """
-        rotated = (
-            torch.rot90(image, self.quarters, (-2, -1)) if self.quarters else image
-        )
-        return rotated.flip(-1) if self.flip else rotated
+        if self.quarters:
+            image = image.rot90(self.quarters, (-2, -1))
+        return image.flip(-1) if self.flip else image
 
     def matrix(
         self, height: float, width: float

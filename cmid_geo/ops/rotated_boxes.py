@@ -11,6 +11,7 @@ the first pixel, and a positive angle turns from x to y: clockwise, as seen on t
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -62,13 +63,8 @@ def corners(boxes: Float[Tensor, '*boxes 5']) -> Float[Tensor, '*boxes 4 2']:
     Returns:
         (x, y) of the four, clockwise on the screen.
     """
-    signs = boxes.new_tensor(SIGNS)
-    centre, halves, angle = (
-        boxes[..., None, :2],
-        boxes[..., None, 2:4] / 2,
-        boxes[..., 4:],
-    )
-    return centre + rotate(signs * halves, angle)
+    offsets = boxes.new_tensor(SIGNS) * boxes[..., None, 2:4] / 2
+    return boxes[..., None, :2] + rotate(offsets, boxes[..., 4:])
 
 
 def rotate(
@@ -114,9 +110,7 @@ def boxes_from_corners(
     angle = angles.gather(-1, best)
     pick = best[..., None].expand(*best.shape, 2)
     low, high = (bound.gather(-2, pick)[..., 0, :] for bound in (low, high))
-    centre = (
-        middle[..., 0, :] + rotate((low + high)[..., None, :] / 2, angle)[..., 0, :]
-    )
+    centre = (middle + rotate((low + high)[..., None, :] / 2, angle))[..., 0, :]
     return canonical(torch.cat([centre, high - low, angle], -1)).to(points.dtype)
 
 
@@ -190,9 +184,7 @@ def intersection(
     crossings = torch.cat([(-half - start) / step, (half - start) / step], -1)
     # An edge along a line crosses it nowhere: 0/0 and 1/0 become 0 or 1
     crossings = crossings.nan_to_num(0).clamp(0, 1).sort(-1).values
-    times = torch.cat(
-        [torch.zeros_like(step[..., :1]), crossings, torch.ones_like(step[..., :1])], -1
-    )
+    times = F.pad(F.pad(crossings, (1, 0)), (0, 1), value=1.0)
     path = start[..., None, :] + times[..., None] * step[..., None, :]
     path = path.clamp(-half[..., None, :], half[..., None, :])
     # Any constant may be taken off x on a closed way; a near one keeps small boxes exact

@@ -118,12 +118,10 @@ class ValueRange:
         names = [str(band) for band in self.bands]
         width = max(4, *map(len, names))
         lines = [f'{"band":<{width}} {"low":>10} {"high":>10} {"mean":>7} {"std":>7}']
-        for name, low, high, mean, std in zip(
-            names, self.low, self.high, self.mean, self.std, strict=True
-        ):
-            lines.append(
-                f'{name:<{width}} {low:>10.6g} {high:>10.6g} {mean:>7.4f} {std:>7.4f}'
-            )
+        values = self.low, self.high, self.mean, self.std
+        for name, low, high, mean, std in zip(names, *values, strict=True):
+            limits, spread = f'{low:>10.6g} {high:>10.6g}', f'{mean:>7.4f} {std:>7.4f}'
+            lines.append(f'{name:<{width}} {limits} {spread}')
         return '\n'.join(lines)
 
 

@@ -48,19 +48,17 @@ class Values(Restored, BaseTask):
             mean: Mean of each band in [0, 1], or of all.
             std: Standard deviation of each band in [0, 1], or of all.
         """
+        bands = self.hparams['in_channels']
         for name, value in {'low': 0.0, 'high': 1.0, 'mean': mean, 'std': std}.items():
-            filled = torch.tensor(value, dtype=torch.float32)
-            self.register_buffer(
-                name, filled.expand(self.hparams['in_channels']).clone()
-            )
+            filled = torch.tensor(value, dtype=torch.float32).expand(bands)
+            self.register_buffer(name, filled.clone())
 
     @property
     def value_range(self) -> ValueRange:
         """What the values of images mean: names of the bands, low, high, mean and std."""
-        values = (
-            getattr(self, name).tolist() for name in ('low', 'high', 'mean', 'std')
-        )
-        return ValueRange(tuple(self.hparams['bands'] or ()), *map(tuple, values))
+        buffers = (self.low, self.high, self.mean, self.std)
+        values = (tuple(each.tolist()) for each in buffers)
+        return ValueRange(tuple(self.hparams['bands'] or ()), *values)
 
     def setup(self, stage: str) -> None:
         """Refuse runs that cannot be; take over the value range of the data before anything is restored.

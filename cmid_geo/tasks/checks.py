@@ -165,9 +165,8 @@ def check_start(
             'order'
         )
     # One band has the sum of all filters; more than there are have them over and over
-    crossed = len(wanted) > 1 and any(
-        place not in (None, i % len(given)) for i, place in enumerate(places)
-    )
+    others = [p not in (None, i % len(given)) for i, p in enumerate(places)]
+    crossed = len(wanted) > 1 and any(others)
     alike = len(wanted) == len(given) and None not in places
     if crossed and not (alike and sortable):
         raise ValueError(

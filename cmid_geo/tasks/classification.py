@@ -96,7 +96,7 @@ class Classification(Downstream, torchgeo.tasks.Classification):
                 statistics.
             mixup: Strength of mixup, 0.8 in the paper; only for 'multiclass'.
             cutmix: Strength of CutMix, 1.0 in the paper; only for 'multiclass'.
-            label_smoothing: Share of the target spread over all classes, 0.1 in the paper.
+            label_smoothing: Probability of the target spread over all classes, 0.1 in the paper.
             randaugment: Magnitude of RandAugment, 9 in the paper; for three bands only.
             random_erasing: Probability of erasing a rectangle, 0.25 in the paper.
             drop_path_rate: Stochastic depth of the backbone, in [0, 1).
@@ -151,9 +151,8 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         chance = given['random_erasing']
         self.erasing = random_erasing(chance) if chance else nn.Identity()
         magnitude = given['randaugment']
-        self.appearance = (
-            nn.Identity() if magnitude is None else RandomAppearance(magnitude)
-        )
+        changes = magnitude is not None
+        self.appearance = RandomAppearance(magnitude) if changes else nn.Identity()
 
     def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Pool a ViT's tokens as the checkpoint's classifier learned to, whatever the weights say.
@@ -170,27 +169,23 @@ class Classification(Downstream, torchgeo.tasks.Classification):
 
     def configure_losses(self) -> None:
         """Build the loss."""
-        given = self.hparams
+        given, ignored = self.hparams, self.hparams['ignore_index']
         if given['loss'] == 'ce':
-            self.criterion = LabelledCrossEntropy(
-                given['class_weights'], given['ignore_index'], given['label_smoothing']
-            )
+            weights, smoothing = given['class_weights'], given['label_smoothing']
+            self.criterion = LabelledCrossEntropy(weights, ignored, smoothing)
         elif given['loss'] == 'bce':
-            self.criterion = LabelledBinaryCrossEntropy(
-                given['pos_weight'], given['ignore_index']
-            )
+            self.criterion = LabelledBinaryCrossEntropy(given['pos_weight'], ignored)
         else:
             super().configure_losses()
-            self.criterion = WhereLabelled(self.criterion, given['ignore_index'])
+            self.criterion = WhereLabelled(self.criterion, ignored)
 
     def configure_metrics(self) -> None:
         """Build TorchGeo's metrics and the matrix of which classes are taken for which."""
         super().configure_metrics()
         given = self.hparams
         if given['task'] == 'multiclass':
-            self.confusion = MulticlassConfusionMatrix(
-                given['num_classes'], given['ignore_index']
-            )
+            classes, ignored = given['num_classes'], given['ignore_index']
+            self.confusion = MulticlassConfusionMatrix(classes, ignored)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule of the recipe, by step."""
@@ -253,11 +248,8 @@ class Classification(Downstream, torchgeo.tasks.Classification):
 def _check_augmenting(given: Hyperparameters) -> None:
     """Refuse losses and augmentations that labels or bands do not allow."""
     ignored, classes = given['ignore_index'], given['num_classes'] or 1
-    if (
-        given['loss'] == 'jaccard'
-        and ignored is not None
-        and not 0 <= ignored < classes
-    ):
+    foreign = ignored is not None and not 0 <= ignored < classes
+    if given['loss'] == 'jaccard' and foreign:
         raise ValueError(
             f"loss='jaccard' cannot leave out ignore_index={ignored}, which is no class: choose "
             "loss='dice'"

@@ -114,7 +114,7 @@ class CMID(Pretraining):
             size: Side of the views in pixels, a multiple of 32.
             queue_size: Number of older keys to contrast with, at most twice the chips of
                 an epoch: a longer queue would hold a chip's own old keys.
-            mask_ratio: Share of the cells to hide from the student.
+            mask_ratio: Fraction of the cells to hide from the student.
             matches: Cells to match in each image and direction; by default 20 of 49 (the
                 paper's, of views of 224 pixels), and as large a part of fewer or more cells.
             hidden_dim: Units of the heads' hidden layers.
@@ -126,9 +126,9 @@ class CMID(Pretraining):
             teacher_temp: Of the teacher's assignments, after the rise.
             teacher_temp_epochs: Epochs of the rise.
             teacher_temp_steps: Steps of the rise, instead of epochs.
-            momentum: Share of the old teacher in the new one, at the first step.
+            momentum: Weight of the old teacher in the new one, at the first step.
             momentum_end: The same at the end.
-            center_momentum: Share of the old centre of the assignments in the new one.
+            center_momentum: Weight of the old centre of the assignments in the new one.
             alpha: See :func:`~cmid_geo.losses.focal_l1`.
             gamma: See :func:`~cmid_geo.losses.focal_l1`.
             spectral_weight: See :class:`~cmid_geo.losses.ReconstructionLoss`.
@@ -146,7 +146,7 @@ class CMID(Pretraining):
             bands: Names of the bands; taken from the datamodule where it has them.
             mean: Mean of each band in [0, 1]; taken from the datamodule where it has them,
                 else the authors' for RGB.
-            std: Standard deviation of each band in [0, 1], likewise.
+            std: Standard deviation of each band in [0, 1]; from where *mean* comes by default.
             export_source: Whose backbone the fit ends with. The student's made better
                 neighbours in our runs, see ``benchmarks/results/weights.md``.
             augmentations: Module called with chips and valid that gives two
@@ -168,23 +168,17 @@ class CMID(Pretraining):
 
     def configure_models(self) -> None:
         """Build student, teacher, decoder, queue and augmentations."""
-        given = self.hparams
-        backbone = create_backbone(
-            given['model'], given['in_channels'], self.weights is True
-        )
-        width, hidden, output = (
-            backbone.num_features,
-            given['hidden_dim'],
-            given['output_dim'],
-        )
-        projector = Projector(width, hidden, output)
+        given, bands = self.hparams, self.hparams['in_channels']
+        backbone = create_backbone(given['model'], bands, self.weights is True)
+        widths = backbone.num_features, given['hidden_dim'], given['output_dim']
+        projector = Projector(*widths)
         prototypes = PrototypeHead(
-            width, hidden, output, given['num_prototypes'], backbone.convolutional
+            *widths, given['num_prototypes'], backbone.convolutional
         )
         self.student = Encoder(backbone, projector, prototypes)
         self.teacher = make_teacher(self.student)
-        self.decoder = PixelDecoder(width, given['in_channels'])
-        self.queue = KeyQueue(given['queue_size'], output)
+        self.decoder = PixelDecoder(backbone.num_features, bands)
+        self.queue = KeyQueue(given['queue_size'], given['output_dim'])
 
         self.augmentations = TwoViews(given['size'], given['mask_ratio'])
         self.configure_values()
@@ -192,15 +186,10 @@ class CMID(Pretraining):
     def configure_losses(self) -> None:
         """Build the losses that have constants or memory."""
         given = self.hparams
-        self.rebuild = ReconstructionLoss(
-            given['alpha'],
-            given['gamma'],
-            given['spectral_weight'],
-            given['visible_weight'],
-        )
-        self.assign = PrototypeLoss(
-            given['num_prototypes'], given['student_temp'], given['center_momentum']
-        )
+        constants = ('alpha', 'gamma', 'spectral_weight', 'visible_weight')
+        self.rebuild = ReconstructionLoss(*(given[name] for name in constants))
+        constants = ('num_prototypes', 'student_temp', 'center_momentum')
+        self.assign = PrototypeLoss(*(given[name] for name in constants))
 
     def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """Compute the losses of a batch; :class:`Remember` moves the memory after it.
@@ -217,9 +206,8 @@ class CMID(Pretraining):
         compared = self.compare(first, second)
         self.log_comparison(compared, 'train')
         total = compared.weight.sum()
-        scores = (compared.scores * compared.weight[:, None]).sum(0) / total.clamp_min(
-            1e-6
-        )
+        scores = (compared.scores * compared.weight[:, None]).sum(0)
+        scores = scores / total.clamp_min(1e-6)
         return {
             'loss': self.weigh(compared.losses),
             'losses': compared.losses.detach(),
@@ -240,15 +228,12 @@ class CMID(Pretraining):
         """
         seen_first, seen_second = self.see(first), self.see(second)
         with torch.no_grad():
-            whole_first, whole_second = (
-                self.teacher(first.image),
-                self.teacher(second.image),
-            )
+            whole_first = self.teacher(first.image)
+            whole_second = self.teacher(second.image)
         shown = (first.valid_cells.any(1) & second.valid_cells.any(1)).float()
 
-        pixels = self.reconstruct(first, seen_first) + self.reconstruct(
-            second, seen_second
-        )
+        pixels = self.reconstruct(first, seen_first)
+        pixels = pixels + self.reconstruct(second, seen_second)
         globe = self.contrast(seen_first, whole_second, shown)
         globe = globe + self.contrast(seen_second, whole_first, shown)
         there = self.distil(first, seen_first, second, whole_second)
@@ -267,21 +252,14 @@ class CMID(Pretraining):
 
     def reconstruct(self, view: View, seen: Encoding) -> Tensor:
         """Reconstruction loss: rebuild the view from what was seen of it."""
-        return self.rebuild(
-            self.decoder(seen.features), view.image, view.mask, view.valid
-        )
+        rebuilt = self.decoder(seen.features)
+        return self.rebuild(rebuilt, view.image, view.mask, view.valid)
 
     def contrast(self, seen: Encoding, whole: Encoding, weight: Tensor) -> Tensor:
         """Global loss: pick out the teacher's vector of the other view."""
-        queue, temperature = self.queue, self.hparams['temperature']
-        return info_nce(
-            seen.embedding,
-            whole.embedding,
-            queue.keys,
-            temperature,
-            weight,
-            queue.filled,
-        )
+        query, key, queue = seen.embedding, whole.embedding, self.queue
+        temperature = self.hparams['temperature']
+        return info_nce(query, key, queue.keys, temperature, weight, queue.filled)
 
     def distil(
         self, view: View, seen: Encoding, other: View, whole: Encoding
@@ -298,13 +276,11 @@ class CMID(Pretraining):
             The loss, and the teacher's scores and the weight of each matched cell.
         """
         known, others = view.valid_cells, other.valid_cells
-        cells, partners = nearest_cells(
-            view.positions, other.positions, self.hparams['matches'], known, others
-        )
+        places = view.positions, other.positions
+        cells, partners = nearest_cells(*places, self.hparams['matches'], known, others)
         weight = (known.gather(1, cells) & others.gather(1, partners)).float().flatten()
+        there = take_cells(whole.cells, partners).flatten(0, 1)
         with torch.no_grad():
-            scores = self.teacher.prototypes(
-                take_cells(whole.cells, partners).flatten(0, 1)
-            )
+            scores = self.teacher.prototypes(there)
         guess = self.student.prototypes(take_cells(seen.cells, cells).flatten(0, 1))
         return self.assign(guess, scores, self.teacher_temp(), weight), scores, weight

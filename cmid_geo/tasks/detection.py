@@ -69,9 +69,8 @@ class Detection(Downstream):
     def check_labels(self, batch: Batch) -> None:
         """Refuse boxes and labels that are missing, or are none."""
         super().check_labels(batch)
-        images, boxes, labels = (
-            batch[key] for key in ('image', self.learns_from[0], 'label')
-        )
+        images, boxes = batch['image'], batch[self.learns_from[0]]
+        labels = batch['label']
         if not len(images) == len(boxes) == len(labels):
             raise ValueError(
                 f'{len(images)} images with {len(boxes)} sets of boxes and {len(labels)} of labels: give '
@@ -259,9 +258,8 @@ class ObjectDetection(Detection, torchgeo.tasks.ObjectDetection):
                 f'{len(labels)} labels for num_classes={given["num_classes"]}: name the background first, '
                 'then each class'
             )
-        self.model = create_detector(
-            pretrained=self.weights is True, **{name: given[name] for name in names}
-        )
+        options = {name: given[name] for name in names}
+        self.model = create_detector(pretrained=self.weights is True, **options)
         self.adopt(self.model.backbone.body)
 
     def make_metric(self) -> Metric:

@@ -80,9 +80,8 @@ class Downstream(Values):
         if not self.weights:
             return {}, None
         source = read_source(self.weights)
-        known, wanted = (
-            names_of(each.get('bands')) for each in (source.metadata, self.hparams)
-        )
+        known = names_of(source.metadata.get('bands'))
+        wanted = names_of(self.hparams['bands'])
         places = find_bands(wanted, known)
         # Positions, and names that the weights do not know, may come from the data of an earlier fit
         by_name = any(place is not None for place in places)
@@ -271,9 +270,9 @@ class Downstream(Values):
         # Of logits that all lie in [0, 1] metrics would believe that they are probabilities
         found = self.probabilities(logits.detach())
         # Called, not updated: an update mixes the metrics of single classes up
-        getattr(self, f'{stage}_metrics')(
-            found if self.hparams['task'] == 'multiclass' else found.squeeze(1), target
-        )
+        multiclass = self.hparams['task'] == 'multiclass'
+        metrics = getattr(self, f'{stage}_metrics')
+        metrics(found if multiclass else found.squeeze(1), target)
         training = stage == 'train'
         # Processes must agree on what schedules and checkpoints follow
         self.log(

@@ -76,13 +76,10 @@ def follow_schedule(
     Returns:
         Both, as Lightning takes them.
     """
-    follow = LambdaLR(
-        optimizer, lambda step: factor_at(step, total, warmup, schedule, end)
-    )
-    return {
-        'optimizer': optimizer,
-        'lr_scheduler': {'scheduler': follow, 'interval': 'step'},
-    }
+    constants = total, warmup, schedule, end
+    follow = LambdaLR(optimizer, lambda step: factor_at(step, *constants))
+    by_step: Any = {'scheduler': follow, 'interval': 'step'}
+    return {'optimizer': optimizer, 'lr_scheduler': by_step}
 
 
 def configure_recipe(
@@ -111,10 +108,8 @@ def configure_recipe(
     if given['schedule'] == 'plateau':
         mode = 'min' if task.mode == 'min' else 'max'
         watched = ReduceLROnPlateau(optimizer, mode, patience=given['patience'])
-        return {
-            'optimizer': optimizer,
-            'lr_scheduler': {'scheduler': watched, 'monitor': task.monitor},
-        }
+        by_metric: Any = {'scheduler': watched, 'monitor': task.monitor}
+        return {'optimizer': optimizer, 'lr_scheduler': by_metric}
     total = count_steps(trainer, ", or choose schedule='plateau'")
     name = type(task).__name__
     epoch = trainer.num_training_batches / trainer.accumulate_grad_batches

@@ -133,11 +133,8 @@ class OrientedDetection(Detection):
             'anchor_sizes', 'proposals', 'score_thresh', 'nms_thresh', 'detections_per_img',
             'fpn_channels', 'head_channels',
         )  # fmt: skip
-        self.model = OrientedRCNN(
-            given['backbone'],
-            pretrained=self.weights is True,
-            **{n: given[n] for n in names},
-        )
+        options = {name: given[name] for name in ('backbone', *names)}
+        self.model = OrientedRCNN(pretrained=self.weights is True, **options)
         self.adopt(self.model.encoder)
 
     def make_metric(self) -> RotatedMAP:

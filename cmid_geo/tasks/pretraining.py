@@ -149,9 +149,9 @@ class Pretraining(Values):
     def teacher_momentum(self, step: int) -> float:
         """Weight of the old teacher in the new one, at an optimizer step."""
         start, end = self.hparams['momentum'], self.hparams['momentum_end']
-        return (
-            momentum_at(step, self.horizon.total, start, end) if self.horizon else start
-        )
+        if self.horizon is None:
+            return start
+        return momentum_at(step, self.horizon.total, start, end)
 
     # A number that changes would make compilers compile again: they get a tensor
     @torch.compiler.disable
@@ -166,9 +166,8 @@ class Pretraining(Values):
 
     def weigh(self, losses: Float[Tensor, '3']) -> Tensor:
         """Sum of the three losses by their weights."""
-        return sum(
-            self.hparams[f'{name}_weight'] * loss for name, loss in zip(LOSSES, losses)
-        )
+        weights = [self.hparams[f'{name}_weight'] for name in LOSSES]
+        return sum(weight * loss for weight, loss in zip(weights, losses))
 
     def _step(self) -> int:
         return self.trainer.global_step if self._trainer is not None else 0
@@ -222,9 +221,8 @@ class Pretraining(Values):
         if self._trainer is None:
             return
         batch, training = len(compared.embedding), split == 'train'
-        named = dict(zip(LOSSES, compared.losses)) | {
-            'loss': self.weigh(compared.losses)
-        }
+        named = dict(zip(LOSSES, compared.losses))
+        named['loss'] = self.weigh(compared.losses)
         values = {f'{split}_{name}': value for name, value in named.items()}
         self.log_dict(values, prog_bar=True, batch_size=batch, sync_dist=not training)
         if training:
@@ -249,19 +247,12 @@ class Pretraining(Values):
         }
 
     def _rank(self, compared: Comparison) -> Tensor:
-        return key_rank(
-            compared.embedding, compared.keys[1], self.queue.keys, self.queue.filled
-        )
+        query, key, queue = compared.embedding, compared.keys[1], self.queue
+        return key_rank(query, key, queue.keys, queue.filled)
 
     def configure_callbacks(self) -> list[Callback]:
         """Memory first, then what watches; all before any checkpoint is saved."""
-        ours = (
-            StopOnNonFinite(),
-            Remember(),
-            CollapseAlarm(),
-            Throughput(),
-            ExportBackbone(),
-        )
+        ours = StopOnNonFinite, Remember, CollapseAlarm, Throughput, ExportBackbone
         # Lightning would replace a user's own of the same class
         given = {type(callback) for callback in cast(Any, self.trainer).callbacks}
-        return [callback for callback in ours if type(callback) not in given]
+        return [kind() for kind in ours if kind not in given]

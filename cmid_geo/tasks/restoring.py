@@ -27,10 +27,8 @@ from .types import Hyperparameters
 TRUSTED = ('cmid_geo', 'torchgeo')
 
 #: What builds modules of Lightning's command line again.
-INSTANTIATORS = (
-    'lightning.pytorch.cli.instantiate_module',
-    'pytorch_lightning.cli.instantiate_module',
-)
+INSTANTIATORS = ('lightning.pytorch.cli.instantiate_module',
+                 'pytorch_lightning.cli.instantiate_module')  # fmt: skip
 
 #: Types for which no text in a checkpoint makes a class be imported.
 PLAIN = (str, int, float, bool, types.NoneType, Enum, os.PathLike)
@@ -131,9 +129,8 @@ def check_hyperparameters(
     """
     for key in ('hyper_parameters', 'hparams', 'module_arguments'):
         hparams = content.get(key) or {}
-        if not isinstance(hparams, Mapping) or not all(
-            isinstance(n, str) for n in hparams
-        ):
+        names = list(hparams) if isinstance(hparams, Mapping) else [None]
+        if not all(isinstance(name, str) for name in names):
             raise ValueError(
                 f'the hyperparameters of {path} are no names with values: it is damaged, or no '
                 'checkpoint of a task, take the original'

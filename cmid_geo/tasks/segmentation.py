@@ -138,11 +138,9 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
         self.auxiliary_weight = auxiliary
         if auxiliary:
             # Beside the model's parts: its forward pass is SMP's own
-            self.model.auxiliary_head = FCNHead(
-                self.model.encoder.out_channels[-2],
-                classes,
-                given['auxiliary_channels'],
-            )
+            channels = self.model.encoder.out_channels[-2]
+            head = FCNHead(channels, classes, given['auxiliary_channels'])
+            self.model.auxiliary_head = head
 
     def configure_losses(self) -> None:
         """Build the loss, which is 0 where nothing has a label."""
@@ -176,10 +174,8 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
         self.record(stage, loss, logits, mask)
         if stage == 'val' and batch_idx < 4:
             shown = image[0], mask[0], self.decide(logits)[0]
-            names = self.hparams['labels'], self.hparams['ignore_index']
-            log_figure(
-                self, f'val/{batch_idx}', lambda: prediction_figure(*shown, *names)
-            )
+            shown = *shown, self.hparams['labels'], self.hparams['ignore_index']
+            log_figure(self, f'val/{batch_idx}', lambda: prediction_figure(*shown))
         return loss
 
     def measure(self, logits: Tensor, mask: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from ..models.teacher import KeyQueue
+from ..models.weights.checkpoint import under
 from ..models.weights.loading import load_backbone
 from ..models.weights.matching import LoadReport
 from ..models.weights.sources import Weights, read_source
@@ -20,16 +21,11 @@ if TYPE_CHECKING:
     from .pretraining import Pretraining
 
 #: What is restored as a whole or not at all; the student's before the teacher's.
+HEADS = ('backbone.mask_token', 'projector', 'prototypes')
 PARTS = (
-    'student.backbone.mask_token',
-    'student.projector',
-    'student.prototypes',
-    'teacher.backbone.mask_token',
-    'teacher.projector',
-    'teacher.prototypes',
-    'decoder',
-    'assign',
-)
+    *(f'{side}.{head}' for side in ('student', 'teacher') for head in HEADS),
+    'decoder', 'assign',
+)  # fmt: skip
 
 
 def start_from(task: 'Pretraining', weights: Weights) -> LoadReport:
@@ -57,7 +53,7 @@ def start_from(task: 'Pretraining', weights: Weights) -> LoadReport:
     anew = _restore(task, training, 'student')
     # A teacher is a copy of the student, where none is given
     task.teacher.load_state_dict(task.student.state_dict())
-    tensors = _under(training, 'teacher.backbone.network')
+    tensors = under(training, 'teacher.backbone.network.')
     if tensors:
         load_backbone(task.teacher.backbone, replace(source, tensors=tensors))
     anew |= _restore(task, training, 'teacher', 'decoder', 'assign')
@@ -82,17 +78,13 @@ def _restore(
         if not part.startswith(kinds):
             continue
         names = [name for name in own if name == part or name.startswith(f'{part}.')]
-        missing = [name for name in names if name not in training]
-        other = [
-            n for n in names if n in training and training[n].shape != own[n].shape
-        ]
-        if missing:
+        theirs = {name: training[name].shape for name in names if name in training}
+        other = [name for name in theirs if theirs[name] != own[name].shape]
+        if missing := [name for name in names if name not in theirs]:
             anew[part] = f'{missing[0]} is not in the file'
         elif other:
-            theirs, ours = training[other[0]].shape, own[other[0]].shape
-            anew[part] = (
-                f'{other[0]} is of {tuple(theirs)} there, of {tuple(ours)} here'
-            )
+            there, here = tuple(theirs[other[0]]), tuple(own[other[0]].shape)
+            anew[part] = f'{other[0]} is of {there} there, of {here} here'
         else:
             with torch.no_grad():
                 for name in names:
@@ -105,19 +97,10 @@ def _requeue(queue: KeyQueue, training: Mapping[str, Tensor]) -> dict[str, str]:
     keys, seen = training.get('queue.keys'), training.get('queue.seen')
     if keys is None or seen is None:
         return {'queue': 'the file has none'}
-    if keys.shape[1] != queue.keys.shape[1]:
-        return {
-            'queue': f'its keys have length {keys.shape[1]} there, {queue.keys.shape[1]} here'
-        }
+    there, here = keys.shape[1], queue.keys.shape[1]
+    if there != here:
+        return {'queue': f'its keys have length {there} there, {here} here'}
     size, count = len(keys), int(seen)
     oldest_first = keys.roll(-(count % size), 0) if count >= size else keys[:count]
     queue.enqueue(oldest_first)
     return {}
-
-
-def _under(training: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(f'{prefix}.'): tensor
-        for name, tensor in training.items()
-        if name.startswith(f'{prefix}.')
-    }

@@ -114,10 +114,8 @@ class PairAugmentation(nn.Module):
             group = dihedral_group(False, self.flips, self.flips)
         rotation = draw_rotations(batch, group, image.device)
         zoom = rotation.new_empty(batch).uniform_(*self.zoom)
-        centre = [
-            _centres(extent, wanted / zoom)
-            for extent, wanted in ((image.shape[-1], cols), (image.shape[-2], rows))
-        ]
+        height, width = image.shape[-2:]
+        centre = [_centres(width, cols / zoom), _centres(height, rows / zoom)]
         linear = rotation * zoom[:, None, None]
         return around(linear, torch.stack(centre, -1), (rows, cols))
 

@@ -49,14 +49,11 @@ def strong_colour(
     Returns:
         A module from (batch, bands, height, width) in [0, 1] to the same.
     """
+    jitter = plain_colour(brightness, contrast, gamma, jitter_p)
+    grey: nn.Module = Randomly(band_mean, grey_p)
     if rgb:
-        jitter: nn.Module = K.ColorJitter(
-            brightness, contrast, saturation, hue, p=jitter_p
-        )
-        grey: nn.Module = K.RandomGrayscale(p=grey_p)
-    else:
-        jitter = plain_colour(brightness, contrast, gamma, jitter_p)
-        grey = Randomly(band_mean, grey_p)
+        jitter = K.ColorJitter(brightness, contrast, saturation, hue, p=jitter_p)
+        grey = K.RandomGrayscale(p=grey_p)
     return nn.Sequential(
         jitter,
         K.RandomGaussianBlur((7, 7), blur_sigma, p=blur_p),
@@ -81,9 +78,8 @@ def plain_colour(
     Returns:
         A module from (batch, bands, height, width) in [0, 1] to the same.
     """
-    return nn.Sequential(
-        K.ColorJitter(brightness, contrast, p=p), K.RandomGamma(gamma, (1.0, 1.0), p=p)
-    )
+    jitter = K.ColorJitter(brightness, contrast, p=p)
+    return nn.Sequential(jitter, K.RandomGamma(gamma, (1.0, 1.0), p=p))
 
 
 class Randomly(nn.Module):

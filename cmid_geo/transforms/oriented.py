@@ -52,11 +52,8 @@ class RandomTurns(nn.Module):
         image = batch['image']
         boxes = batch.get('bbox') or [image.new_zeros(0, 5)] * len(image)
         found = [self._rotate(*pair) for pair in zip(image, boxes, strict=True)]
-        rotated = {
-            'image': torch.stack([each for each, _ in found]),
-            'bbox': [own for _, own in found],
-        }
-        return batch | {name: rotated[name] for name in rotated if name in batch}
+        batch = batch | {'image': torch.stack([each for each, _ in found])}
+        return batch | {'bbox': [own for _, own in found]} if 'bbox' in batch else batch
 
     def _rotate(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         height, width = image.shape[1:]

@@ -38,11 +38,9 @@ class LabelledAugmentation(nn.Module):
         """
         super().__init__()
         self.size = (size, size)
-        self.crop = (
-            None
-            if scale is None
-            else K.RandomResizedCrop(self.size, scale, (3 / 4, 4 / 3))
-        )
+        self.crop: K.RandomResizedCrop | None = None
+        if scale is not None:
+            self.crop = K.RandomResizedCrop(self.size, scale, (3 / 4, 4 / 3))
         self.colour = K.ColorJitter(brightness, contrast, p=0.8)
 
     @torch.compiler.disable

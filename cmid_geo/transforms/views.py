@@ -117,20 +117,16 @@ class TwoViews(nn.Module):
         self.rgb = rgb
         self.field_offset = field_offset
         # Not persistent: who trains with these views keeps its own, and hands them over
-        self.register_buffer(
-            'mean', None if mean is None else torch.tensor(mean), False
-        )
-        self.register_buffer('std', None if std is None else torch.tensor(std), False)
+        for name, values in {'mean': mean, 'std': std}.items():
+            buffer = None if values is None else torch.tensor(values)
+            self.register_buffer(name, buffer, False)
         self.register_load_state_dict_pre_hook(_keep_constants)
 
         self.crop = K.RandomResizedCrop((size, size), scale, ratio)
         self.group = dihedral_group(quarters=turns)
-        self.colours = nn.ModuleDict(
-            {
-                'rgb': strong_colour(True, **colour),
-                'any': strong_colour(False, **colour),
-            }
-        )
+        self.colours = nn.ModuleDict()
+        self.colours['rgb'] = strong_colour(True, **colour)
+        self.colours['any'] = strong_colour(False, **colour)
 
     # Drawing is data-dependent Python: compilers step over it
     @torch.compiler.disable
@@ -164,18 +160,13 @@ class TwoViews(nn.Module):
         check_chips(chips, valid, self.size)
         with torch.autocast(chips.device.type, enabled=False):
             chips = chips if chips.dtype == torch.float64 else chips.float()
-            dates = (
-                draw_dates(chips, valid) if chips.ndim == 5 else [(chips, valid)] * 2
-            )
+            several = chips.ndim == 5
+            dates = draw_dates(chips, valid) if several else [(chips, valid)] * 2
             views = []
-            for number, (image, known) in enumerate(dates):
-                geometry = (
-                    geometries[number] if geometries else self.draw_geometry(image)
-                )
-                mask = masks[number] if masks else self.draw_mask(image)
-                views.append(
-                    self._view(image, known, geometry, mask, strong=number == 1)
-                )
+            for place, (image, known) in enumerate(dates):
+                warp = geometries[place] if geometries else self.draw_geometry(image)
+                mask = masks[place] if masks else self.draw_mask(image)
+                views.append(self._view(image, known, warp, mask, place == 1))
         return views[0], views[1]
 
     def draw_geometry(self, chips: Float[Tensor, 'batch bands height width']) -> Tensor:
@@ -219,23 +210,17 @@ class TwoViews(nn.Module):
             image = self.colours['rgb' if rgb else 'any'](image).clamp(0, 1)
         positions = self._positions(geometry).to(image.dtype)
         mean, std = default_mean_std(image.shape[1])
-        normalized = normalize(
-            image,
-            mean if self.mean is None else self.mean,
-            std if self.std is None else self.std,
-        )
-        return View(normalized, mask, positions, known)
+        mean = mean if self.mean is None else self.mean
+        std = std if self.std is None else self.std
+        return View(normalize(image, mean, std), mask, positions, known)
 
     def _positions(self, geometry: Tensor) -> Tensor:
-        side = torch.arange(
-            self.size // CELL, device=geometry.device, dtype=geometry.dtype
-        )
+        side = torch.arange(self.size // CELL, device=geometry.device).to(geometry)
         centre = (side + 0.5) * CELL - 0.5 + self.field_offset
         row, col = torch.meshgrid(centre, centre, indexing='ij')
         cells = torch.stack([col, row], dim=-1).view(1, -1, 2)
-        return transform_points(
-            torch.linalg.inv(geometry), cells.expand(len(geometry), -1, -1)
-        )
+        cells = cells.expand(len(geometry), -1, -1)
+        return transform_points(torch.linalg.inv(geometry), cells)
 
 
 def _keep_constants(
@@ -309,8 +294,5 @@ def draw_dates(
     batch, dates = chips.shape[:2]
     order = torch.rand(batch, dates, device=chips.device).argsort(dim=1)
     rows = torch.arange(batch, device=chips.device)
-    drawn = (order[:, 0], order[:, -1])
-    return [
-        (chips[rows, date], None if valid is None else valid[rows, date])
-        for date in drawn
-    ]
+    drawn = [(rows, order[:, 0]), (rows, order[:, -1])]
+    return [(chips[each], None if valid is None else valid[each]) for each in drawn]

@@ -90,7 +90,7 @@ def test_a_cell_sees_what_is_around_its_field_offset(name: str) -> None:
             if isinstance(module, torch.nn.BatchNorm2d):
                 # timm closes the residual branches at first
                 torch.nn.init.ones_(module.weight)
-        image = torch.randn(4, 3, size, size, requires_grad=True)
+        image = torch.randn(2, 3, size, size, requires_grad=True)
         features = backbone(image)[:, :, cell, cell]
         (features * torch.randn_like(features)).sum().backward()
         weight += image.grad.square().sum((0, 1))

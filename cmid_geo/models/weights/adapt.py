@@ -87,9 +87,8 @@ def resize_positions(name: str, tensor: Tensor, model: nn.Module) -> Tensor | No
         prefix = own.shape[1] - rows * cols
         side = (tensor.shape[1] - prefix) ** 0.5
         if side == int(side):
-            return resample_abs_pos_embed(
-                tensor, [rows, cols], num_prefix_tokens=prefix
-            )
+            size = [rows, cols]
+            return resample_abs_pos_embed(tensor, size, num_prefix_tokens=prefix)
     return None
 
 
@@ -112,9 +111,7 @@ def replace_first_convolution(model: nn.Module, name: str, bands: int) -> None:
         )
     # The module stays: it may normalize its weights or pad in its own way
     filters = owner.weight
-    owner.weight = nn.Parameter(
-        filters.new_empty(len(filters), bands, *filters.shape[2:]),
-        requires_grad=filters.requires_grad,
-    )
+    anew = filters.new_empty(len(filters), bands, *filters.shape[2:])
+    owner.weight = nn.Parameter(anew, requires_grad=filters.requires_grad)
     nn.init.kaiming_uniform_(owner.weight, a=5**0.5)
     owner.in_channels = bands

@@ -102,15 +102,16 @@ def find_backbone(
     """
     anchors = (*FIRST, *islice(wanted, 1))
     wanted = set(wanted)
-    prefixes = {''}
-    for first in anchors:
-        ends = (name for name in state if name == first or name.endswith(f'.{first}'))
-        prefixes |= {name.removesuffix(first) for name in ends}
+    ends = tuple(f'.{first}' for first in anchors)
+    prefixes = dict.fromkeys(
+        name.removesuffix(end[1:])
+        for name in state
+        for end in ends
+        if name.endswith(end)
+    )
     best, found = '', to_timm(state)
-    # In the order of their length: the outermost of those that fit alike
-    for prefix in sorted(
-        prefixes - {''}, key=lambda p: (p.count('.'), _place(p, state))
-    ):
+    # The outermost of those that fit alike, and the first of these
+    for prefix in sorted(prefixes, key=lambda each: each.count('.')):
         inner = to_timm(under(state, prefix))
         if len(wanted & set(inner)) > len(wanted & set(found)):
             best, found = prefix, inner
@@ -145,7 +146,3 @@ def _stage(layer: str) -> str:
     """Stage and part of a layer: torchvision counts stems, stages and mergings in one row."""
     number = int(layer)
     return f'{number // 2}.{"blocks" if number % 2 else "downsample"}'
-
-
-def _place(prefix: str, state: Mapping[str, Tensor]) -> int:
-    return next(i for i, name in enumerate(state) if name.startswith(prefix))

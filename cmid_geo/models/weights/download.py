@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import time
-import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Generator
@@ -17,6 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLError
 from typing import Any
+from urllib.error import HTTPError, URLError
 
 import torch
 from filelock import FileLock
@@ -40,14 +40,7 @@ class Broken(OSError):
 
 
 #: What trying again may help against; a full disk is not among them.
-NETWORK = (
-    urllib.error.URLError,
-    HTTPException,
-    Broken,
-    ConnectionError,
-    TimeoutError,
-    SSLError,
-)
+NETWORK = (URLError, HTTPException, Broken, ConnectionError, TimeoutError, SSLError)
 
 
 def fetch(
@@ -131,7 +124,7 @@ def _download(url: str, path: Path, progress: bool) -> Path:
             _transfer(url, part, path.with_name(f'{path.name}.etag'), progress)
             return part
         except NETWORK as error:
-            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            refused = isinstance(error, HTTPError) and error.code < 500
             if refused or attempt == ATTEMPTS:
                 reason = getattr(error, 'reason', None) or error
                 raise ConnectionError(
@@ -151,7 +144,7 @@ def _transfer(url: str, part: Path, etag: Path, progress: bool) -> None:
     try:
         request = urllib.request.Request(url, headers=headers)
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
+    except HTTPError as error:
         if error.code != 416:
             raise
         part.unlink()

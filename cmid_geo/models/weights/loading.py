@@ -76,9 +76,8 @@ def load_backbone(
     plan.look_for_others(given)
     pool = source.global_pool if model is target and pooling_of(target) else None
     if pool not in (None, pooling_of(target)):
-        plan.adapted['global_pool'] = (
-            f'{pool!r} as in training, not {pooling_of(target)!r}'
-        )
+        other = pooling_of(target)
+        plan.adapted['global_pool'] = f'{pool!r} as in training, not {other!r}'
     report = plan.report(prefix)
     if not report.loaded or (strict and plan.faults):
         missed = '; '.join(plan.faults[:2])

@@ -48,9 +48,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         """Say it in a few lines."""
-        lines = [
-            f'{len(self.loaded)} of {self.total} tensors of {self.target} loaded from {self.source}'
-        ]
+        count = f'{len(self.loaded)} of {self.total} tensors'
+        lines = [f'{count} of {self.target} loaded from {self.source}']
         also = dict.fromkeys(self.heads, 'behind the features')
         titled = {'adapted': self.adapted, 'also loaded': also, 'skipped': self.skipped}
         for title, items in titled.items():
@@ -90,10 +89,9 @@ class Plan:
         self.adapted: dict[str, str] = {}
         self.skipped: dict[str, str] = {}
         self.faults: list[str] = []
-        convolutions = (
-            n for n, m in target.named_modules() if isinstance(m, nn.Conv2d)
-        )
-        self.first = f'{next(convolutions, "")}.weight'
+        modules = target.named_modules()
+        first = next((name for name, m in modules if isinstance(m, nn.Conv2d)), '')
+        self.first = f'{first}.weight'
 
     def match(
         self,
@@ -153,9 +151,8 @@ class Plan:
                 self.skipped[plain] = 'the network has no such tensor'
                 foreign.append(plain)
         if foreign:
-            self.faults.append(
-                f'{len(foreign)} tensors are left over, {foreign[0]} the first'
-            )
+            left = f'{len(foreign)} tensors are left over'
+            self.faults.append(f'{left}, {foreign[0]} the first')
 
     def report(self, inside: str) -> LoadReport:
         """Say what the plan is.

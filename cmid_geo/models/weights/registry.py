@@ -20,15 +20,8 @@ from .enums import CMIDResNet50_Weights, CMIDSwinB_Weights, CMIDWeights
 from .loading import load_backbone
 from .sources import get_weight
 
-__all__ = (
-    'cmid_resnet50',
-    'cmid_swin_b',
-    'get_model',
-    'get_model_weights',
-    'get_weight',
-    'list_models',
-    'list_weights',
-)
+__all__ = ('cmid_resnet50', 'cmid_swin_b', 'get_model', 'get_model_weights', 'get_weight',
+           'list_models', 'list_weights')  # fmt: skip
 
 
 def cmid_resnet50(

@@ -102,9 +102,8 @@ def read_source(
         state = weights.get_training_state()
         return _of_training(str(weights), state, side or 'student', dict(weights.meta))
     if isinstance(weights, WeightsEnum):
-        state = weights.get_state_dict(
-            progress=True, check_hash=True, weights_only=True
-        )
+        options = {'progress': True, 'check_hash': True, 'weights_only': True}
+        state = weights.get_state_dict(**options)
         model = weights.meta.get('model')
         return Source(str(weights), dict(state), model, dict(weights.meta))
     if isinstance(weights, Mapping):
@@ -131,11 +130,8 @@ def saved_bands(content: Mapping[str, Any]) -> Any:
     """
     metadata = content.get('hyper_parameters') or {}
     bands = metadata.get('bands')
-    if (
-        not isinstance(bands, list | tuple)
-        or VERSION in content
-        or 'global_pool' in metadata
-    ):
+    newer = VERSION in content or 'global_pool' in metadata
+    if newer or not isinstance(bands, list | tuple):
         return bands
     positions = list(range(1, len(bands) + 1))
     return positions if list(bands) == [f'B{place}' for place in positions] else bands
@@ -172,10 +168,8 @@ def get_weight(name: str | WeightsEnum) -> WeightsEnum:
 
 def _read_content(name: str, content: dict[str, Any], side: Any) -> Source:
     """Tell what kind of checkpoint this is by the names in it."""
-    tensors = {
-        re.sub(r'^((module|_orig_mod)\.)+', '', key): tensor
-        for key, tensor in tensors_in(content).items()
-    }
+    found, wrapped = tensors_in(content), r'^((module|_orig_mod)\.)+'
+    tensors = {re.sub(wrapped, '', key): tensor for key, tensor in found.items()}
     metadata = content.get('hyper_parameters')
     metadata = dict(metadata) if isinstance(metadata, Mapping) else {}
     if metadata.get('bands'):
