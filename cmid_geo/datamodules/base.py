@@ -153,10 +153,8 @@ def collate_boxes(samples: list[Sample]) -> dict[str, Any]:
             'to one size by size=, and choose bands that all have by bands='
         )
     columns = {key: [sample[key] for sample in samples] for key in samples[0]}
-    return {
-        key: column if key in LISTED else torch.stack(column)
-        for key, column in columns.items()
-    }
+    stacked = {key: torch.stack(columns[key]) for key in columns if key not in LISTED}
+    return columns | stacked
 
 
 @rank_zero_only

@@ -74,17 +74,14 @@ class ChangeDataModule(SceneDataModule):
             length: Chips in a training epoch, over all processes.
             batch_size: Samples in a batch of training, in each process.
             num_workers: Processes that load data, for each process that trains.
-            bands: Bands in the order wanted: positions from 1 or, of scenes, names. All where the default is
-                None.
-            low: Raw value, or one a band, that becomes 0.
-            high: Raw value, or one a band, that becomes 1. Where the default is None, by default 0 and 255 for
-                uint8, else the 2nd and 98th percentiles of what is trained on.
+            bands: Bands in the order wanted: positions from 1 or, of scenes, names; where None, all.
+            low: Raw value, or one a band, that becomes 0; where None, 0 for uint8, else the training data's 2nd percentile.
+            high: Raw value, or one a band, that becomes 1; where None, 255 for uint8, else the training data's 98th percentile.
             val_places: Names of places to validate on; by default those to train on, which tells
                 whether training works but not whether it generalises.
             test_places: Names of places to test on; by default those of validation.
             label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
-            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
-                ``seed_everything`` sets.
+            seed: Seed of all that is drawn; where None, ``torch.initial_seed()``, which ``seed_everything`` sets.
             min_valid: Least fraction of a training chip that must be valid, in [0, 1].
             augment: Whether to augment training batches on the device.
             zoom: Smallest and largest enlargement of training chips.
@@ -167,9 +164,8 @@ class ChangeDataModule(SceneDataModule):
                 f'{sorted(held["val"] & held["test"])} are in val_places= and in test_places=: what '
                 'decides about the training cannot test it; name each once'
             )
-        train = [
-            name for name in pairs.places if name not in held['val'] | held['test']
-        ]
+        out = held['val'] | held['test']
+        train = [name for name in pairs.places if name not in out]
         if not train:
             raise ValueError(
                 'all places are held out by val_places= and test_places=: leave one to train on'

@@ -6,10 +6,10 @@
 import functools
 from pathlib import Path
 
-import torch.nn.functional as F
 from torch.utils.data import Subset
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets.utils import Sample
+from torchvision.transforms.v2 import functional as transforms
 
 from ..datasets.image_folder import ImageFolders
 from ..datasets.label_fraction import check_fraction, hold_out
@@ -46,17 +46,15 @@ class ImageFolderDataModule(ScaledDataModule, NonGeoDataModule):
             size: Side that images are brought to, in pixels, a multiple of 32 for most networks.
             batch_size: Samples in a batch of training, in each process.
             num_workers: Processes that load data, for each process that trains.
-            low: Raw value, or one a band, that becomes 0.
-            high: Raw value, or one a band, that becomes 1. Where the default is None, by default 0 and 255 for
-                uint8, else the 2nd and 98th percentiles of what is trained on.
+            low: Raw value, or one a band, that becomes 0; where None, 0 for uint8, else the training data's 2nd percentile.
+            high: Raw value, or one a band, that becomes 1; where None, 255 for uint8, else the training data's 98th percentile.
             val_fraction: Fraction of the training images that is held out, where there are none to validate on, in
                 (0, 1), of each class alike.
             label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
             augment: Whether to augment training batches on the device.
             scale: Smallest and largest area of a training crop, as fractions of the image's, enlarged to all of
                 it; None for whole images.
-            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
-                ``seed_everything`` sets.
+            seed: Seed of all that is drawn; where None, ``torch.initial_seed()``, which ``seed_everything`` sets.
 
         Raises:
             ValueError: If *high* is not above *low*, or a fraction is out of range.
@@ -90,9 +88,8 @@ class ImageFolderDataModule(ScaledDataModule, NonGeoDataModule):
 
     def _open(self, split: str) -> ImageFolders:
         """Open a split, and refuse one of other classes: its labels would be others."""
-        found = ImageFolders(
-            self.root / split, functools.partial(resize_image, size=self.size)
-        )
+        resize = functools.partial(resize_image, size=self.size)
+        found = ImageFolders(self.root / split, resize)
         if split == 'train':
             self.classes = found.classes
         differ = sorted({*found.classes} ^ {*(self.classes or ())})
@@ -114,9 +111,4 @@ def resize_image(sample: Sample, size: int) -> Sample:
     Returns:
         The sample with ``image`` (C, size, size).
     """
-    image = sample['image']
-    if image.shape[1:] != (size, size):
-        image = F.interpolate(
-            image[None], (size, size), mode='bilinear', antialias=True
-        )[0]
-    return sample | {'image': image}
+    return sample | {'image': transforms.resize(sample['image'], [size, size])}

@@ -65,16 +65,13 @@ class CocoDataModule(ScaledDataModule, NonGeoDataModule):
             test: Name of those to test and predict on; None if there are none.
             images: Folder of a split in *root*.
             annotations: JSON of a split in *root*.
-            bands: Bands in the order wanted: positions from 1 or, of scenes, names. All where the default is
-                None.
-            low: Raw value, or one a band, that becomes 0.
-            high: Raw value, or one a band, that becomes 1. Where the default is None, by default 0 and 255 for
-                uint8, else the 2nd and 98th percentiles of what is trained on.
+            bands: Bands in the order wanted: positions from 1 or, of scenes, names; where None, all.
+            low: Raw value, or one a band, that becomes 0; where None, 0 for uint8, else the training data's 2nd percentile.
+            high: Raw value, or one a band, that becomes 1; where None, 255 for uint8, else the training data's 98th percentile.
             val_fraction: Fraction of the training images that is held out, where there are none to validate on, in
                 (0, 1), of each class alike.
             label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
-            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
-                ``seed_everything`` sets.
+            seed: Seed of all that is drawn; where None, ``torch.initial_seed()``, which ``seed_everything`` sets.
             flips: Whether to flip half of the training images; with *turns* in all directions.
             turns: Whether to rotate training images by quarter turns; those that are not square make
                 half turns only.
@@ -116,10 +113,8 @@ class CocoDataModule(ScaledDataModule, NonGeoDataModule):
 
     def _open(self, split: str) -> CocoDetection:
         """Open a split as the training images are."""
-        folder, file = (
-            self.root / pattern.format(split=split)
-            for pattern in (self.images, self.annotations)
-        )
+        folder = self.root / self.images.format(split=split)
+        file = self.root / self.annotations.format(split=split)
         dataset = CocoDetection(folder, file, classes=self.classes, **self.kwargs)
         self.classes = dataset.classes
         if self.statistics is not None:
@@ -136,8 +131,7 @@ class CocoDataModule(ScaledDataModule, NonGeoDataModule):
         self._learn(found)
         self.dataset, whole.fill = whole, found.low
         self.train_dataset = Subset(whole, drawn)
-        self.val_dataset = (
-            Subset(whole, held) if self.val is None else self._open(self.val)
-        )
+        kept = self.val is None
+        self.val_dataset = Subset(whole, held) if kept else self._open(self.val)
         boxes = dict(zip(whole.classes[1:], whole.counts()[drawn].sum(0).tolist()))
         show(f'{len(drawn)} images to train on, with boxes: {boxes}')

@@ -65,14 +65,11 @@ class OrientedDataModule(ScaledDataModule, NonGeoDataModule):
             overlap: Of neighbouring chips, in pixels.
             batch_size: Samples in a batch of training, in each process.
             num_workers: Processes that load data, for each process that trains.
-            bands: Bands in the order wanted: positions from 1 or, of scenes, names. All where the default is
-                None.
-            low: Raw value, or one a band, that becomes 0.
-            high: Raw value, or one a band, that becomes 1. Where the default is None, by default 0 and 255 for
-                uint8, else the 2nd and 98th percentiles of what is trained on.
+            bands: Bands in the order wanted: positions from 1 or, of scenes, names; where None, all.
+            low: Raw value, or one a band, that becomes 0; where None, 0 for uint8, else the training data's 2nd percentile.
+            high: Raw value, or one a band, that becomes 1; where None, 255 for uint8, else the training data's 98th percentile.
             label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
-            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
-                ``seed_everything`` sets.
+            seed: Seed of all that is drawn; where None, ``torch.initial_seed()``, which ``seed_everything`` sets.
             min_share: Least fraction of a box in a chip, in (0, 1].
             skip_empty: Whether to leave out training chips without boxes.
             augment: Whether to augment training batches on the device.
@@ -179,8 +176,7 @@ class DOTADataModule(OrientedDataModule):
             batch_size: Samples in a batch of training, in each process.
             num_workers: Processes that load data, for each process that trains.
             label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
-            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
-                ``seed_everything`` sets.
+            seed: Seed of all that is drawn; where None, ``torch.initial_seed()``, which ``seed_everything`` sets.
             min_share: Least fraction of a box in a chip, in (0, 1].
             skip_empty: Whether to leave out training chips without boxes.
             augment: Whether to augment training batches on the device.
@@ -213,11 +209,8 @@ class DOTADataModule(OrientedDataModule):
     def _pairs(self, split: str) -> list[Pair]:
         """Images of a split and their labels."""
         table = self._dota('train' if split == 'train' else 'val').sample_df
-        root = Path(self.root)
-        return [
-            (root / image, root / labels)
-            for image, labels in zip(table['image_path'], table['annotation_path'])
-        ]
+        root, paths = Path(self.root), table[['image_path', 'annotation_path']].values
+        return [(root / image, root / labels) for image, labels in paths]
 
     def _dota(self, split: Any) -> DOTA:
         """TorchGeo's dataset, which finds, checks and downloads the files."""

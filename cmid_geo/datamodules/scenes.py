@@ -75,18 +75,15 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
             batch_size: Samples in a batch of training, in each process.
             num_workers: Processes that load data, for each process that trains.
             dates: Dates of a chip.
-            bands: Bands in the order wanted: positions from 1 or, of scenes, names. All where the default is
-                None.
-            low: Raw value, or one a band, that becomes 0.
-            high: Raw value, or one a band, that becomes 1. Where the default is None, by default 0 and 255 for
-                uint8, else the 2nd and 98th percentiles of what is trained on.
+            bands: Bands in the order wanted: positions from 1 or, of scenes, names; where None, all.
+            low: Raw value, or one a band, that becomes 0; where None, 0 for uint8, else the training data's 2nd percentile.
+            high: Raw value, or one a band, that becomes 1; where None, 255 for uint8, else the training data's 98th percentile.
             val_paths: Scenes to validate and test on, like *paths*; by default the same. Their bands are
                 taken by name, in the order of those of *paths*.
             val_length: Chips to validate and test on; by default a tenth of *length*, at least a
                 batch.
             min_valid: Least fraction of a chip that must be valid, in [0, 1].
-            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
-                ``seed_everything`` sets.
+            seed: Seed of all that is drawn; where None, ``torch.initial_seed()``, which ``seed_everything`` sets.
             crs: Coordinate reference system, such as EPSG:32633; the first scene's by default.
             res: Pixel size in units of *crs*; the first scene's by default.
             band_regex: Finds the band in the names of single-band files, in a group ``band``.
@@ -180,9 +177,8 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
 
     def _estimate(self, scenes: SceneDataset, size: int, told: str) -> None:
         """Estimate the value range of the training scenes, and show it."""
-        found = estimate_statistics(
-            scenes, self.low, self.high, size, min_valid=self.min_valid
-        )
+        given = self.low, self.high, size
+        found = estimate_statistics(scenes, *given, min_valid=self.min_valid)
         self._learn(found)
         show(f'{told} raw values low and high become 0 and 1:\n{found}')
 

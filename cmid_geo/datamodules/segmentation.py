@@ -67,19 +67,16 @@ class SegmentationDataModule(SceneDataModule):
             length: Chips in a training epoch, over all processes.
             batch_size: Samples in a batch of training, in each process.
             num_workers: Processes that load data, for each process that trains.
-            bands: Bands in the order wanted: positions from 1 or, of scenes, names. All where the default is
-                None.
-            low: Raw value, or one a band, that becomes 0.
-            high: Raw value, or one a band, that becomes 1. Where the default is None, by default 0 and 255 for
-                uint8, else the 2nd and 98th percentiles of what is trained on.
+            bands: Bands in the order wanted: positions from 1 or, of scenes, names; where None, all.
+            low: Raw value, or one a band, that becomes 0; where None, 0 for uint8, else the training data's 2nd percentile.
+            high: Raw value, or one a band, that becomes 1; where None, 255 for uint8, else the training data's 98th percentile.
             ignore_index: Label of what has none; tell it to the task as well.
             label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
             augment: Whether to augment training batches on the device.
             scale: Smallest and largest area of a training crop, as fractions of the image's, enlarged to all of
                 it; None for whole images.
             min_valid: Least fraction of a training chip that must have a label, in [0, 1].
-            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
-                ``seed_everything`` sets.
+            seed: Seed of all that is drawn; where None, ``torch.initial_seed()``, which ``seed_everything`` sets.
             crs: Coordinate reference system, such as EPSG:32633; the first scene's by default.
             res: Pixel size in units of *crs*; the first scene's by default.
             zero_is_nodata: Whether pixels with 0 in all bands are invalid even if no file says so.

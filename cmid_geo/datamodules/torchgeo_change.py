@@ -86,10 +86,9 @@ class _Pairs(ScaledDataModule):
                 f'{length} crops an epoch are less than a batch of {self.batch_size}: raise length=, or '
                 'lower batch_size='
             )
+        again = length > len(drawn)
         self.train_dataset = few
-        self.train_sampler = RandomSampler(
-            few, replacement=length > len(drawn), num_samples=length
-        )
+        self.train_sampler = RandomSampler(few, again, num_samples=length)
 
 
 class LEVIRCDDataModule(_Pairs, torchgeo.datamodules.LEVIRCDDataModule):
@@ -117,8 +116,7 @@ class LEVIRCDDataModule(_Pairs, torchgeo.datamodules.LEVIRCDDataModule):
             num_workers: Processes that load data, for each process that trains.
             length: Chips in a training epoch, over all processes.
             label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
-            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
-                ``seed_everything`` sets.
+            seed: Seed of all that is drawn; where None, ``torch.initial_seed()``, which ``seed_everything`` sets.
             **kwargs: Of :class:`~torchgeo.datasets.LEVIRCD`.
 
         Raises:
@@ -182,23 +180,20 @@ class OSCDDataModule(_Pairs, torchgeo.datamodules.OSCDDataModule):
             num_workers: Processes that load data, for each process that trains.
             length: Chips in a training epoch, over all processes.
             label_fraction: Fraction of the training labels to learn from, in (0, 1], of each class alike.
-            seed: Of all that is drawn. Where it may be None, that is ``torch.initial_seed()``, which
-                ``seed_everything`` sets.
+            seed: Seed of all that is drawn; where None, ``torch.initial_seed()``, which ``seed_everything`` sets.
             **kwargs: Of :class:`~torchgeo.datasets.OSCD`.
 
         Raises:
             ValueError: If the fraction is out of range.
         """
         super().__init__(batch_size, patch_size, val_split_pct, num_workers, **kwargs)
-        centre, spread = (
-            torch.tensor([of[band] for band in self.bands]) for of in (MEAN, STD)
-        )
+        centre = torch.tensor([MEAN[band] for band in self.bands])
+        spread = torch.tensor([STD[band] for band in self.bands])
         low = (centre - 2 * spread).clamp_min(0)
         high = centre + 2 * spread
         values = (low, high, (centre - low) / (high - low), spread / (high - low))
-        found = ValueRange(
-            tuple(self.bands), *(tuple(value.tolist()) for value in values)
-        )
+        values = (tuple(value.tolist()) for value in values)
+        found = ValueRange(tuple(self.bands), *values)
         # Cities differ in size: crops are cut before there is a batch
         self._prepare(found, length, label_fraction, seed, PairAugmentation())
 
@@ -237,12 +232,11 @@ def random_crop(sample: Sample, size: tuple[int, int]) -> Sample:
     sides = sample['image'].shape[-2:]
     spare = [max(0, side - cut) for side, cut in zip(sides, size, strict=True)]
     corner = [int(torch.randint(most + 1, ())) for most in spare]
-    layers = sample | {'valid': torch.ones(1, *sides, dtype=torch.bool)}
-    cropped = {
-        name: transforms.crop_image(layers[name], *corner, *size)
-        for name in ('image', 'mask', 'valid')
-    }
-    return cropped | {'valid': cropped['valid'][0]}
+    image, mask, valid = (
+        transforms.crop_image(layer, *corner, *size)
+        for layer in (sample['image'], sample['mask'], torch.ones(1, *sides).bool())
+    )
+    return {'image': image, 'mask': mask, 'valid': valid[0]}
 
 
 def pad(layers: Tensor) -> Tensor:
