@@ -15,15 +15,8 @@ from rasterio import shutil  # ty: ignore
 
 from ..datasets.filenames import printable
 from ..datasets.grids import Grid
-from ..datasets.rasters import make_window, open_raster
+from ..datasets.rasters import open_raster
 from .outputs import Layer
-
-#: How values are told from their neighbours before they are compressed.
-_PREDICTORS = {
-    'float16': 'NO',
-    'float32': 'FLOATING_POINT',
-    'float64': 'FLOATING_POINT',
-}
 
 #: Most bytes of a block, all bands of it.
 BLOCK = 2**22
@@ -47,15 +40,13 @@ class RasterFile:
         self.layer, self.grid = layer, grid
         self.path, self._raw = folder / name, folder / f'raw_{name}'
         self.block = block_side(layer.count, layer.dtype)
-        options: dict[str, Any] = {
-            'driver': 'GTiff', 'width': grid.width, 'height': grid.height, 'count': layer.count,
-            'dtype': layer.dtype, 'nodata': layer.nodata, 'transform': grid.transform,
-            'crs': grid.crs, 'tiled': True, 'blockxsize': self.block,
-            'blockysize': self.block, 'bigtiff': 'if_safer', 'sparse_ok': True,
-            'photometric': 'minisblack', 'interleave': 'pixel',
-        }  # fmt: skip
         # Blocks that are written twice would leave holes in a compressed file
-        self._file = rasterio.open(self._raw, 'w', **options)
+        self._file = rasterio.open(
+            self._raw, 'w', driver='GTiff', width=grid.width, height=grid.height, count=layer.count,
+            dtype=layer.dtype, nodata=layer.nodata, transform=grid.transform, crs=grid.crs,
+            tiled=True, blockxsize=self.block, blockysize=self.block, bigtiff='if_safer',
+            sparse_ok=True, photometric='minisblack', interleave='pixel',
+        )  # fmt: skip
 
     def write(self, corner: tuple[int, int], bands: np.ndarray) -> None:
         """Write a part.
@@ -65,7 +56,7 @@ class RasterFile:
             bands: What :meth:`Layer.finish` gives.
         """
         (row, col), (height, width) = corner, bands.shape[1:]
-        window = make_window(col, row, width, height)
+        window = (row, row + height), (col, col + width)
         self._file.write(bands[: self.layer.count], window=window)
         if self.layer.masked:
             with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
@@ -84,12 +75,12 @@ class RasterFile:
         self._file.close()
         classes = bool(self.layer.classes)
         whole = np.issubdtype(self.layer.dtype, np.integer)
+        # GDAL 3.12 can neither predict float16 nor make overviews of it
+        half = self.layer.dtype == 'float16'
         shutil.copy(
             self._raw, self.path, driver='COG', blocksize=self.block, compress='DEFLATE',
-            predictor='NO' if classes else _PREDICTORS.get(self.layer.dtype, 'STANDARD'),
-            overview_resampling='NEAREST' if whole else 'AVERAGE',
-            # GDAL 3.12 can make none of float16
-            overviews='NONE' if self.layer.dtype == 'float16' else 'AUTO',
+            predictor='NO' if classes or half else 'YES',
+            overview_resampling='NEAREST' if whole else 'AVERAGE', overviews='NONE' if half else 'AUTO',
             bigtiff='IF_SAFER', num_threads='ALL_CPUS',
         )  # fmt: skip
         self._raw.unlink()
@@ -170,7 +161,7 @@ def is_cut_off(path: Path) -> bool:
     """
     try:
         with open_raster(str(path)) as file:
-            last = make_window(file.width - 1, file.height - 1, 1, 1)
+            last = (file.height - 1, file.height), (file.width - 1, file.width)
             file.read(window=last)
             file.dataset_mask(window=last)
     except rasterio.errors.RasterioError:
