@@ -3,12 +3,14 @@
 
 """Writing of maps while the network predicts, by one process or several together."""
 
+import contextlib
 import json
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ WATCHED = 4
 
 #: How many batches wait to be written.
 WAITING = 2
+
+#: Why a scene has no map where the Trainer was told to stop before its end.
+UNFINISHED = 'not all of its windows were predicted'
 
 
 class RangeWatch:
@@ -59,27 +64,25 @@ class RangeWatch:
         """
         if self.limits is None:
             return
-        values = image[..., valid].cpu()
-        self._seen += [values] if values.numel() else []
-        if is_last or len(self._seen) == WATCHED:
-            self._tell(*self.limits)
+        if valid.any():
+            self._seen.append(image[..., valid].cpu())
+        if self._seen and (is_last or len(self._seen) == WATCHED):
+            self._tell(*(torch.tensor(limit).view(-1, 1) for limit in self.limits))
             self.limits, self._seen = None, []
 
-    def _tell(self, *limits: list[float] | float) -> None:
-        values = torch.cat(self._seen, -1) if self._seen else torch.zeros(0)
-        low, high = (torch.tensor(limit).view(-1, 1) for limit in limits)
+    def _tell(self, low: Tensor, high: Tensor) -> None:
+        values = torch.cat(self._seen, -1)
         outside = ((values < low) | (values > high)).double().mean().item()
-        # Nothing at all is no half
-        if not outside > 0.5:
+        if outside <= 0.5:
             return
         # One that all bands share is said once
-        low, high = (
-            limit if len(set(each.flatten().tolist())) > 1 else each[0].item()
-            for each, limit in zip((low, high), limits, strict=True)
-        )
+        shown = [
+            each.flatten().tolist() if len(each.unique()) > 1 else each[0].item()
+            for each in (low, high)
+        ]
         warnings.warn(
             f'{100 * outside:.0f} % of the values of {self.name} in its first windows, from '
-            f'{values.min():g} to {values.max():g}, lie outside of {low} to {high}, which the network knows as '
+            f'{values.min():g} to {values.max():g}, lie outside of {shown[0]} to {shown[1]}, which the network knows as '
             '0 and 1, and are clamped: the map can say little. Give the raw values of this scene that stand '
             'for 0 and 1 by --low and --high (low= and high=)',
             stacklevel=2,
@@ -181,9 +184,8 @@ class RasterInMaking(MapInMaking):
                 self._write(key, spill.take(key))
         for region, arrays in self._blender.join(spills):
             self._write(region.key, arrays)
-        if self.job.product.components:
-            file = write_components(self._files[0], self.job.product.components)
-            self._files = [file]
+        if components := self.job.product.components:
+            self._files = [write_components(self._files[0], components)]
         closed = [file.close(self.job.notes) for file in self._files]
         beside = [path.with_name(f'{path.name}.aux.xml') for path in closed]
         return [*(path for path in beside if path.exists()), *closed]
@@ -255,7 +257,8 @@ class Maps:
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
         self._done = 0
-        pixels = sum(job.pixels for job in windows.jobs)
+        grids = [job.source.grid for job in windows.jobs]
+        pixels = sum(grid.width * grid.height for grid in grids)
         name = shown if isinstance(shown, str) else None
         self._bar = tqdm(total=pixels, unit='px', unit_scale=True, disable=not shown, desc=name)  # fmt: skip
 
@@ -275,8 +278,7 @@ class Maps:
         self._bar.update(pixels - self._bar.n)
 
     def _write(self, predictions: Tensor | list[Any], batch: Batch) -> None:
-        names = 'index', 'error', 'valid', 'image'
-        columns = [batch[name] for name in names]
+        columns = itemgetter('index', 'error', 'valid', 'image')(batch)
         for index, *window in zip(*columns, predictions, strict=True):
             number, place = self.windows.locate(index)
             if number not in self.failed:
@@ -333,13 +335,9 @@ class Maps:
         """
         while self._waiting:
             self._waiting.popleft().result()
-        for number, making in list(self._making.items()):
-            if making.left:
-                self.failed[number] = ValueError(
-                    'not all of its windows were predicted'
-                )
-                self._making.pop(number).drop()
-        return {number: making.spill for number, making in self._making.items()}
+        making = self._making.items()
+        self.failed |= {n: ValueError(UNFINISHED) for n, each in making if each.left}
+        return {n: each.spill for n, each in making if not each.left}
 
     def put_together(
         self, spills: Sequence[dict[int, Spill]], failed: set[int]
@@ -387,17 +385,15 @@ def write_job(
     device = mapper.device
     windows = Windows([job], batch_size, num_workers, pin_memory=device.type == 'cuda')
     lock = job.begin()
+    shown = job.out.name if progress is True else progress
     try:
-        maps = Maps(windows, job.out.name if progress is True else progress)
-        try:
+        with contextlib.closing(Maps(windows, shown)) as maps:
             for number, batch in enumerate(windows):
                 moved = mapper.transfer_batch_to_device(batch, device, 0)
                 maps.add(mapper.predict_step(moved, number), batch)
                 if maps.failed:
                     break
             maps.wait()
-        finally:
-            maps.close()
     finally:
         job.end(lock)
     if maps.failed:
@@ -419,7 +415,7 @@ class MapWriter(Callback):
             progress: Whether to show a bar, with pixels a second of all processes together.
         """
         self.progress = progress
-        self._maps: Maps | None = None
+        self._maps: Any = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin; the Trainer shall not keep what is written."""
@@ -451,17 +447,13 @@ class MapWriter(Callback):
             batch_idx: Not used.
             dataloader_idx: Not used.
         """
-        if self._maps is not None:
-            self._maps.add(outputs, batch)
+        self._maps.add(outputs, batch)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put maps together that several processes had windows of, and say what came of all."""
         maps, tally = self._maps, _data_of(trainer).tally
-        if maps is None:
-            return
         spills = _gather(trainer, maps.wait())
-        failed = _gather(trainer, set(maps.failed))
-        maps.put_together(spills, set().union(*failed))
+        maps.put_together(spills, set().union(*_gather(trainer, set(maps.failed))))
         made = set().union(*_gather(trainer, maps.made))
         told = {number: reason(error) for number, error in maps.failed.items()}
         whys = {n: why for each in _gather(trainer, told) for n, why in each.items()}
@@ -469,20 +461,15 @@ class MapWriter(Callback):
             if number in made:
                 tally.made.append(job.out)
             else:
-                why = whys.get(number, 'not all of its windows were predicted')
-                tally.failed[job.source.name] = why
-        self._close()
+                tally.failed[job.source.name] = whys.get(number, UNFINISHED)
+        maps.close()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Give up what will not be finished."""
-        self._close()
-
-    def _close(self) -> None:
         if self._maps is not None:
             self._maps.close()
-        self._maps = None
 
 
 def _data_of(trainer: Trainer) -> Any:
