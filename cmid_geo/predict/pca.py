@@ -111,27 +111,22 @@ def embed_scene(
     mapper, source = SceneMapper(task, stride=stride), SceneSource((dataset.scenes[scene],))  # fmt: skip
     col, row, width, height = part or (0, 0, source.grid.width, source.grid.height)
     rows, cols = ((side // CELL + 1) * CELL for side in (height, width))
-    dim, edge = mapper.product.channels or 1, mapper.margin + margin
-    features = torch.zeros(dim, rows // stride, cols // stride)
+    side, edge = min(tile, max(rows, cols)), mapper.margin + margin
+    inner = slice(margin // stride, (margin + side) // stride)
     # Places around corners of pixels, not in the middle of them
     corner_row, corner_col = (first - edge - stride // 2 for first in (row, col))
+    found: list[Tensor] = []
     with mapper.running(task.device):
-        for top in range(0, rows, tile):
-            for left in range(0, cols, tile):
-                side = min(tile, max(rows - top, cols - left))
-                image, valid = (
-                    torch.from_numpy(each)[None].to(task.device)
-                    for each in source.read(
-                        corner_row + top, corner_col + left, side + 2 * edge
-                    )
-                )
-                inner = slice(margin // stride, (margin + side) // stride)
-                found = mapper(image, valid)[0, :, inner, inner]
-                place = features[:, top // stride :, left // stride :]
-                place = place[:, : side // stride, : side // stride]
-                place.copy_(found[:, : place.shape[1], : place.shape[2]])
-    sample = dataset[Chip((scene,), col, row, width, height)]
-    return features, sample['valid']
+        for top in range(0, rows, side):
+            across = []
+            for left in range(0, cols, side):
+                seen = source.read(corner_row + top, corner_col + left, side + 2 * edge)
+                batch = (torch.from_numpy(each)[None].to(task.device) for each in seen)
+                across.append(mapper(*batch)[0, :, inner, inner].cpu())
+            found.append(torch.cat(across, 2))
+    # The last tiles reach beyond the scene
+    features = torch.cat(found, 1)[:, : rows // stride, : cols // stride]
+    return features, dataset[Chip((scene,), col, row, width, height)]['valid']
 
 
 def principal_colours(

@@ -130,10 +130,8 @@ def merge_objects(
     polygons = shapely.polygons(ranked['corners'])
     kept = np.zeros(len(ranked), np.bool_)
     for label in np.unique(ranked['label']):
-        places = np.flatnonzero(ranked['label'] == label)
-        kept[places] = _greedy(
-            polygons[places], ranked['cut'][places], nms_thresh, fragment
-        )
+        own = ranked['label'] == label
+        kept[own] = _greedy(polygons[own], ranked['cut'][own], nms_thresh, fragment)
     merged = ranked[kept]
     return merged[_order(merged)]
 
@@ -205,9 +203,8 @@ def write_objects(
     named = [
         str(label) if names is None else names[label] for label in objects['label']
     ]
-    col, row = np.moveaxis(objects['corners'], -1, 0)
     t = grid.transform
-    ground = np.stack([t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f], -1)
+    ground = objects['corners'] @ [[t.a, t.d], [t.b, t.e]] + (t.c, t.f)
     table = gpd.GeoDataFrame(
         {'class': named, 'label': objects['label'], 'score': objects['score']},
         geometry=shapely.polygons(ground),
