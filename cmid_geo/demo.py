@@ -118,21 +118,15 @@ def train(task: CMID, datamodule: SceneDataModule, folder: Path, steps: int) -> 
         'the queue), the cost of guessing. In so few steps it and key_rank fall little after that.\n',
         flush=True,
     )
+    loggers = CSVLogger(folder, 'logs', ''), TensorBoardLogger(folder, 'logs', '')
+    keep = ModelCheckpoint(folder, 'checkpoint', enable_version_counter=False)
     trainer = Trainer(
         accelerator='auto',
         devices=1,
         max_steps=steps,
         max_epochs=1,
-        logger=[
-            CSVLogger(folder, name='logs', version=''),
-            TensorBoardLogger(folder, 'logs', ''),
-        ],
-        callbacks=[
-            ModelCheckpoint(
-                folder, filename='checkpoint', enable_version_counter=False
-            ),
-            TQDMProgressBar(refresh_rate=1),
-        ],
+        logger=loggers,
+        callbacks=[keep, TQDMProgressBar()],
         log_every_n_steps=1,
         enable_model_summary=False,
     )
@@ -154,15 +148,14 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
     matplotlib.use('Agg')
     bands = datamodule.bands or ()
     torch.manual_seed(0)
-    batch = datamodule.on_after_batch_transfer(
-        next(iter(datamodule.val_dataloader())), 0
-    )
+    chips = next(iter(datamodule.val_dataloader()))
+    batch = datamodule.on_after_batch_transfer(chips, 0)
     first, second = task.augmentations(batch['image'], batch['valid'])
     task.eval()
     offset = task.student.backbone.field_offset
-    plot_views(
-        first, second, bands, task.hparams['matches'], field_offset=offset
-    ).savefig(folder / 'views.png')
+    matches = task.hparams['matches']
+    views = plot_views(first, second, bands, matches, field_offset=offset)
+    views.savefig(folder / 'views.png')
     plot_reconstructions(task, first, bands).savefig(folder / 'reconstructions.png')
     plot_curves(metrics, task.hparams['queue_size']).savefig(folder / 'curves.png')
 

@@ -41,22 +41,18 @@ def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int)
             bands, metadata['low'], metadata['high'], metadata['mean'], metadata['std']
         )
     )
-    return CARD.read_text(encoding='utf-8').format(
-        model=metadata['model'],
-        bands=_as_text(', '.join(bands)),
-        source=metadata['source'],
-        file=backbone.name,
-        in_channels=metadata['in_channels'],
-        data=_as_text(data),
-        steps=provenance.get('steps', 'an unknown number of'),
-        images=images,
-        size=hparams['size'],
-        queue_size=hparams['queue_size'],
-        version=provenance['cmid_geo'],
-        torch=torch.__version__,
-        rows=rows,
-        course=_course(metrics, hparams['queue_size']),
-    )
+    about = metadata | {
+        'hparams': hparams,
+        'provenance': {'steps': 'an unknown number of'} | provenance,
+        'bands': _as_text(', '.join(bands)),
+        'file': backbone.name,
+        'data': _as_text(data),
+        'images': images,
+        'torch': torch.__version__,
+        'rows': rows,
+        'course': _course(metrics, hparams['queue_size']),
+    }
+    return CARD.read_text(encoding='utf-8').format_map(about)
 
 
 def _as_text(text: str) -> str:

@@ -38,14 +38,8 @@ def subplots(
     """
     from matplotlib import pyplot as plt
 
-    return plt.subplots(
-        rows,
-        columns,
-        figsize=(width, height),
-        squeeze=False,
-        layout='constrained',
-        **options,
-    )
+    figure = plt.figure(figsize=(width, height), layout='constrained')
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def show(

@@ -24,6 +24,16 @@ from ..tasks import CMID
 from ..transforms import View
 from .predictions import show, stretch, subplots
 
+#: What is drawn of a run, by the name under which it is logged.
+LABELS = {
+    'train_reconstruction': 'reconstruction loss',
+    'train_global': 'global loss',
+    'global_chance': 'guessing: log(1 + keys in the queue)',
+    'train_local': 'local loss',
+    'teacher_entropy': "teacher's entropy",
+    'key_rank': 'mean rank',
+}
+
 
 def display_bands(bands: Sequence[str]) -> list[int]:
     """Find the bands to show as red, green and blue.
@@ -69,14 +79,10 @@ def plot_views(
     samples = min(samples, len(first.image))
     figure, axes = subplots(samples, 4, 14, 3.6 * samples)
     figure.suptitle('Two views of each chip; lines link cells of the same ground')
-    cells, partners = nearest_cells(
-        first.positions,
-        second.positions,
-        matches,
-        first.valid_cells,
-        second.valid_cells,
-    )
-    seen = [hide_cells(each.image, each.mask, each.valid) for each in (first, second)]
+    views = first, second
+    valid = [each.valid_cells for each in views]
+    cells, partners = nearest_cells(first.positions, second.positions, matches, *valid)
+    seen = [hide_cells(each.image, each.mask, each.valid) for each in views]
     columns = {
         'view 1, plain': (first.image, first.image),
         'view 2, strong': (second.image, second.image),
@@ -95,9 +101,9 @@ def plot_views(
                 *ends, 'data', 'data', axesA=left, axesB=right, color=colour, lw=1.2
             )
             figure.add_artist(line)
-            for axis, (x, y) in zip((left, right), ends, strict=True):
+            for axis, end in zip((left, right), ends, strict=True):
                 axis.plot(
-                    x, y, 'o', color=colour, markersize=5, markeredgecolor='white'
+                    *end, 'o', color=colour, markeredgecolor='white', markersize=5
                 )
     return figure
 
@@ -186,27 +192,15 @@ def plot_curves(metrics: Path, queue_size: int) -> Figure:
     value, full = read_metrics(metrics, queue_size)
     step = value['step']
     since = step[full][0] if full.any() else None
-    panels = (
-        ('reconstruction', {'train_reconstruction': 'reconstruction loss'}),
-        (
-            'global: rises while the queue fills',
-            {
-                'train_global': 'global loss',
-                'global_chance': 'guessing: log(1 + keys in the queue)',
-            },
-        ),
-        (
-            "local: cannot fall below the teacher's entropy",
-            {'train_local': 'local loss', 'teacher_entropy': "teacher's entropy"},
-        ),
-        (
-            f'rank of the true key among {queue_size} (1 is best)',
-            {'key_rank': 'mean rank'},
-        ),
-    )
+    panels = {
+        'reconstruction': ['train_reconstruction'],
+        'global: rises while the queue fills': ['train_global', 'global_chance'],
+        "local: stays above the teacher's entropy": ['train_local', 'teacher_entropy'],
+        f'rank of the true key among {queue_size} (1 is best)': ['key_rank'],
+    }
     figure, axes = subplots(2, 2, 11, 7, sharex=True)
-    for axis, (title, curves) in zip(axes.flat, panels):
-        _panel(axis, step, {label: value[name] for name, label in curves.items()})
+    for axis, (title, names) in zip(axes.flat, panels.items(), strict=True):
+        _panel(axis, step, {LABELS[name]: value[name] for name in names})
         if since is not None and title.startswith(('global', 'rank')):
             axis.axvline(since, color='grey', ls=':', label='queue full')
         axis.set_title(title)
