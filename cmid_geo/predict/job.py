@@ -26,7 +26,7 @@ from .inputs import SceneFiles, SceneSource, open_source
 from .outputs import Product
 from .predictor import SceneMapper
 from .tiling import Tiling, cut_scene
-from .vectors import read_notes
+from .vectors import FORMATS, read_notes
 
 #: Seconds after which a lock is held by a program that writes, not by one that looks.
 LOOK = 1.0
@@ -283,7 +283,7 @@ def plan_map(
     stride = product.stride
     tiling = cut_scene(grid.height, grid.width, size, overlap, stride, product.mirrored)
     path = Path(out)
-    endings = ('.gpkg', '.geojson') if product.kind == 'objects' else ('.tif', '.tiff')
+    endings = tuple(FORMATS) if product.kind == 'objects' else ('.tif', '.tiff')
     if path.suffix.lower() not in endings:
         raise ValueError(
             f'out={str(out)!r}: {type(mapper.task).__name__} gives {" or ".join(endings)}'

@@ -77,10 +77,9 @@ def list_scenes(
             or two maps would have one name.
     """
     folder = Path(out)
+    around = (folder.resolve(), *folder.resolve().parents)
     for path in scenes:
-        if os.path.isdir(path) and folder.resolve().is_relative_to(
-            Path(path).resolve()
-        ):
+        if os.path.isdir(path) and Path(path).resolve() in around:
             raise ValueError(
                 f'the maps would lie in {str(out)!r} among the scenes of {path!r} and be taken for scenes the '
                 'next time: choose another folder'
