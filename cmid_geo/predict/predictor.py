@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -31,12 +31,8 @@ from .inputs import SceneSource
 from .outputs import Layer, Product, backbone_of, product_of
 from .tta import find_dihedrals
 
-#: Lightning's names of precisions, and the type that autocast uses.
-PRECISIONS: dict[str, torch.dtype | None] = {
-    '32-true': None,
-    'bf16-mixed': torch.bfloat16,
-    '16-mixed': torch.float16,
-}
+#: The type that autocast uses, by Lightning's names of precisions.
+HALVES = {'bf16-mixed': torch.bfloat16, '16-mixed': torch.float16}
 
 
 class SceneMapper(Restored, LightningModule):
@@ -124,7 +120,7 @@ class SceneMapper(Restored, LightningModule):
 
         Args:
             device: 'auto' for an accelerator if there is one, or torch's name of one.
-            precision: See :data:`PRECISIONS`.
+            precision: '32-true', 'bf16-mixed' or '16-mixed'.
 
         Yields:
             Nothing.
@@ -132,15 +128,14 @@ class SceneMapper(Restored, LightningModule):
         Raises:
             ValueError: If there is no such precision.
         """
-        if precision not in PRECISIONS:
-            raise ValueError(
-                f'precision={precision!r}: choose one of {list(PRECISIONS)}'
-            )
+        names = get_args(Precision)
+        if precision not in names:
+            raise ValueError(f'precision={precision!r}: choose one of {[*names]}')
         if device == 'auto':
             device = torch.accelerator.current_accelerator(check_available=True) or 'cpu'  # fmt: skip
-        chosen, kind = torch.device(device), PRECISIONS[precision]
+        chosen, half = torch.device(device), HALVES.get(precision)
         home = next((each.device for each in self.task.parameters()), 'cpu')
-        autocast = torch.autocast(chosen.type, kind, enabled=kind is not None)
+        autocast = torch.autocast(chosen.type, half, enabled=half is not None)
         try:
             self.to(chosen)
             with evaluating(self), torch.inference_mode(), autocast:
