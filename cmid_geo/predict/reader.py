@@ -58,14 +58,11 @@ class Windows:
         # Where each scene's windows begin, and the last one's end
         self.starts = [0, *itertools.accumulate(len(job.tiling) for job in jobs)]
         self.parts = split(self.starts[-1], world_size)
+        #: Windows of this process.
+        self.mine = self.parts[rank]
         # Files of a thousand scenes cannot all stay open
         most = max((len(job.source.files) for job in jobs), default=0)
         self._thread = _ThreadReader(most)
-
-    @property
-    def mine(self) -> range:
-        """Windows of this process."""
-        return self.parts[self.rank]
 
     def locate(self, index: int) -> tuple[int, int]:
         """Find a window.
