@@ -66,7 +66,7 @@ def run(scenes: str | None, folder: Path, steps: int) -> None:
     trainer = train(task, datamodule, folder, steps)
     metrics = Path(trainer.log_dir or folder) / 'metrics.csv'
     draw(task, datamodule, folder, metrics)
-    say_what_it_is(task, datamodule, folder, metrics)
+    say_what_it_is(task, cast(SceneDataset, datamodule.dataset), folder, metrics)
     watching: Any = trainer
     alarms = next(c for c in watching.callbacks if isinstance(c, CollapseAlarm)).raised
     say_what_next(folder, scenes, len(bands), alarms)
@@ -173,17 +173,16 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
 
 
 def say_what_it_is(
-    task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path
+    task: CMID, dataset: SceneDataset, folder: Path, metrics: Path
 ) -> None:
     """Write a model card beside the backbone.
 
     Args:
         task: Trained.
-        datamodule: Scenes.
+        dataset: Of the scenes.
         folder: With the backbone.
         metrics: Logged by the run.
     """
-    dataset = cast(SceneDataset, datamodule.dataset)
     scenes, first = dataset.scenes, Path(dataset.scenes[0].files[0])
     data = (
         f'{len(scenes)} scene{"s" * (len(scenes) > 1)}, the first of them {first.name}, '

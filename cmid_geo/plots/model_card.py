@@ -35,11 +35,10 @@ def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int)
     hparams, provenance = task.hparams, metadata['provenance']
     places = metadata['bands'] or range(1, metadata['in_channels'] + 1)
     bands = names_of(metadata['bands']) or [f'band {place}' for place in places]
+    columns = (metadata[name] for name in ('low', 'high', 'mean', 'std'))
     rows = '\n'.join(
         f'| {_as_text(band)} | {low:g} | {high:g} | {mean:.4f} | {std:.4f} |'
-        for band, low, high, mean, std in zip(
-            bands, metadata['low'], metadata['high'], metadata['mean'], metadata['std']
-        )
+        for band, low, high, mean, std in zip(bands, *columns)
     )
     about = metadata | {
         'hparams': hparams,
@@ -74,13 +73,11 @@ def _course(metrics: Path, queue_size: int) -> str:
         '| --- | --- | --- | --- |',
     ]
     chances = {
-        'train_reconstruction': '',
         'train_global': f'{math.log1p(queue_size):.2f}',
-        'train_local': '',
         'key_rank': f'{queue_size / 2 + 1:.0f}',
     }
-    for name, chance in chances.items():
+    for name in ('train_reconstruction', 'train_global', 'train_local', 'key_rank'):
         course = values[name][full]
         first, last = course[:quarter].mean(), course[-quarter:].mean()
-        lines.append(f'| {name} | {first:.3f} | {last:.3f} | {chance} |')
+        lines.append(f'| {name} | {first:.3f} | {last:.3f} | {chances.get(name, "")} |')
     return 'Means over steps, from the first full queue on:\n\n' + '\n'.join(lines)

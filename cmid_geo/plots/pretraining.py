@@ -84,12 +84,12 @@ def plot_views(
     cells, partners = nearest_cells(first.positions, second.positions, matches, *valid)
     seen = [hide_cells(each.image, each.mask, each.valid) for each in views]
     columns = {
-        'view 1, plain': (first.image, first.image),
-        'view 2, strong': (second.image, second.image),
-        'view 1, seen by student': (seen[0], first.image),
-        'view 2, seen by student': (seen[1], second.image),
+        'view 1, plain': first.image,
+        'view 2, strong': second.image,
+        'view 1, seen by student': seen[0],
+        'view 2, seen by student': seen[1],
     }
-    _show_columns(axes, columns, rgb)
+    _show_columns(axes, columns, 2 * [first.image, second.image], rgb)
     # At most eight lines: all of them would hide the picture
     step = -(-cells.shape[1] // 8)
     for row, (left, right, *_) in enumerate(axes):
@@ -102,9 +102,7 @@ def plot_views(
             )
             figure.add_artist(line)
             for axis, end in zip((left, right), ends, strict=True):
-                axis.plot(
-                    *end, 'o', color=colour, markeredgecolor='white', markersize=5
-                )
+                axis.plot(*end, 'o', color=colour, mec='white', ms=5)
     return figure
 
 
@@ -115,12 +113,12 @@ def _centre(cell: Tensor, view: View, offset: float) -> tuple[float, float]:
 
 
 def _show_columns(
-    axes: np.ndarray, columns: dict[str, tuple[Tensor, Tensor]], rgb: list[int]
+    axes: np.ndarray, columns: dict[str, Tensor], likes: list[Tensor], rgb: list[int]
 ) -> None:
     """Show images in columns with titles, each in the colours of the image it is like."""
-    for column, (title, (images, like)) in enumerate(columns.items()):
+    for column, (title, images) in enumerate(columns.items()):
         for row, axis in enumerate(axes[:, column]):
-            picture = stretch(images[row, rgb], like[row, rgb])
+            picture = stretch(images[row, rgb], likes[column][row, rgb])
             show(axis, picture, title if row == 0 else '')
 
 
@@ -151,8 +149,7 @@ def plot_reconstructions(
         'everything rebuilt': rebuilt,
     }
     figure, axes = subplots(samples, 4, 12, 3.1 * samples)
-    shown = {title: (images, view.image) for title, images in columns.items()}
-    _show_columns(axes, shown, rgb)
+    _show_columns(axes, columns, 4 * [view.image], rgb)
     return figure
 
 

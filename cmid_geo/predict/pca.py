@@ -115,17 +115,19 @@ def embed_scene(
     inner = slice(margin // stride, (margin + side) // stride)
     # Places around corners of pixels, not in the middle of them
     corner_row, corner_col = (first - edge - stride // 2 for first in (row, col))
-    found: list[Tensor] = []
+
+    def see(top: int, left: int) -> Tensor:
+        read = source.read(corner_row + top, corner_col + left, side + 2 * edge)
+        batch = (torch.from_numpy(each)[None].to(task.device) for each in read)
+        return mapper(*batch)[0, :, inner, inner].cpu()
+
     with mapper.running(task.device):
-        for top in range(0, rows, side):
-            across = []
-            for left in range(0, cols, side):
-                seen = source.read(corner_row + top, corner_col + left, side + 2 * edge)
-                batch = (torch.from_numpy(each)[None].to(task.device) for each in seen)
-                across.append(mapper(*batch)[0, :, inner, inner].cpu())
-            found.append(torch.cat(across, 2))
+        strips = [
+            torch.cat([see(top, left) for left in range(0, cols, side)], 2)
+            for top in range(0, rows, side)
+        ]
     # The last tiles reach beyond the scene
-    features = torch.cat(found, 1)[:, : rows // stride, : cols // stride]
+    features = torch.cat(strips, 1)[:, : rows // stride, : cols // stride]
     return features, dataset[Chip((scene,), col, row, width, height)]['valid']
 
 
@@ -146,10 +148,8 @@ def principal_colours(
         component is stretched from its 2nd to its 98th percentile.
     """
     height, width = valid.shape
-    down, across = (
-        (torch.arange(count) * stride).clamp(max=side - 1)
-        for count, side in zip(features.shape[1:], valid.shape, strict=True)
-    )
+    down = (torch.arange(features.shape[1]) * stride).clamp(max=height - 1)
+    across = (torch.arange(features.shape[2]) * stride).clamp(max=width - 1)
     known = valid[down][:, across]
     known = known if known.any() else torch.ones_like(known)
     vectors = features.permute(1, 2, 0).double().numpy()
@@ -189,7 +189,6 @@ def write_map(
             f'a map of {height}x{width} pixels does not line up with a scene of '
             f'{grid.height}x{grid.width}: pass one value a pixel'
         )
-    layer = Layer('', bands, 'uint8', 0)
-    file = RasterFile(path.parent, path.name, layer, grid)
+    file = RasterFile(path.parent, path.name, Layer('', bands, 'uint8', 0), grid)
     file.write((0, 0), colours)
     file.close()

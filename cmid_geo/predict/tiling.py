@@ -234,8 +234,6 @@ def cut_scene(
         )
     shared = overlap // stride
     margin = shared // 2 if mirrored else 0
-    down, across = (
-        cut_axis(math.ceil(side / stride), size // stride, shared, margin, mirrored)
-        for side in (height, width)
-    )
-    return Tiling(down, across, stride)
+    sides = (math.ceil(side / stride) for side in (height, width))
+    axes = (cut_axis(side, size // stride, shared, margin, mirrored) for side in sides)
+    return Tiling(*axes, stride)

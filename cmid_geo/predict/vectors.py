@@ -126,7 +126,8 @@ def merge_objects(
             raise ValueError(
                 f'{name} is {value} but a share is meant: give a number from 0 to 1'
             )
-    ranked = objects[_order(objects, whole_first=True)]
+    ranked = objects[_order(objects)]
+    ranked = ranked[np.argsort(ranked['cut'], kind='stable')]
     polygons = shapely.polygons(ranked['corners'])
     kept = np.zeros(len(ranked), np.bool_)
     for label in np.unique(ranked['label']):
@@ -136,14 +137,11 @@ def merge_objects(
     return merged[_order(merged)]
 
 
-def _order(objects: Objects, whole_first: bool = False) -> Int64[np.ndarray, 'n']:
+def _order(objects: Objects) -> Int64[np.ndarray, 'n']:
     """Sort by falling score; ties by all else, or the order found would decide."""
     where = objects['corners'].reshape(len(objects), 8).T[::-1]
-    first = [objects['cut']] if whole_first else []
     # The last key is the first to decide
-    return np.lexsort(
-        [objects['cut'], objects['label'], *where, -objects['score'], *first]
-    )
+    return np.lexsort([objects['cut'], objects['label'], *where, -objects['score']])
 
 
 def _greedy(
