@@ -66,7 +66,7 @@ def run(scenes: str | None, folder: Path, steps: int) -> None:
     trainer = train(task, datamodule, folder, steps)
     metrics = Path(trainer.log_dir or folder) / 'metrics.csv'
     draw(task, datamodule, folder, metrics)
-    say_what_it_is(task, datamodule, folder, metrics)
+    say_what_it_is(task, cast(SceneDataset, datamodule.dataset), folder, metrics)
     watching: Any = trainer
     alarms = next(c for c in watching.callbacks if isinstance(c, CollapseAlarm)).raised
     say_what_next(folder, scenes, len(bands), alarms)
@@ -118,21 +118,15 @@ def train(task: CMID, datamodule: SceneDataModule, folder: Path, steps: int) -> 
         'the queue), the cost of guessing. In so few steps it and key_rank fall little after that.\n',
         flush=True,
     )
+    loggers = CSVLogger(folder, 'logs', ''), TensorBoardLogger(folder, 'logs', '')
+    keep = ModelCheckpoint(folder, 'checkpoint', enable_version_counter=False)
     trainer = Trainer(
         accelerator='auto',
         devices=1,
         max_steps=steps,
         max_epochs=1,
-        logger=[
-            CSVLogger(folder, name='logs', version=''),
-            TensorBoardLogger(folder, 'logs', ''),
-        ],
-        callbacks=[
-            ModelCheckpoint(
-                folder, filename='checkpoint', enable_version_counter=False
-            ),
-            TQDMProgressBar(refresh_rate=1),
-        ],
+        logger=loggers,
+        callbacks=[keep, TQDMProgressBar()],
         log_every_n_steps=1,
         enable_model_summary=False,
     )
@@ -154,15 +148,14 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
     matplotlib.use('Agg')
     bands = datamodule.bands or ()
     torch.manual_seed(0)
-    batch = datamodule.on_after_batch_transfer(
-        next(iter(datamodule.val_dataloader())), 0
-    )
+    chips = next(iter(datamodule.val_dataloader()))
+    batch = datamodule.on_after_batch_transfer(chips, 0)
     first, second = task.augmentations(batch['image'], batch['valid'])
     task.eval()
     offset = task.student.backbone.field_offset
-    plot_views(
-        first, second, bands, task.hparams['matches'], field_offset=offset
-    ).savefig(folder / 'views.png')
+    matches = task.hparams['matches']
+    views = plot_views(first, second, bands, matches, field_offset=offset)
+    views.savefig(folder / 'views.png')
     plot_reconstructions(task, first, bands).savefig(folder / 'reconstructions.png')
     plot_curves(metrics, task.hparams['queue_size']).savefig(folder / 'curves.png')
 
@@ -180,17 +173,16 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
 
 
 def say_what_it_is(
-    task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path
+    task: CMID, dataset: SceneDataset, folder: Path, metrics: Path
 ) -> None:
     """Write a model card beside the backbone.
 
     Args:
         task: Trained.
-        datamodule: Scenes.
+        dataset: Of the scenes.
         folder: With the backbone.
         metrics: Logged by the run.
     """
-    dataset = cast(SceneDataset, datamodule.dataset)
     scenes, first = dataset.scenes, Path(dataset.scenes[0].files[0])
     data = (
         f'{len(scenes)} scene{"s" * (len(scenes) > 1)}, the first of them {first.name}, '

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import rasterio
 from affine import Affine
 from pyproj import CRS
-from rasterio import windows
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.env import ensure_env_with_credentials
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
@@ -392,21 +391,6 @@ def _read_ends(handle: DatasetReader) -> None:
     row, col = (handle.height - 1) // rows * rows, (handle.width - 1) // cols * cols
     last = ((row, handle.height), (col, handle.width))
     handle.read(handle.count, window=last)
-
-
-def make_window(col: int, row: int, width: int, height: int) -> windows.Window:
-    """Make a window of whole pixels.
-
-    Args:
-        col: First column.
-        row: First row.
-        width: In pixels.
-        height: In pixels.
-
-    Returns:
-        rasterio's window, whose generated signature type checkers do not see.
-    """
-    return windows.Window(col, row, width, height)  # ty: ignore[too-many-positional-arguments]
 
 
 def read_raster(

@@ -49,9 +49,8 @@ def draw_boxes(
     for box, label, score in zip(boxes.tolist(), labels.tolist(), told, strict=True):
         colour = colormaps['tab10']((label - 1) % 10)
         x1, y1, x2, y2 = box
-        axis.add_patch(
-            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour, lw=1.2)
-        )
+        sides = x2 - x1, y2 - y1
+        axis.add_patch(Rectangle((x1, y1), *sides, fill=False, color=colour, lw=1.2))
         name = str(label) if names is None else names[label]
         text = name if score is None else f'{name} {score:.2f}'
         axis.text(

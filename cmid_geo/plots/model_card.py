@@ -35,28 +35,23 @@ def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int)
     hparams, provenance = task.hparams, metadata['provenance']
     places = metadata['bands'] or range(1, metadata['in_channels'] + 1)
     bands = names_of(metadata['bands']) or [f'band {place}' for place in places]
+    columns = (metadata[name] for name in ('low', 'high', 'mean', 'std'))
     rows = '\n'.join(
         f'| {_as_text(band)} | {low:g} | {high:g} | {mean:.4f} | {std:.4f} |'
-        for band, low, high, mean, std in zip(
-            bands, metadata['low'], metadata['high'], metadata['mean'], metadata['std']
-        )
+        for band, low, high, mean, std in zip(bands, *columns)
     )
-    return CARD.read_text(encoding='utf-8').format(
-        model=metadata['model'],
-        bands=_as_text(', '.join(bands)),
-        source=metadata['source'],
-        file=backbone.name,
-        in_channels=metadata['in_channels'],
-        data=_as_text(data),
-        steps=provenance.get('steps', 'an unknown number of'),
-        images=images,
-        size=hparams['size'],
-        queue_size=hparams['queue_size'],
-        version=provenance['cmid_geo'],
-        torch=torch.__version__,
-        rows=rows,
-        course=_course(metrics, hparams['queue_size']),
-    )
+    about = metadata | {
+        'hparams': hparams,
+        'provenance': {'steps': 'an unknown number of'} | provenance,
+        'bands': _as_text(', '.join(bands)),
+        'file': backbone.name,
+        'data': _as_text(data),
+        'images': images,
+        'torch': torch.__version__,
+        'rows': rows,
+        'course': _course(metrics, hparams['queue_size']),
+    }
+    return CARD.read_text(encoding='utf-8').format_map(about)
 
 
 def _as_text(text: str) -> str:
@@ -78,13 +73,11 @@ def _course(metrics: Path, queue_size: int) -> str:
         '| --- | --- | --- | --- |',
     ]
     chances = {
-        'train_reconstruction': '',
         'train_global': f'{math.log1p(queue_size):.2f}',
-        'train_local': '',
         'key_rank': f'{queue_size / 2 + 1:.0f}',
     }
-    for name, chance in chances.items():
+    for name in ('train_reconstruction', 'train_global', 'train_local', 'key_rank'):
         course = values[name][full]
         first, last = course[:quarter].mean(), course[-quarter:].mean()
-        lines.append(f'| {name} | {first:.3f} | {last:.3f} | {chance} |')
+        lines.append(f'| {name} | {first:.3f} | {last:.3f} | {chances.get(name, "")} |')
     return 'Means over steps, from the first full queue on:\n\n' + '\n'.join(lines)

@@ -38,14 +38,8 @@ def subplots(
     """
     from matplotlib import pyplot as plt
 
-    return plt.subplots(
-        rows,
-        columns,
-        figsize=(width, height),
-        squeeze=False,
-        layout='constrained',
-        **options,
-    )
+    figure = plt.figure(figsize=(width, height), layout='constrained')
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def show(
@@ -127,11 +121,9 @@ def prediction_figure(
 
     images = pick_bands(image[None] if image.ndim == 3 else image, shown)
     ignored = -1 if ignore_index is None else ignore_index
-    masks = [
-        np.ma.masked_equal(mask.cpu().numpy(), ignored) for mask in (truth, predicted)
-    ]
+    masks = np.ma.masked_equal(torch.stack([truth, predicted]).cpu().numpy(), ignored)
     # Nothing but masked pixels has no largest label
-    last = max(int(np.ma.filled(mask.max(), 0)) for mask in masks)
+    last = int(np.ma.filled(masks.max(), 0))
     names = list(names or map(str, range(max(last + 1, 2))))
     colours = [colormaps['tab10'](label % 10) for label in range(len(names))]
     columns = len(images) + 2

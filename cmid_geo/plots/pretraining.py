@@ -24,6 +24,16 @@ from ..tasks import CMID
 from ..transforms import View
 from .predictions import show, stretch, subplots
 
+#: What is drawn of a run, by the name under which it is logged.
+LABELS = {
+    'train_reconstruction': 'reconstruction loss',
+    'train_global': 'global loss',
+    'global_chance': 'guessing: log(1 + keys in the queue)',
+    'train_local': 'local loss',
+    'teacher_entropy': "teacher's entropy",
+    'key_rank': 'mean rank',
+}
+
 
 def display_bands(bands: Sequence[str]) -> list[int]:
     """Find the bands to show as red, green and blue.
@@ -69,21 +79,17 @@ def plot_views(
     samples = min(samples, len(first.image))
     figure, axes = subplots(samples, 4, 14, 3.6 * samples)
     figure.suptitle('Two views of each chip; lines link cells of the same ground')
-    cells, partners = nearest_cells(
-        first.positions,
-        second.positions,
-        matches,
-        first.valid_cells,
-        second.valid_cells,
-    )
-    seen = [hide_cells(each.image, each.mask, each.valid) for each in (first, second)]
+    views = first, second
+    valid = [each.valid_cells for each in views]
+    cells, partners = nearest_cells(first.positions, second.positions, matches, *valid)
+    seen = [hide_cells(each.image, each.mask, each.valid) for each in views]
     columns = {
-        'view 1, plain': (first.image, first.image),
-        'view 2, strong': (second.image, second.image),
-        'view 1, seen by student': (seen[0], first.image),
-        'view 2, seen by student': (seen[1], second.image),
+        'view 1, plain': first.image,
+        'view 2, strong': second.image,
+        'view 1, seen by student': seen[0],
+        'view 2, seen by student': seen[1],
     }
-    _show_columns(axes, columns, rgb)
+    _show_columns(axes, columns, 2 * [first.image, second.image], rgb)
     # At most eight lines: all of them would hide the picture
     step = -(-cells.shape[1] // 8)
     for row, (left, right, *_) in enumerate(axes):
@@ -95,10 +101,8 @@ def plot_views(
                 *ends, 'data', 'data', axesA=left, axesB=right, color=colour, lw=1.2
             )
             figure.add_artist(line)
-            for axis, (x, y) in zip((left, right), ends, strict=True):
-                axis.plot(
-                    x, y, 'o', color=colour, markersize=5, markeredgecolor='white'
-                )
+            for axis, end in zip((left, right), ends, strict=True):
+                axis.plot(*end, 'o', color=colour, mec='white', ms=5)
     return figure
 
 
@@ -109,12 +113,12 @@ def _centre(cell: Tensor, view: View, offset: float) -> tuple[float, float]:
 
 
 def _show_columns(
-    axes: np.ndarray, columns: dict[str, tuple[Tensor, Tensor]], rgb: list[int]
+    axes: np.ndarray, columns: dict[str, Tensor], likes: list[Tensor], rgb: list[int]
 ) -> None:
     """Show images in columns with titles, each in the colours of the image it is like."""
-    for column, (title, (images, like)) in enumerate(columns.items()):
+    for column, (title, images) in enumerate(columns.items()):
         for row, axis in enumerate(axes[:, column]):
-            picture = stretch(images[row, rgb], like[row, rgb])
+            picture = stretch(images[row, rgb], likes[column][row, rgb])
             show(axis, picture, title if row == 0 else '')
 
 
@@ -145,8 +149,7 @@ def plot_reconstructions(
         'everything rebuilt': rebuilt,
     }
     figure, axes = subplots(samples, 4, 12, 3.1 * samples)
-    shown = {title: (images, view.image) for title, images in columns.items()}
-    _show_columns(axes, shown, rgb)
+    _show_columns(axes, columns, 4 * [view.image], rgb)
     return figure
 
 
@@ -186,27 +189,15 @@ def plot_curves(metrics: Path, queue_size: int) -> Figure:
     value, full = read_metrics(metrics, queue_size)
     step = value['step']
     since = step[full][0] if full.any() else None
-    panels = (
-        ('reconstruction', {'train_reconstruction': 'reconstruction loss'}),
-        (
-            'global: rises while the queue fills',
-            {
-                'train_global': 'global loss',
-                'global_chance': 'guessing: log(1 + keys in the queue)',
-            },
-        ),
-        (
-            "local: cannot fall below the teacher's entropy",
-            {'train_local': 'local loss', 'teacher_entropy': "teacher's entropy"},
-        ),
-        (
-            f'rank of the true key among {queue_size} (1 is best)',
-            {'key_rank': 'mean rank'},
-        ),
-    )
+    panels = {
+        'reconstruction': ['train_reconstruction'],
+        'global: rises while the queue fills': ['train_global', 'global_chance'],
+        "local: stays above the teacher's entropy": ['train_local', 'teacher_entropy'],
+        f'rank of the true key among {queue_size} (1 is best)': ['key_rank'],
+    }
     figure, axes = subplots(2, 2, 11, 7, sharex=True)
-    for axis, (title, curves) in zip(axes.flat, panels):
-        _panel(axis, step, {label: value[name] for name, label in curves.items()})
+    for axis, (title, names) in zip(axes.flat, panels.items(), strict=True):
+        _panel(axis, step, {LABELS[name]: value[name] for name in names})
         if since is not None and title.startswith(('global', 'rank')):
             axis.axvline(since, color='grey', ls=':', label='queue full')
         axis.set_title(title)

@@ -113,14 +113,11 @@ def open_task(checkpoint: str | os.PathLike[str]) -> nn.Module:
 
 
 def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The task's arguments, without what Lightning adds for its command line."""
-    given = content.get('hyper_parameters')
-    given = given if isinstance(given, Mapping) else {}
-    return {
-        name: value
-        for name, value in given.items()
-        if isinstance(name, str) and not name.startswith('_')
-    }
+    """The task's arguments, without its weights and what Lightning adds for its command line."""
+    given = content['hyper_parameters'].items()
+    plain = {k: v for k, v in given if isinstance(k, str) and not k.startswith('_')}
+    plain.pop('weights', None)
+    return plain
 
 
 def _first_line(error: Exception) -> str:
@@ -135,22 +132,19 @@ def _kind(content: Mapping[str, Any]) -> Any:
         return None
     # A name alone: whatever else stands there is not imported
     name = content.get(KIND) or str(about.get('_class_path', '')).rpartition('.')[2]
-    if name:
-        return next((kind for kind in TASKS if kind.__name__ == name), None)
-    # Before tasks named themselves, arguments did: no two have the same
-    given = set(_arguments(content)) - {'weights'}
     for kind in TASKS:
+        # Before tasks named themselves, arguments did: no two have the same
         own = set(inspect.signature(kind).parameters) - {'weights', 'augmentations'}
-        if own - LATER <= given <= own:
+        fits = own - LATER <= set(_arguments(content)) <= own
+        if kind.__name__ == name or (not name and fits):
             return kind
     return None
 
 
 def _rebuild(kind: Any, content: Mapping[str, Any], path: str) -> nn.Module:
     """Build a task anew and fill it: what it started from does not matter any more."""
-    given = _arguments(content) | {'bands': saved_bands(content)}
     try:
-        task = kind(**{k: v for k, v in given.items() if k != 'weights'})
+        task = kind(**_arguments(content) | {'bands': saved_bands(content)})
         task.load_state_dict(content['state_dict'])
     # What is off in a damaged or foreign file may raise anything
     except Exception as error:

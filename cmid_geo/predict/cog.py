@@ -3,6 +3,7 @@
 
 """Cloud-optimised GeoTIFFs, written piece by piece and compressed at the end."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,18 +13,12 @@ from xml.etree import ElementTree
 import numpy as np
 import rasterio
 from rasterio import shutil  # ty: ignore
+from rasterio.errors import RasterioError
 
 from ..datasets.filenames import printable
 from ..datasets.grids import Grid
-from ..datasets.rasters import make_window, open_raster
+from ..datasets.rasters import open_raster
 from .outputs import Layer
-
-#: How values are told from their neighbours before they are compressed.
-_PREDICTORS = {
-    'float16': 'NO',
-    'float32': 'FLOATING_POINT',
-    'float64': 'FLOATING_POINT',
-}
 
 #: Most bytes of a block, all bands of it.
 BLOCK = 2**22
@@ -47,15 +42,13 @@ class RasterFile:
         self.layer, self.grid = layer, grid
         self.path, self._raw = folder / name, folder / f'raw_{name}'
         self.block = block_side(layer.count, layer.dtype)
-        options: dict[str, Any] = {
-            'driver': 'GTiff', 'width': grid.width, 'height': grid.height, 'count': layer.count,
-            'dtype': layer.dtype, 'nodata': layer.nodata, 'transform': grid.transform,
-            'crs': grid.crs, 'tiled': True, 'blockxsize': self.block,
-            'blockysize': self.block, 'bigtiff': 'if_safer', 'sparse_ok': True,
-            'photometric': 'minisblack', 'interleave': 'pixel',
-        }  # fmt: skip
         # Blocks that are written twice would leave holes in a compressed file
-        self._file = rasterio.open(self._raw, 'w', **options)
+        self._file = rasterio.open(
+            self._raw, 'w', driver='GTiff', width=grid.width, height=grid.height, count=layer.count,
+            dtype=layer.dtype, nodata=layer.nodata, transform=grid.transform, crs=grid.crs,
+            tiled=True, blockxsize=self.block, blockysize=self.block, bigtiff='if_safer',
+            sparse_ok=True, photometric='minisblack', interleave='pixel',
+        )  # fmt: skip
 
     def write(self, corner: tuple[int, int], bands: np.ndarray) -> None:
         """Write a part.
@@ -65,37 +58,36 @@ class RasterFile:
             bands: What :meth:`Layer.finish` gives.
         """
         (row, col), (height, width) = corner, bands.shape[1:]
-        window = make_window(col, row, width, height)
+        window = (row, row + height), (col, col + width)
         self._file.write(bands[: self.layer.count], window=window)
         if self.layer.masked:
             with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
                 self._file.write_mask(bands[-1] > 0, window=window)
 
-    def close(self, notes: dict[str, Any] | None = None) -> Path:
+    def close(self, notes: dict[str, Any] | None = None) -> list[Path]:
         """Compress, with overviews unless it is float16; only then is there a file of the right name.
 
         Args:
             notes: How the map was made.
 
         Returns:
-            The file, still in that folder.
+            The file, still in that folder; before it what names its classes, if they have names.
         """
         self._describe(notes)
         self._file.close()
         classes = bool(self.layer.classes)
         whole = np.issubdtype(self.layer.dtype, np.integer)
+        # GDAL 3.12 can neither predict float16 nor make overviews of it
+        half = self.layer.dtype == 'float16'
         shutil.copy(
             self._raw, self.path, driver='COG', blocksize=self.block, compress='DEFLATE',
-            predictor='NO' if classes else _PREDICTORS.get(self.layer.dtype, 'STANDARD'),
-            overview_resampling='NEAREST' if whole else 'AVERAGE',
-            # GDAL 3.12 can make none of float16
-            overviews='NONE' if self.layer.dtype == 'float16' else 'AUTO',
+            predictor='NO' if classes or half else 'YES',
+            overview_resampling='NEAREST' if whole else 'AVERAGE', overviews='NONE' if half else 'AUTO',
             bigtiff='IF_SAFER', num_threads='ALL_CPUS',
         )  # fmt: skip
         self._raw.unlink()
-        if classes:
-            _write_names(self.path, self.layer)
-        return self.path
+        names = [_write_names(self.path, self.layer)] if classes else []
+        return [*names, self.path]
 
     def blocks(self) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
         """Read back what was written, after which nothing more can be.
@@ -152,11 +144,9 @@ def read_raster_notes(path: Path) -> str | None:
     Returns:
         What was written of it, as JSON; None if it is not one of ours, or is damaged.
     """
-    try:
-        with open_raster(str(path)) as file:
-            return file.tags().get(NOTES)
-    except rasterio.errors.RasterioError:
-        return None
+    with contextlib.suppress(RasterioError), open_raster(str(path)) as file:
+        return file.tags().get(NOTES)
+    return None
 
 
 def is_cut_off(path: Path) -> bool:
@@ -168,17 +158,14 @@ def is_cut_off(path: Path) -> bool:
     Returns:
         Whether the last block cannot.
     """
-    try:
-        with open_raster(str(path)) as file:
-            last = make_window(file.width - 1, file.height - 1, 1, 1)
-            file.read(window=last)
-            file.dataset_mask(window=last)
-    except rasterio.errors.RasterioError:
-        return True
-    return False
+    with contextlib.suppress(RasterioError), open_raster(str(path)) as file:
+        last = (file.height - 1, file.height), (file.width - 1, file.width)
+        file.read(window=last, masked=True)
+        return False
+    return True
 
 
-def _write_names(path: Path, layer: Layer) -> None:
+def _write_names(path: Path, layer: Layer) -> Path:
     """Name the classes where GDAL and QGIS look for names: GeoTIFF itself has no place for them."""
     root = ElementTree.Element('PAMDataset')
     for band in range(1, layer.count + 1):
@@ -186,7 +173,7 @@ def _write_names(path: Path, layer: Layer) -> None:
         names = ElementTree.SubElement(element, 'CategoryNames')
         for name in layer.classes:
             ElementTree.SubElement(names, 'Category').text = printable(name)
+    beside = path.with_name(f'{path.name}.aux.xml')
     # GDAL reads nothing where the file begins with a declaration
-    ElementTree.ElementTree(root).write(
-        path.with_name(f'{path.name}.aux.xml'), 'utf-8', xml_declaration=False
-    )
+    ElementTree.ElementTree(root).write(beside, 'utf-8', xml_declaration=False)
+    return beside

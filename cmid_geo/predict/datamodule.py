@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from ..datasets.scene import Declared
 from .api import Tally, check_counts
-from .job import LOOK, Job, folder_lock, plan_map
+from .job import LOOK, Job, folder_lock, locking, plan_map
 from .listing import ListedScene, list_scenes
 from .predictor import SceneMapper
 from .reader import Windows
@@ -153,32 +153,20 @@ class SceneWindows(LightningDataModule):
         )  # fmt: skip
 
     def _decide(self, mapper: SceneMapper, precision: str) -> None:
-        """Choose what is to be done, and make the maps' folders."""
-        found = self.find_scenes(mapper)
-        self._lock()
+        """Lock the folder of maps, choose what is to be done, and make the maps' own folders."""
+        found, folder = self.find_scenes(mapper), Path(self.out)
+        lock = folder_lock(folder)
+        with locking(folder, lock):
+            folder.mkdir(parents=True, exist_ok=True)
+            # Other runs like this one are kept out of the folder of maps
+            lock.acquire(timeout=LOOK)
+        self.lock = lock
         for scene in found:
             with self.tally.trying(scene.name):
                 job = self.plan(mapper, scene, precision, shared=True)
                 if job is not None:
                     job.begin(shared=True).release()
                     self.jobs.append(job)
-
-    def _lock(self) -> None:
-        """Keep other runs like this one out of the folder of maps."""
-        folder = Path(self.out)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = folder_lock(folder)
-            lock.acquire(timeout=LOOK)
-        except Timeout as error:
-            raise ValueError(
-                f'{folder} is being written by another program: wait for it'
-            ) from error
-        except OSError as error:
-            raise ValueError(
-                f'{folder} cannot be written ({error.strerror}): choose another folder'
-            ) from error
-        self.lock = lock
 
     def predict_dataloader(self) -> Windows | None:
         """Return this process's windows."""

@@ -99,16 +99,9 @@ class SceneSource:
         top, left = int(rows.min()), int(cols.min())
         height, width = int(rows.max()) - top + 1, int(cols.max()) - left + 1
         target = self.grid.window(left, top, width, height)
-        first, *others = self.dates
-        pairs = [
-            reader.read(first, target)
-            if first.needs_warp
-            else reader.read_own(first, left, top, width, height),
-            *(reader.read(date, target) for date in others),
-        ]
-        valid = np.logical_and.reduce([valid for _, valid in pairs])
-        image = np.stack([image for image, _ in pairs])
-        if others:
+        images, valids = zip(*(reader.read(date, target) for date in self.dates))
+        image, valid = np.stack(images), np.logical_and.reduce(valids)
+        if len(self.dates) > 1:
             # What one date lacks shows no change, as in training
             image *= valid
         if (height, width) != (size, size):
@@ -130,9 +123,8 @@ def mirror(places: np.ndarray, length: int) -> np.ndarray:
     Returns:
         Places from 0 to *length* - 1: -1 becomes 1, *length* becomes *length* - 2.
     """
-    period = max(2 * (length - 1), 1)
-    folded = places % period
-    return np.where(folded < length, folded, period - folded).clip(0, length - 1)
+    last = length - 1
+    return abs((places + last) % max(2 * last, 1) - last)
 
 
 def open_source(
@@ -169,6 +161,22 @@ def open_source(
     return SceneSource((first, *(_align(first, other) for other in others)))
 
 
+def scenes_of(files: Sequence[str], declared: Declared) -> list[Scene]:
+    """Read which scenes files make up, on their own grids.
+
+    Args:
+        files: Paths and URLs.
+        declared: What the files do not say.
+
+    Returns:
+        The scenes.
+
+    Raises:
+        ValueError: If a file cannot be read, or they do not fit together.
+    """
+    return find_scenes(files, None, DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, declared)
+
+
 def _open_one(
     given: Any,
     bands: Sequence[str | int] | None,
@@ -176,9 +184,7 @@ def _open_one(
     choose: Choice | None,
 ) -> Scene:
     if not isinstance(given, Scene):
-        found = find_scenes(
-            find_rasters(given), None, DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, declared
-        )
+        found = scenes_of(find_rasters(given), declared)
         if len(found) != 1:
             raise ValueError(
                 f'{str(given)!r} holds {len(found)} scenes: give one, or map several with '

@@ -3,10 +3,11 @@
 
 """Maps to make: checked before anything is written, locked, made in a folder beside, published whole."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from .inputs import SceneFiles, SceneSource, open_source
 from .outputs import Product
 from .predictor import SceneMapper
 from .tiling import Tiling, cut_scene
-from .vectors import read_notes
+from .vectors import FORMATS, read_notes
 
 #: Seconds after which a lock is held by a program that writes, not by one that looks.
 LOOK = 1.0
@@ -43,6 +44,30 @@ def folder_lock(folder: Path) -> FileLock:
         The lock, not yet taken.
     """
     return FileLock(folder / '.cmid_geo.lock')
+
+
+@contextlib.contextmanager
+def locking(path: Path, lock: FileLock) -> Generator[None]:
+    """Say in a sentence that a lock is another's, or that its place cannot be written.
+
+    Args:
+        path: What is to be written.
+        lock: It is released if it was taken nevertheless.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If so.
+    """
+    try:
+        yield
+    except OSError as error:
+        lock.release()
+        why = f'cannot be written ({error.strerror}):'
+        if isinstance(error, Timeout):
+            why = 'is being written by another program: wait for it, or'
+        raise ValueError(f'{path} {why} choose another path') from error
 
 
 @dataclass(frozen=True)
@@ -89,16 +114,10 @@ class Job:
     @property
     def grid(self) -> Grid:
         """The map's pixels: the scene's, or the vectors' places that cover it."""
-        grid, stride = self.source.grid, self.tiling.stride
+        stride = self.tiling.stride
         rows, cols = self.tiling.down.length, self.tiling.across.length
-        if stride == 1:
-            return grid
-        return grid.window(0, 0, cols * stride, rows * stride).divided(rows, cols)
-
-    @property
-    def pixels(self) -> int:
-        """Number of the scene's pixels."""
-        return self.source.grid.width * self.source.grid.height
+        covered = self.source.grid.window(0, 0, cols * stride, rows * stride)
+        return covered.divided(rows, cols)
 
     def read(
         self, window: int, reader: SceneReader | None = None
@@ -132,25 +151,21 @@ class Job:
         there = [path for path in self.files if path.exists()]
         for path in there:
             self._check_notes(path)
-        rasters = self.product.kind != 'objects'
-        return there == self.files and not (
-            rasters and any(map(is_cut_off, self.files))
-        )
+        if self.product.kind != 'objects' and any(map(is_cut_off, there)):
+            return False
+        return there == self.files
 
     def _check_notes(self, path: Path) -> None:
         """Refuse a file that was made otherwise, or by others."""
-        objects = self.product.kind == 'objects'
-        text = read_notes(path) if objects else read_raster_notes(path)
-        try:
-            found = dict(json.loads(text or ''))
-        except (ValueError, TypeError):
-            found = {}
+        read = read_notes if self.product.kind == 'objects' else read_raster_notes
+        found: dict[str, Any] = {}
+        with contextlib.suppress(ValueError, TypeError):
+            found = dict(json.loads(read(path) or ''))
         wanted = json.loads(json.dumps(self.notes))
         other = [name for name in sorted(wanted) if found.get(name) != wanted[name]]
         if other:
-            why = (
-                f'{", ".join(other)} differ' if found else 'it is damaged, or not ours'
-            )
+            differ = f'{", ".join(other)} differ'
+            why = differ if found else 'it is damaged, or not ours'
             raise ValueError(
                 f'{path} is there already and was made otherwise ({why}): choose another folder, or '
                 'overwrite it by --overwrite true'
@@ -171,21 +186,12 @@ class Job:
                 the folder cannot be written.
         """
         lock = FileLock(self.folder / 'lock')
-        try:
+        with locking(self.out, lock):
             self._wait_for_folder(shared)
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
             # What came between has its files here; what comes from now on meets the lock
             self._wait_for_folder(shared)
-        except Timeout as error:
-            lock.release()
-            raise ValueError(
-                f'{self.out} is being written by another program: wait for it, or choose another path'
-            ) from error
-        except OSError as error:
-            raise ValueError(
-                f'{self.folder} cannot be written ({error.strerror}): choose another path for {self.out.name}'
-            ) from error
         # What a run that was killed left behind
         for left in self.folder.iterdir():
             if left.name != 'lock':
@@ -277,7 +283,7 @@ def plan_map(
     stride = product.stride
     tiling = cut_scene(grid.height, grid.width, size, overlap, stride, product.mirrored)
     path = Path(out)
-    endings = ('.gpkg', '.geojson') if product.kind == 'objects' else ('.tif', '.tiff')
+    endings = tuple(FORMATS) if product.kind == 'objects' else ('.tif', '.tiff')
     if path.suffix.lower() not in endings:
         raise ValueError(
             f'out={str(out)!r}: {type(mapper.task).__name__} gives {" or ".join(endings)}'

@@ -3,6 +3,7 @@
 
 """Scenes of folders, globs, files and URLs, and names of their maps."""
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -10,15 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from ..datasets.filenames import (
-    DEFAULT_BAND_REGEX,
-    DEFAULT_DATE_REGEX,
-    find_rasters,
-    group_bands,
-    stem,
-)
-from ..datasets.scene import NOTHING_DECLARED, Declared, Scene, find_scenes
-from .inputs import SceneFiles
+from ..datasets.filenames import DEFAULT_BAND_REGEX, find_rasters, group_bands, stem
+from ..datasets.scene import NOTHING_DECLARED, Declared, Scene
+from .inputs import SceneFiles, scenes_of
 
 #: A scene where several files had to be read to tell that they are one; else its files.
 Found = Scene | tuple[str, ...]
@@ -77,26 +72,24 @@ def list_scenes(
             or two maps would have one name.
     """
     folder = Path(out)
+    around = (folder.resolve(), *folder.resolve().parents)
     for path in scenes:
-        if os.path.isdir(path) and folder.resolve().is_relative_to(
-            Path(path).resolve()
-        ):
+        if os.path.isdir(path) and Path(path).resolve() in around:
             raise ValueError(
                 f'the maps would lie in {str(out)!r} among the scenes of {path!r} and be taken for scenes the '
                 'next time: choose another folder'
             )
     listed = [_scenes_of(path, declared) for path in scenes]
-    found: list[tuple[Found, ...]] = []
-    if dates == 1:
-        unique = {_files(each): each for several in listed for each in several}
-        found = [(each,) for each in unique.values()]
-    elif len(listed) % dates:
+    if len(listed) % dates:
         raise ValueError(
             f'{len(listed)} paths for a task that compares {dates} dates: give before and after by turns'
         )
+    if dates == 1:
+        unique = {_files(each): each for several in listed for each in several}
+        found = [(each,) for each in unique.values()]
     else:
-        for path, before, after in zip(scenes[::2], listed[::2], listed[1::2]):
-            found += _match(path, before, after)
+        pairs = zip(scenes[::2], listed[::2], listed[1::2])
+        found = [pair for each in pairs for pair in _match(*each)]
     if not found:
         raise ValueError(f'{list(scenes)} hold no raster: give folders or files')
     return [
@@ -110,17 +103,13 @@ def _scenes_of(path: str, declared: Declared) -> list[Found]:
     found: list[Found] = []
     for group in group_bands(find_rasters(path), DEFAULT_BAND_REGEX):
         files = tuple(group.values())
-        if len(files) == 1:
-            found.append(files)
-            continue
-        try:
-            # Only the files themselves tell bands of a scene from sheets of a map
-            found += find_scenes(
-                files, None, DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, declared
-            )
-        except ValueError:
-            # Mapping them will say why
-            found.append(files)
+        here: Sequence[Found] = [files]
+        if len(files) > 1:
+            # Only the files themselves tell bands of a scene from sheets of a map; where they
+            # cannot be read, mapping them will say why
+            with contextlib.suppress(ValueError):
+                here = scenes_of(files, declared)
+        found += here
     return found
 
 
@@ -152,11 +141,10 @@ def _names(found: Sequence[tuple[Found, ...]]) -> list[str]:
     """A name for each map, no two the same."""
     plain = ['_'.join(dict.fromkeys(map(_name, dates))) for dates in found]
     counts = Counter(plain)
+    folders = (PurePath(_files(dates[0])[0]).parent.name for dates in found)
     names = [
-        name
-        if counts[name] == 1
-        else f'{PurePath(_files(dates[0])[0]).parent.name}_{name}'
-        for name, dates in zip(plain, found, strict=True)
+        name if counts[name] == 1 else f'{folder}_{name}'
+        for name, folder in zip(plain, folders, strict=True)
     ]
     # Beside a map may lie its probabilities
     files = [*names, *(f'{name}_probabilities' for name in names)]

@@ -111,27 +111,24 @@ def embed_scene(
     mapper, source = SceneMapper(task, stride=stride), SceneSource((dataset.scenes[scene],))  # fmt: skip
     col, row, width, height = part or (0, 0, source.grid.width, source.grid.height)
     rows, cols = ((side // CELL + 1) * CELL for side in (height, width))
-    dim, edge = mapper.product.channels or 1, mapper.margin + margin
-    features = torch.zeros(dim, rows // stride, cols // stride)
+    side, edge = min(tile, max(rows, cols)), mapper.margin + margin
+    inner = slice(margin // stride, (margin + side) // stride)
     # Places around corners of pixels, not in the middle of them
     corner_row, corner_col = (first - edge - stride // 2 for first in (row, col))
+
+    def see(top: int, left: int) -> Tensor:
+        read = source.read(corner_row + top, corner_col + left, side + 2 * edge)
+        batch = (torch.from_numpy(each)[None].to(task.device) for each in read)
+        return mapper(*batch)[0, :, inner, inner].cpu()
+
     with mapper.running(task.device):
-        for top in range(0, rows, tile):
-            for left in range(0, cols, tile):
-                side = min(tile, max(rows - top, cols - left))
-                image, valid = (
-                    torch.from_numpy(each)[None].to(task.device)
-                    for each in source.read(
-                        corner_row + top, corner_col + left, side + 2 * edge
-                    )
-                )
-                inner = slice(margin // stride, (margin + side) // stride)
-                found = mapper(image, valid)[0, :, inner, inner]
-                place = features[:, top // stride :, left // stride :]
-                place = place[:, : side // stride, : side // stride]
-                place.copy_(found[:, : place.shape[1], : place.shape[2]])
-    sample = dataset[Chip((scene,), col, row, width, height)]
-    return features, sample['valid']
+        strips = [
+            torch.cat([see(top, left) for left in range(0, cols, side)], 2)
+            for top in range(0, rows, side)
+        ]
+    # The last tiles reach beyond the scene
+    features = torch.cat(strips, 1)[:, : rows // stride, : cols // stride]
+    return features, dataset[Chip((scene,), col, row, width, height)]['valid']
 
 
 def principal_colours(
@@ -151,10 +148,8 @@ def principal_colours(
         component is stretched from its 2nd to its 98th percentile.
     """
     height, width = valid.shape
-    down, across = (
-        (torch.arange(count) * stride).clamp(max=side - 1)
-        for count, side in zip(features.shape[1:], valid.shape, strict=True)
-    )
+    down = (torch.arange(features.shape[1]) * stride).clamp(max=height - 1)
+    across = (torch.arange(features.shape[2]) * stride).clamp(max=width - 1)
     known = valid[down][:, across]
     known = known if known.any() else torch.ones_like(known)
     vectors = features.permute(1, 2, 0).double().numpy()
@@ -194,7 +189,6 @@ def write_map(
             f'a map of {height}x{width} pixels does not line up with a scene of '
             f'{grid.height}x{grid.width}: pass one value a pixel'
         )
-    layer = Layer('', bands, 'uint8', 0)
-    file = RasterFile(path.parent, path.name, layer, grid)
+    file = RasterFile(path.parent, path.name, Layer('', bands, 'uint8', 0), grid)
     file.write((0, 0), colours)
     file.close()

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -31,12 +31,8 @@ from .inputs import SceneSource
 from .outputs import Layer, Product, backbone_of, product_of
 from .tta import find_dihedrals
 
-#: Lightning's names of precisions, and the type that autocast uses.
-PRECISIONS: dict[str, torch.dtype | None] = {
-    '32-true': None,
-    'bf16-mixed': torch.bfloat16,
-    '16-mixed': torch.float16,
-}
+#: The type that autocast uses, by Lightning's names of precisions.
+HALVES = {'bf16-mixed': torch.bfloat16, '16-mixed': torch.float16}
 
 
 class SceneMapper(Restored, LightningModule):
@@ -124,7 +120,7 @@ class SceneMapper(Restored, LightningModule):
 
         Args:
             device: 'auto' for an accelerator if there is one, or torch's name of one.
-            precision: See :data:`PRECISIONS`.
+            precision: '32-true', 'bf16-mixed' or '16-mixed'.
 
         Yields:
             Nothing.
@@ -132,18 +128,14 @@ class SceneMapper(Restored, LightningModule):
         Raises:
             ValueError: If there is no such precision.
         """
-        if precision not in PRECISIONS:
-            raise ValueError(
-                f'precision={precision!r}: choose one of {list(PRECISIONS)}'
-            )
+        names = get_args(Precision)
+        if precision not in names:
+            raise ValueError(f'precision={precision!r}: choose one of {[*names]}')
         if device == 'auto':
             device = torch.accelerator.current_accelerator(check_available=True) or 'cpu'  # fmt: skip
-        chosen, kind = torch.device(device), PRECISIONS[precision]
-        first = next(self.task.parameters(), None)
-        home = torch.device('cpu') if first is None else first.device
-        autocast = torch.autocast(
-            chosen.type, kind or torch.bfloat16, enabled=kind is not None
-        )
+        chosen, half = torch.device(device), HALVES.get(precision)
+        home = next((each.device for each in self.task.parameters()), 'cpu')
+        autocast = torch.autocast(chosen.type, half, enabled=half is not None)
         try:
             self.to(chosen)
             with evaluating(self), torch.inference_mode(), autocast:
@@ -193,8 +185,9 @@ class SceneMapper(Restored, LightningModule):
         """Refuse values of which nobody said what they mean, or that cannot mean it."""
         held, bands = source.dates[0].dtype, len(source.bands)
         low, high = self._limits()
+        told = any(getattr(each, 'low', None) is not None for each in (self, self.task))
         # Bytes alone have a range of their own
-        known = low is not None and (self._are_told or held == 'uint8')
+        known = low is not None and (told or held == 'uint8')
         if isinstance(self.task, Backbone | BaseTask) and not known:
             raise ValueError(
                 f'{source.name} holds {held} and {type(self.task).__name__} does not tell which raw values '
@@ -232,23 +225,19 @@ class SceneMapper(Restored, LightningModule):
         known = getattr(self.task, 'hparams', {}).get('bands')
         if not isinstance(known, list | tuple) or not known:
             return None
-        task, file, cure = (
-            type(self.task).__name__,
-            scene.files[0],
-            'others are chosen by bands=',
-        )
-        wanted, names, count = names_of(known), list(scene.bands), len(known)
+        task, file = type(self.task).__name__, scene.files[0]
+        wanted, names = names_of(known), list(scene.bands)
         if wanted and scene.positions:
             rank_zero_warn(
                 f'{file!r} does not name its bands: they are taken in order as {wanted}, which {task} was '
-                f'trained on; {cure}'
+                'trained on; others are chosen by bands='
             )
             return None
         if not wanted:
-            if not scene.positions or len(names) != count:
+            if not scene.positions or len(names) != len(known):
                 rank_zero_warn(
                     f'{task} was trained on files that do not name their bands: of {names} in {file!r} '
-                    f'those at positions {list(known)} are taken; {cure}'
+                    f'those at positions {list(known)} are taken; others are chosen by bands='
                 )
             return None if list(known) == list(range(1, len(names) + 1)) else [*known]
         places = find_bands(wanted, names)
@@ -258,11 +247,8 @@ class SceneMapper(Restored, LightningModule):
                 f'{file!r} has bands {names} but {task} was trained on {wanted}, of which {missing} are not '
                 'there: map a scene that has them, or name those that stand for them, in its order, by bands='
             )
-        return (
-            None
-            if places == list(range(len(names)))
-            else [names[p] for p in places if p is not None]
-        )
+        chosen = [names[place] for place in places if place is not None]
+        return None if chosen == names else chosen
 
     def _try_out(self, source: SceneSource, size: int) -> int:
         """See how many values a pixel a module makes of a window."""
@@ -280,20 +266,15 @@ class SceneMapper(Restored, LightningModule):
 
     # ------------------------------------------------------------------ windows
 
-    @property
-    def _are_told(self) -> bool:
-        """Whether the user or the task says which raw values become 0 and 1."""
-        return self.low is not None or getattr(self.task, 'low', None) is not None
-
     def _limits(self) -> tuple[Tensor | None, Tensor | None]:
         """Raw values that become 0 and 1: given ones, or the task's."""
-        owner: Any = self if self.low is not None else self.task
-        if self._are_told:
-            return owner.low, owner.high
-        if isinstance(self.task, Backbone):
-            # Of bytes, which are all that is accepted then
-            return torch.tensor(0.0), torch.tensor(255.0)
-        return None, None
+        owner = self if self.low is not None else self.task
+        low, high = (getattr(owner, name, None) for name in ('low', 'high'))
+        if low is None and isinstance(self.task, Backbone):
+            # Of bytes, which are all that is accepted then; made on the device, a copy would wait
+            low = torch.zeros((), device=self.device)
+            return low, low + 255
+        return low, high
 
     def scale(self, image: Tensor, valid: Tensor) -> Tensor:
         """Bring raw values to what the task was trained on.
@@ -308,14 +289,13 @@ class SceneMapper(Restored, LightningModule):
         low, high = self._limits()
         if low is None or high is None:
             return image
-        bands = image.shape[-3]
-        scaled = scale(image, low.expand(bands), high.expand(bands))
+        scaled = scale(image, low.view(-1), high.view(-1))
         # Pretraining fills gaps with the mean, the other tasks with 0
         fills = isinstance(self.task, CMID | Backbone)
         mean = getattr(self.task, 'mean', None) if fills else None
-        fill = 0 if mean is None else mean.view(-1, 1, 1)
+        fill = 0.0 if mean is None else mean.view(-1, 1, 1)
         known = valid[:, None, None] if image.ndim == 5 else valid[:, None]
-        return torch.where(known, scaled, torch.as_tensor(fill).to(scaled))
+        return torch.where(known, scaled, fill)
 
     def forward(
         self,
@@ -414,12 +394,11 @@ class SceneMapper(Restored, LightningModule):
 
     def digest(self) -> str:
         """A short name of what maps depend on: the network's tensors."""
-        if self._digest is not None:
-            return self._digest
-        state = hashlib.sha256()
-        for name, tensor in sorted(self.task.state_dict().items()):
-            state.update(name.encode())
-            plain = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-            state.update(plain.detach().cpu().numpy().tobytes())
-        self._digest = state.hexdigest()[:16]
+        if self._digest is None:
+            state = hashlib.sha256()
+            for name, tensor in sorted(self.task.state_dict().items()):
+                state.update(name.encode())
+                plain = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+                state.update(plain.detach().cpu().numpy().tobytes())
+            self._digest = state.hexdigest()[:16]
         return self._digest

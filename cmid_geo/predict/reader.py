@@ -8,7 +8,7 @@ import itertools
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -55,16 +55,14 @@ class Windows:
         self.jobs, self.rank = jobs, rank
         self.batch_size, self.num_workers = batch_size, max(num_workers, 1)
         self.pin_memory = pin_memory
-        self.ends = list(itertools.accumulate(len(job.tiling) for job in jobs))
-        self.parts = split(self.ends[-1] if jobs else 0, world_size)
+        # Where each scene's windows begin, and the last one's end
+        self.starts = [0, *itertools.accumulate(len(job.tiling) for job in jobs)]
+        self.parts = split(self.starts[-1], world_size)
+        #: Windows of this process.
+        self.mine = self.parts[rank]
         # Files of a thousand scenes cannot all stay open
         most = max((len(job.source.files) for job in jobs), default=0)
         self._thread = _ThreadReader(most)
-
-    @property
-    def mine(self) -> range:
-        """Windows of this process."""
-        return self.parts[self.rank]
 
     def locate(self, index: int) -> tuple[int, int]:
         """Find a window.
@@ -75,8 +73,8 @@ class Windows:
         Returns:
             Number of the scene, and of the window in it.
         """
-        job = bisect.bisect_right(self.ends, index)
-        return job, index - (self.ends[job - 1] if job else 0)
+        job = bisect.bisect_right(self.starts, index) - 1
+        return job, index - self.starts[job]
 
     def span(self, job: int, rank: int) -> range:
         """Find which windows of a scene a process has.
@@ -88,8 +86,8 @@ class Windows:
         Returns:
             Numbers of windows in the scene.
         """
-        first, part = self.ends[job - 1] if job else 0, self.parts[rank]
-        low, high = max(part.start, first), min(part.stop, self.ends[job])
+        (first, end), part = self.starts[job : job + 2], self.parts[rank]
+        low, high = max(part.start, first), min(part.stop, end)
         return range(low - first, max(low, high) - first)
 
     def read(self, index: int) -> Batch:
@@ -170,18 +168,13 @@ def read_ahead[Item, Result](
     Yields:
         Results, in the order of the items.
     """
-    left = iter(items)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque(
-            pool.submit(read, item) for item in itertools.islice(left, ahead)
-        )
-        try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(
-                    pool.submit(read, item) for item in itertools.islice(left, 1)
-                )
-                yield result
-        finally:
-            for each in waiting:
-                each.cancel()
+    pool, waiting = ThreadPoolExecutor(workers), deque[Future[Result]]()
+    try:
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -131,10 +131,9 @@ class Tiling:
         return len(self.down.starts) * len(self.across.starts)
 
     def all_regions(self) -> Iterator[Region]:
-        """Yield all regions, which together are the scene."""
-        for row in range(len(self.down.segments)):
-            for col in range(len(self.across.segments)):
-                yield self.region(row, col)
+        """Return all regions, which together are the scene."""
+        numbers = (range(len(axis.segments)) for axis in (self.down, self.across))
+        return itertools.starmap(self.region, itertools.product(*numbers))
 
     def corner(self, window: int) -> tuple[int, int]:
         """Return the first (row, col) of a window, in units.
@@ -154,13 +153,12 @@ class Tiling:
         Args:
             window: Its number.
 
-        Yields:
+        Returns:
             The regions, which together are the window's part of the scene.
         """
         row, col = divmod(window, len(self.across.starts))
-        for one in self.down.segments_of(row):
-            for other in self.across.segments_of(col):
-                yield self.region(one, other)
+        segments = self.down.segments_of(row), self.across.segments_of(col)
+        return itertools.starmap(self.region, itertools.product(*segments))
 
     def region(self, row: int, col: int) -> Region:
         """Get a region.
@@ -236,8 +234,6 @@ def cut_scene(
         )
     shared = overlap // stride
     margin = shared // 2 if mirrored else 0
-    down, across = (
-        cut_axis(math.ceil(side / stride), size // stride, shared, margin, mirrored)
-        for side in (height, width)
-    )
-    return Tiling(down, across, stride)
+    sides = (math.ceil(side / stride) for side in (height, width))
+    axes = (cut_axis(side, size // stride, shared, margin, mirrored) for side in sides)
+    return Tiling(*axes, stride)

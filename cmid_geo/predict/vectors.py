@@ -126,26 +126,22 @@ def merge_objects(
             raise ValueError(
                 f'{name} is {value} but a share is meant: give a number from 0 to 1'
             )
-    ranked = objects[_order(objects, whole_first=True)]
+    ranked = objects[_order(objects)]
+    ranked = ranked[np.argsort(ranked['cut'], kind='stable')]
     polygons = shapely.polygons(ranked['corners'])
     kept = np.zeros(len(ranked), np.bool_)
     for label in np.unique(ranked['label']):
-        places = np.flatnonzero(ranked['label'] == label)
-        kept[places] = _greedy(
-            polygons[places], ranked['cut'][places], nms_thresh, fragment
-        )
+        own = ranked['label'] == label
+        kept[own] = _greedy(polygons[own], ranked['cut'][own], nms_thresh, fragment)
     merged = ranked[kept]
     return merged[_order(merged)]
 
 
-def _order(objects: Objects, whole_first: bool = False) -> Int64[np.ndarray, 'n']:
+def _order(objects: Objects) -> Int64[np.ndarray, 'n']:
     """Sort by falling score; ties by all else, or the order found would decide."""
     where = objects['corners'].reshape(len(objects), 8).T[::-1]
-    first = [objects['cut']] if whole_first else []
     # The last key is the first to decide
-    return np.lexsort(
-        [objects['cut'], objects['label'], *where, -objects['score'], *first]
-    )
+    return np.lexsort([objects['cut'], objects['label'], *where, -objects['score']])
 
 
 def _greedy(
@@ -205,9 +201,8 @@ def write_objects(
     named = [
         str(label) if names is None else names[label] for label in objects['label']
     ]
-    col, row = np.moveaxis(objects['corners'], -1, 0)
     t = grid.transform
-    ground = np.stack([t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f], -1)
+    ground = objects['corners'] @ [[t.a, t.d], [t.b, t.e]] + (t.c, t.f)
     table = gpd.GeoDataFrame(
         {'class': named, 'label': objects['label'], 'score': objects['score']},
         geometry=shapely.polygons(ground),

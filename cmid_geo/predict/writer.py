@@ -3,12 +3,14 @@
 
 """Writing of maps while the network predicts, by one process or several together."""
 
+import contextlib
 import json
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,56 +36,37 @@ WATCHED = 4
 #: How many batches wait to be written.
 WAITING = 2
 
+#: Why a scene has no map where the Trainer was told to stop before its end.
+UNFINISHED = 'not all of its windows were predicted'
 
-class RangeWatch:
-    """Looks at a scene's first windows, and warns where most of their values would be clamped."""
 
-    def __init__(self, name: str, low: Any, high: Any) -> None:
-        """Initialize a new RangeWatch instance.
+def warn_of_clamping(name: str, values: Tensor, limits: Sequence[Any]) -> None:
+    """Warn where most of a scene's values would be clamped.
 
-        Args:
-            name: Of the scene.
-            low: Raw value of each band, or of all, that becomes 0; None where not known.
-            high: Raw value of each band, or of all, that becomes 1; None where not known.
-        """
-        self.name, self.limits = name, None if low is None else (low, high)
-        self._seen: list[Tensor] = []
+    Args:
+        name: Of the scene.
+        values: Raw values (..., bands, pixels) that are valid.
+        limits: Raw values of each band, or of all, that become 0 and 1.
 
-    def see(self, image: Tensor, valid: Tensor, is_last: bool) -> None:
-        """Look at a window; at the last of the first ones, say what was seen.
-
-        Args:
-            image: Raw values (..., bands, rows, cols).
-            valid: (rows, cols).
-            is_last: Whether no window follows.
-        """
-        if self.limits is None:
-            return
-        values = image[..., valid].cpu()
-        self._seen += [values] if values.numel() else []
-        if is_last or len(self._seen) == WATCHED:
-            self._tell(*self.limits)
-            self.limits, self._seen = None, []
-
-    def _tell(self, *limits: list[float] | float) -> None:
-        values = torch.cat(self._seen, -1) if self._seen else torch.zeros(0)
-        low, high = (torch.tensor(limit).view(-1, 1) for limit in limits)
-        outside = ((values < low) | (values > high)).double().mean().item()
-        # Nothing at all is no half
-        if not outside > 0.5:
-            return
-        # One that all bands share is said once
-        low, high = (
-            limit if len(set(each.flatten().tolist())) > 1 else each[0].item()
-            for each, limit in zip((low, high), limits, strict=True)
-        )
-        warnings.warn(
-            f'{100 * outside:.0f} % of the values of {self.name} in its first windows, from '
-            f'{values.min():g} to {values.max():g}, lie outside of {low} to {high}, which the network knows as '
-            '0 and 1, and are clamped: the map can say little. Give the raw values of this scene that stand '
-            'for 0 and 1 by --low and --high (low= and high=)',
-            stacklevel=2,
-        )
+    Warns:
+        UserWarning: If so.
+    """
+    low, high = (torch.tensor(limit).view(-1, 1) for limit in limits)
+    outside = ((values < low) | (values > high)).double().mean().item()
+    if outside <= 0.5:
+        return
+    # One that all bands share is said once
+    low, high = (
+        each.flatten().tolist() if len(each.unique()) > 1 else each[0].item()
+        for each in (low, high)
+    )
+    warnings.warn(
+        f'{100 * outside:.0f} % of the values of {name} in its first windows, from {values.min():g} to '
+        f'{values.max():g}, lie outside of {low} to {high}, which the network knows as 0 and 1, and are '
+        'clamped: the map can say little. Give the raw values of this scene that stand for 0 and 1 by '
+        '--low and --high (low= and high=)',
+        stacklevel=2,
+    )
 
 
 class MapInMaking(ABC):
@@ -97,14 +80,14 @@ class MapInMaking(ABC):
             mine: Numbers of the windows that this process brings.
             rank: Of the process.
         """
-        self.job, self.mine, self.left = job, mine, len(mine)
+        self.job, self.left = job, len(mine)
         self.is_whole = len(mine) == len(job.tiling)
         # The process that brings the first window puts the map together
         self.is_head = 0 in mine
         self.spill = Spill(job.folder / f'rank_{rank}.bin')
-        # One process of all tells
-        limits = job.notes['limits'] if self.is_head else (None, None)
-        self._watch = RangeWatch(job.source.name, *limits)
+        # Values of the first windows with data; one process of all tells
+        self._seen: list[Tensor] = []
+        self._watches = self.is_head and None not in job.notes['limits']
 
     def add(self, window: int, prediction: Any, valid: Tensor, image: Tensor) -> None:
         """Add what the network says of a window.
@@ -116,7 +99,12 @@ class MapInMaking(ABC):
             image: What the network was given: raw values, a warning comes where it knows others.
         """
         self.left -= 1
-        self._watch.see(image, valid, self.left == 0)
+        if self._watches and valid.any():
+            self._seen.append(image[..., valid].cpu())
+        if self._seen and (self.left == 0 or len(self._seen) == WATCHED):
+            name, limits = self.job.source.name, self.job.notes['limits']
+            warn_of_clamping(name, torch.cat(self._seen, -1), limits)
+            self._watches, self._seen = False, []
         inner = slice(self.job.margin, self.job.margin + self.job.size)
         self._take(window, prediction, valid[inner, inner])
 
@@ -147,10 +135,10 @@ class RasterInMaking(MapInMaking):
         """Open the layers, if this process puts them together."""
         super().__init__(job, mine, rank)
         self._blender = Blender(job.tiling, self._finish, self.spill, mine.__contains__)
-        self._files = []
-        named = zip(job.product.layers, job.files, strict=True)
-        for layer, path in named if self.is_head else ():
-            self._files.append(RasterFile(job.folder, path.name, layer, job.grid))
+        named = zip(job.product.layers, job.files, strict=True) if self.is_head else ()
+        self._files = [
+            RasterFile(job.folder, path.name, layer, job.grid) for layer, path in named
+        ]
 
     def _finish(self, values: Tensor, valid: Tensor) -> list[np.ndarray]:
         return [layer.finish(values, valid) for layer in self.job.product.layers]
@@ -159,8 +147,7 @@ class RasterInMaking(MapInMaking):
         stride, side = self.job.tiling.stride, self.job.tiling.down.size
         if stride > 1:
             # A cell with any data has a vector
-            cells = valid.view(side, stride, side, stride)
-            valid = cells.any(dim=3).any(dim=1)
+            valid = valid.view(side, stride, side, stride).any(dim=(1, 3))
         if prediction is None:
             channels = self.job.product.channels or 1
             prediction = torch.zeros(channels, 1, 1).expand(-1, side, side)
@@ -181,12 +168,9 @@ class RasterInMaking(MapInMaking):
                 self._write(key, spill.take(key))
         for region, arrays in self._blender.join(spills):
             self._write(region.key, arrays)
-        if self.job.product.components:
-            file = write_components(self._files[0], self.job.product.components)
-            self._files = [file]
-        closed = [file.close(self.job.notes) for file in self._files]
-        beside = [path.with_name(f'{path.name}.aux.xml') for path in closed]
-        return [*(path for path in beside if path.exists()), *closed]
+        if components := self.job.product.components:
+            self._files = [write_components(self._files[0], components)]
+        return [path for file in self._files for path in file.close(self.job.notes)]
 
     def drop(self) -> None:
         """Close the layers too."""
@@ -196,12 +180,7 @@ class RasterInMaking(MapInMaking):
 
 
 class ObjectsInMaking(MapInMaking):
-    """A map of objects: polygons with class and score."""
-
-    def __init__(self, job: Job, mine: range, rank: int = 0) -> None:
-        """Begin with none."""
-        super().__init__(job, mine, rank)
-        self._found = [np.zeros(0, OBJECT)]
+    """A map of objects: polygons with class and score, on disk until all windows have come."""
 
     def _take(self, window: int, prediction: Any, valid: Tensor) -> None:
         if prediction is None:
@@ -213,18 +192,15 @@ class ObjectsInMaking(MapInMaking):
         )  # fmt: skip
         centres = found['corners'].mean(axis=1) - (col, row)
         x, y = centres.astype(int).clip(0, job.size - 1).T
-        found = found[valid.cpu().numpy()[y, x]]
-        if self.is_whole:
-            self._found.append(found)
-        else:
-            self.spill.put((window,), found)
+        self.spill.put((window,), found[valid.cpu().numpy()[y, x]])
 
     def finish(self, spills: Sequence[Spill] = ()) -> list[Path]:
         """Merge what all windows hold."""
-        for spill in spills:
-            self._found += [spill.take(key)[0] for key in list(spill.places)]
+        found = [np.zeros(0, OBJECT)]
+        for spill in spills or [self.spill]:
+            found += [spill.take(key)[0] for key in list(spill.places)]
         job, path = self.job, self.job.folder / self.job.out.name
-        merged = merge_objects(np.concatenate(self._found), job.product.nms_thresh)
+        merged = merge_objects(np.concatenate(found), job.product.nms_thresh)
         notes = json.dumps(job.notes, sort_keys=True)
         write_objects(merged, path, job.grid, job.product.classes, notes)
         return [path]
@@ -254,8 +230,8 @@ class Maps:
         self._making: dict[int, MapInMaking] = {}
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
-        self._done = 0
-        pixels = sum(job.pixels for job in windows.jobs)
+        grids = (job.source.grid for job in windows.jobs)
+        pixels = sum(grid.width * grid.height for grid in grids)
         name = shown if isinstance(shown, str) else None
         self._bar = tqdm(total=pixels, unit='px', unit_scale=True, disable=not shown, desc=name)  # fmt: skip
 
@@ -270,13 +246,11 @@ class Maps:
         if len(self._waiting) > WAITING:
             self._waiting.popleft().result()
         # The other processes have as many windows
-        self._done += len(batch['index'])
-        pixels = (self._bar.total or 0) * self._done // len(self.windows.mine)
-        self._bar.update(pixels - self._bar.n)
+        fraction = len(batch['index']) / len(self.windows.mine)
+        self._bar.update(fraction * (self._bar.total or 0))
 
     def _write(self, predictions: Tensor | list[Any], batch: Batch) -> None:
-        names = 'index', 'error', 'valid', 'image'
-        columns = [batch[name] for name in names]
+        columns = itemgetter('index', 'error', 'valid', 'image')(batch)
         for index, *window in zip(*columns, predictions, strict=True):
             number, place = self.windows.locate(index)
             if number not in self.failed:
@@ -306,8 +280,7 @@ class Maps:
             raise error
         if number not in self._making:
             job, rank = self.windows.jobs[number], self.windows.rank
-            objects = job.product.kind == 'objects'
-            kind = ObjectsInMaking if objects else RasterInMaking
+            kind = ObjectsInMaking if job.product.kind == 'objects' else RasterInMaking
             self._making[number] = kind(job, self.windows.span(number, rank), rank)
         making = self._making[number]
         making.add(window, found, valid, image)
@@ -333,13 +306,9 @@ class Maps:
         """
         while self._waiting:
             self._waiting.popleft().result()
-        for number, making in list(self._making.items()):
-            if making.left:
-                self.failed[number] = ValueError(
-                    'not all of its windows were predicted'
-                )
-                self._making.pop(number).drop()
-        return {number: making.spill for number, making in self._making.items()}
+        making = self._making.items()
+        self.failed |= {n: ValueError(UNFINISHED) for n, each in making if each.left}
+        return {n: each.spill for n, each in making if not each.left}
 
     def put_together(
         self, spills: Sequence[dict[int, Spill]], failed: set[int]
@@ -386,18 +355,16 @@ def write_job(
     check_counts(batch_size=batch_size, num_workers=num_workers)
     device = mapper.device
     windows = Windows([job], batch_size, num_workers, pin_memory=device.type == 'cuda')
+    shown = job.out.name if progress is True else progress
     lock = job.begin()
     try:
-        maps = Maps(windows, job.out.name if progress is True else progress)
-        try:
+        with contextlib.closing(Maps(windows, shown)) as maps:
             for number, batch in enumerate(windows):
                 moved = mapper.transfer_batch_to_device(batch, device, 0)
                 maps.add(mapper.predict_step(moved, number), batch)
                 if maps.failed:
                     break
             maps.wait()
-        finally:
-            maps.close()
     finally:
         job.end(lock)
     if maps.failed:
@@ -419,7 +386,7 @@ class MapWriter(Callback):
             progress: Whether to show a bar, with pixels a second of all processes together.
         """
         self.progress = progress
-        self._maps: Maps | None = None
+        self._maps: Any = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin; the Trainer shall not keep what is written."""
@@ -451,17 +418,13 @@ class MapWriter(Callback):
             batch_idx: Not used.
             dataloader_idx: Not used.
         """
-        if self._maps is not None:
-            self._maps.add(outputs, batch)
+        self._maps.add(outputs, batch)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put maps together that several processes had windows of, and say what came of all."""
         maps, tally = self._maps, _data_of(trainer).tally
-        if maps is None:
-            return
         spills = _gather(trainer, maps.wait())
-        failed = _gather(trainer, set(maps.failed))
-        maps.put_together(spills, set().union(*failed))
+        maps.put_together(spills, set().union(*_gather(trainer, set(maps.failed))))
         made = set().union(*_gather(trainer, maps.made))
         told = {number: reason(error) for number, error in maps.failed.items()}
         whys = {n: why for each in _gather(trainer, told) for n, why in each.items()}
@@ -469,20 +432,15 @@ class MapWriter(Callback):
             if number in made:
                 tally.made.append(job.out)
             else:
-                why = whys.get(number, 'not all of its windows were predicted')
-                tally.failed[job.source.name] = why
-        self._close()
+                tally.failed[job.source.name] = whys.get(number, UNFINISHED)
+        maps.close()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Give up what will not be finished."""
-        self._close()
-
-    def _close(self) -> None:
         if self._maps is not None:
             self._maps.close()
-        self._maps = None
 
 
 def _data_of(trainer: Trainer) -> Any:

@@ -169,7 +169,7 @@ def test_two_processes_give_the_maps_of_one(folder: Path, unused_port: int) -> N
 
 def test_shares_are_without_duplicate_and_gap() -> None:
     windows = Windows([])
-    windows.ends = [5, 6, 18]
+    windows.starts = [0, 5, 6, 18]
     assert [windows.locate(i) for i in (0, 4, 5, 6, 17)] == [
         (0, 0), (0, 4), (1, 0), (2, 0), (2, 11),
     ]  # fmt: skip
