@@ -199,14 +199,12 @@ class ChangePairs(Dataset[Sample]):
             ValueError: If a file cannot be read any more.
         """
         first, second, mask = self.pairs[scene]
-        whole = all(
+        if all(
             not date.may_be_invalid and date.grid == mask.grid
             for date in (first, second)
-        )
-        if whole:
+        ):
             return None
-        rows, cols = min(cells, mask.height), min(cells, mask.width)
-        coarse = mask.grid.divided(rows, cols)
+        coarse = mask.grid.coarse(cells)
         return (
             self._reader.read(first, coarse)[1] & self._reader.read(second, coarse)[1]
         )

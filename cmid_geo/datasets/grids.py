@@ -91,6 +91,17 @@ class Grid:
         scaled = Affine(t.a * across, t.b * down, t.c, t.d * across, t.e * down, t.f)
         return Grid(self.crs, scaled, cols, rows)
 
+    def coarse(self, cells: int) -> 'Grid':
+        """Return a grid of few pixels over the same ground.
+
+        Args:
+            cells: At most so many pixels on a side.
+
+        Returns:
+            The grid.
+        """
+        return self.divided(min(cells, self.height), min(cells, self.width))
+
 
 def same_crs(crs: str, other: str) -> bool:
     """Tell whether two WKT strings mean one coordinate reference system.
