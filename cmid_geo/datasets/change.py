@@ -17,7 +17,7 @@ from torchgeo.datasets.utils import Path, Sample
 
 from .chips import Chip
 from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters, stem
-from .grids import Bools, natural_res
+from .grids import Bools
 from .reader import SceneReader
 from .scene import Declared, Scene, find_scenes, place
 
@@ -118,8 +118,7 @@ class ChangePairs(Dataset[Sample]):
     @property
     def res(self) -> tuple[float, float]:
         """Pixel size (x, y) of the first mask, in units of its CRS."""
-        t = self.scenes[0].transform
-        return t.a, -t.e
+        return self.scenes[0].grid.res
 
     @property
     def files(self) -> list[str]:
@@ -327,12 +326,11 @@ def align(
             f'the mask {mask.files[0]!r} of {name!r} is rotated: labels are not interpolated; write it '
             'north up'
         )
-    res = natural_res(own, own.crs)
-    dates = [place(date, own.crs, res, own.transform) for date in (first, second)]
+    dates = [place(date, own.crs, own.res, own.transform) for date in (first, second)]
     for date in dates:
-        low, high = np.array(date.bounds).reshape(2, 2)
-        bounds = np.array(own.bounds).reshape(2, 2)
-        if not (np.minimum(high, bounds[1]) > np.maximum(low, bounds[0])).all():
+        low = np.maximum(date.bounds, own.bounds)[:2]
+        high = np.minimum(date.bounds, own.bounds)[2:]
+        if not (low < high).all():
             raise ValueError(
                 f'{date.files[0]!r} and the mask {mask.files[0]!r} of {name!r} share no ground: match '
                 'them by their names, or list them in one order'

@@ -60,6 +60,11 @@ class Grid:
         t = self.transform
         return t.b == 0 and t.d == 0 and t.a > 0 and t.e < 0
 
+    @property
+    def res(self) -> tuple[float, float]:
+        """Pixel size (x, y) of a grid that is north up, in units of the CRS."""
+        return self.transform.a, -self.transform.e
+
     def window(self, col: int, row: int, width: int, height: int) -> 'Grid':
         """Return the part of a grid that a window covers.
 
@@ -171,9 +176,8 @@ def natural_res(grid: Grid, crs: str) -> tuple[float, float]:
         (x, y) in units of *crs*: its own where it can be, else square pixels as many along the
         diagonal as there were.
     """
-    t = grid.transform
     if grid.is_north_up and same_crs(grid.crs, crs):
-        return t.a, -t.e
+        return grid.res
     left, bottom, right, top = _box_in(grid, crs)
     side = math.hypot(right - left, top - bottom) / math.hypot(grid.width, grid.height)
     return side, side

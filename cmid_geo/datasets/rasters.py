@@ -78,7 +78,7 @@ class Raster:
     @property
     def dtype(self) -> str:
         """Name of the type that holds the pixels of all bands."""
-        return str(functools.reduce(np.promote_types, self.dtypes))
+        return np.result_type(*self.dtypes).name
 
     @property
     def zero_is_nodata(self) -> bool:

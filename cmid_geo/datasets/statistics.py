@@ -3,6 +3,7 @@
 
 """Range and spread of the bands' values, estimated from random pixels."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 
@@ -56,19 +57,15 @@ def estimate_statistics(
     bands = dataset.scenes[0].positions or dataset.bands
     limits = check_limits(bands, low, high)
     rng = np.random.default_rng(seed)
+    raw = copy.copy(dataset)
+    raw.transforms = None
     parts = []
-    transforms, dataset.transforms = dataset.transforms, None  # raw values are wanted
-    try:
-        for chip in RandomChips(
-            dataset, patch_size, chips, min_valid=min_valid, seed=seed
-        ):
-            sample = dataset[chip]
-            pixels = sample['image'].numpy()[:, sample['valid'].numpy()]
-            if pixels.shape[1] > PIXELS:
-                pixels = pixels[:, rng.integers(pixels.shape[1], size=PIXELS)]
-            parts.append(pixels)
-    finally:
-        dataset.transforms = transforms
+    for chip in RandomChips(raw, patch_size, chips, min_valid=min_valid, seed=seed):
+        sample = raw[chip]
+        pixels = sample['image'].numpy()[:, sample['valid'].numpy()]
+        if pixels.shape[1] > PIXELS:
+            pixels = pixels[:, rng.integers(pixels.shape[1], size=PIXELS)]
+        parts.append(pixels)
     is_bytes = all(scene.dtype == 'uint8' for scene in dataset.scenes)
     return summarize(bands, np.concatenate(parts, axis=1), limits, is_bytes)
 
