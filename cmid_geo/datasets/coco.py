@@ -274,10 +274,8 @@ def boxes_by_image(
             box = (x, y, x + width, y + height, label_of[entry['category_id']])
             found[place_of[entry['image_id']]].append(box)
     tables = [np.array(each, np.float64).reshape(-1, 5) for each in found]
-    boxes, labels = zip(
-        *((each[:, :4], each[:, 4].astype(np.int64)) for each in tables)
-    )
-    return list(boxes), list(labels)
+    labels = [each[:, 4].astype(np.int64) for each in tables]
+    return [each[:, :4] for each in tables], labels
 
 
 def estimate_images(
