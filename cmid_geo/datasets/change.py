@@ -6,6 +6,7 @@
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import PurePath
 
 import numpy as np
@@ -136,10 +137,10 @@ class ChangePairs(Dataset[Sample]):
             A dataset of these alone, in the order of this one.
         """
         chosen, wanted = copy.copy(self), set(places)
-        kept = [i for i, name in enumerate(self.places) if name in wanted]
-        chosen.places = tuple(self.places[i] for i in kept)
-        chosen.pairs = tuple(self.pairs[i] for i in kept)
-        chosen.scenes = tuple(self.scenes[i] for i in kept)
+        kept = [name in wanted for name in self.places]
+        chosen.places = tuple(compress(self.places, kept))
+        chosen.pairs = tuple(compress(self.pairs, kept))
+        chosen.scenes = tuple(compress(self.scenes, kept))
         return chosen
 
     def __len__(self) -> int:
@@ -161,23 +162,21 @@ class ChangePairs(Dataset[Sample]):
         if not isinstance(index, Chip):
             mask = self.scenes[index]
             index = Chip((int(index),), 0, 0, mask.width, mask.height)
-        first, second, mask = self.pairs[index.scenes[0]]
+        *dates, mask = self.pairs[index.scenes[0]]
         target = mask.grid.window(*index.window)
-        (early, seen), (late, also_seen), (values, known) = (
-            self._reader.read(scene, target) for scene in (first, second, mask)
-        )
+        images, valids = zip(*(self._reader.read(date, target) for date in dates))
+        values, known = self._reader.read(mask, target)
         labels = values[0].round().astype(np.int64)
         if self.binary:
             labels = (labels != 0).astype(np.int64)
         ends = max(mask.height - index.row, 0), max(mask.width - index.col, 0)
         inside = np.zeros_like(known)
         inside[max(-index.row, 0) : ends[0], max(-index.col, 0) : ends[1]] = True
-        valid = seen & also_seen & inside
+        labels[inside & ~known] = self.ignore_index
+        valid = valids[0] & valids[1] & inside
         sample = {
-            'image': torch.from_numpy(np.stack([early * valid, late * valid])),
-            'mask': torch.from_numpy(
-                np.where(inside & ~known, self.ignore_index, labels)
-            ),
+            'image': torch.from_numpy(np.stack(images) * valid),
+            'mask': torch.from_numpy(labels),
             'valid': torch.from_numpy(valid),
             'scene': torch.tensor(index.scenes[0]),
             'window': torch.tensor(index.window),
@@ -197,16 +196,12 @@ class ChangePairs(Dataset[Sample]):
         Raises:
             ValueError: If a file cannot be read any more.
         """
-        first, second, mask = self.pairs[scene]
-        if all(
-            not date.may_be_invalid and date.grid == mask.grid
-            for date in (first, second)
-        ):
+        *dates, mask = self.pairs[scene]
+        if not any(date.may_be_invalid or date.grid != mask.grid for date in dates):
             return None
         coarse = mask.grid.coarse(cells)
-        return (
-            self._reader.read(first, coarse)[1] & self._reader.read(second, coarse)[1]
-        )
+        first, second = (self._reader.read(date, coarse)[1] for date in dates)
+        return first & second
 
 
 def pairs_in_folders(root: Path, mask_name: str, scenes_of: ScenesOf) -> list[Place]:

@@ -21,7 +21,7 @@ from torchgeo.datasets.utils import Sample
 from ..ops.value_range import ValueRange
 from ..plots.boxes import boxes_figure
 from .images import open_image
-from .statistics import PIXELS, check_limits, summarize
+from .statistics import check_limits, draw_pixels, summarize
 
 #: Images that statistics are estimated from, at most.
 IMAGES = 64
@@ -103,9 +103,8 @@ class CocoDetection(NonGeoDataset):
             Whole numbers (images, classes), without background.
         """
         kinds = len(self.classes)
-        return np.stack(
-            [np.bincount(each, minlength=kinds)[1:] for each in self.labels]
-        )
+        counts = [np.bincount(each, minlength=kinds) for each in self.labels]
+        return np.stack(counts)[:, 1:]
 
     def is_bytes(self, index: int) -> bool:
         """Tell whether an image holds whole numbers from 0 to 255.
@@ -226,9 +225,8 @@ def read_coco(annotations: str | Path) -> dict[str, Any]:
             f'cannot read {str(annotations)!r} ({error}): give the path of a JSON file of COCO'
         ) from error
     parts = ('images', 'annotations', 'categories')
-    lacking = [
-        part for part in parts if not isinstance(listed, dict) or part not in listed
-    ]
+    known = listed if isinstance(listed, dict) else {}
+    lacking = [part for part in parts if part not in known]
     if lacking or not listed['images'] or not listed['categories']:
         raise ValueError(
             f'{str(annotations)!r} holds no {lacking or "images or categories"}: a file of COCO has '
@@ -309,11 +307,8 @@ def estimate_images(
     chosen = rng.permutation(places)[:IMAGES]
     raw = copy.copy(dataset)
     raw.fill, raw.size = np.nan, None
-    parts = []
-    for place in chosen:
-        pixels = raw[int(place)]['image'].flatten(1).numpy()
-        pixels = pixels[:, np.isfinite(pixels).all(0)]
-        parts.append(pixels[:, rng.integers(pixels.shape[1], size=PIXELS)])
+    images = (raw[int(place)]['image'] for place in chosen)
+    parts = [draw_pixels(image, image.isfinite().all(0), rng) for image in images]
     values = np.concatenate(parts, 1)
     bands = tuple(dataset.bands or range(1, len(values) + 1))
     is_bytes = low is None and all(dataset.is_bytes(int(i)) for i in chosen)

@@ -44,9 +44,8 @@ class Grid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """The box (xmin, ymin, xmax, ymax) around the grid, in units of the CRS."""
-        cols = np.array([0, self.width, 0, self.width], float)
-        rows = np.array([0, 0, self.height, self.height], float)
-        x, y = _apply(self.transform, cols, rows)
+        cols, rows = np.array([0.0, self.width]), np.array([0.0, self.height])
+        x, y = _apply(self.transform, cols, rows[:, None])
         return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
     @functools.cached_property
@@ -198,20 +197,17 @@ def positions_on(grid: Grid, target: Grid, step: int = 16) -> tuple[Floats, Floa
     """
     transformer = _transformer(target.crs, grid.crs)
     if transformer is None:
-        cols = np.arange(target.width) + 0.5
-        rows = np.arange(target.height)[:, None] + 0.5
-        x, y = _apply(target.transform, cols, rows)
-        return _broadcast(_apply(grid.inverse, x, y))
+        cols, rows = np.arange(target.width) + 0.5, np.arange(target.height) + 0.5
+        x, y = _apply(target.transform, *np.meshgrid(cols, rows))
+        return _apply(grid.inverse, x, y)
     nodes_across, across = _lattice(target.width, step)
     nodes_down, down = _lattice(target.height, step)
-    x, y = _broadcast(_apply(target.transform, nodes_across, nodes_down[:, None]))
-    x, y = transformer.transform(x, y)
-    cols, rows = _apply(grid.inverse, np.asarray(x), np.asarray(y))
+    x, y = _apply(target.transform, *np.meshgrid(nodes_across, nodes_down))
+    places = np.stack(_apply(grid.inverse, *transformer.transform(x, y)))
     # Infinities would spread through the products; a far number stays where it is
-    cols, rows = (
-        np.nan_to_num(a, nan=1e9, posinf=1e9, neginf=1e9) for a in (cols, rows)
-    )
-    return down @ cols @ across.T, down @ rows @ across.T
+    places = np.nan_to_num(places, nan=1e9, posinf=1e9, neginf=1e9)
+    cols, rows = down @ places @ across.T
+    return cols, rows
 
 
 def bilinear(
@@ -229,15 +225,13 @@ def bilinear(
         Values (bands, height, width) float32, 0 where no pixel near is valid, and the weight
         (height, width) in [0, 1] that came from valid pixels.
     """
-    layers = torch.from_numpy(np.concatenate([data * valid, valid[None]]))
     height, width = valid.shape
     # In (x, y) from -1 to 1 across the image; in float64, as float32 is too coarse for large images
-    places = torch.from_numpy(np.stack([cols / width, rows / height], -1) * 2 - 1)
-    found = F.grid_sample(
-        layers[None].double(), places[None], padding_mode='border', align_corners=False
-    )[0].numpy()
-    weight = found[-1]
-    image = found[:-1] / np.maximum(weight, 1e-6)
+    at = torch.from_numpy(np.stack([cols / width, rows / height], -1)[None] * 2 - 1)
+    layers = _weighted(data, valid).double()
+    found = F.grid_sample(layers, at, padding_mode='border', align_corners=False)
+    weight = found[0, -1].numpy()
+    image = found[0, :-1].numpy() / np.maximum(weight, 1e-6)
     return image.astype(np.float32), weight
 
 
@@ -252,12 +246,14 @@ def shrink(data: Floats, valid: Bools, factor: int) -> tuple[Floats, Bools]:
     Returns:
         Means over the valid pixels of each block, and which blocks are wholly valid.
     """
-    rows, cols = valid.shape[0] // factor, valid.shape[1] // factor
-    crop = (slice(0, rows * factor), slice(0, cols * factor))
-    weight = valid[crop].reshape(rows, factor, cols, factor).astype(np.float32)
-    blocks = data[:, *crop].reshape(-1, rows, factor, cols, factor)
-    count = weight.sum((1, 3))
-    return (blocks * weight).sum((2, 4)) / np.maximum(count, 1), count == factor**2
+    means = F.avg_pool2d(_weighted(data, valid), factor)[0].numpy()
+    weight = means[-1]
+    return means[:-1] / np.maximum(weight, 1e-6), weight == 1
+
+
+def _weighted(data: Floats, valid: Bools) -> torch.Tensor:
+    """Return the bands, 0 where not valid, and valid itself as one more (1, bands + 1, rows, cols)."""
+    return torch.from_numpy(np.concatenate([data * valid, valid[None]]))[None]
 
 
 @functools.lru_cache(maxsize=64)
@@ -286,12 +282,6 @@ def _apply(transform: Affine, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """Apply an affine transform to arrays."""
     t = transform
     return t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f
-
-
-def _broadcast(pair: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-    """Bring two arrays to their common shape."""
-    first, second = np.broadcast_arrays(*pair)
-    return first, second
 
 
 def _lattice(size: int, step: int) -> tuple[Floats, Floats]:

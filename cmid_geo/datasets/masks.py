@@ -142,8 +142,7 @@ class LabelledScenes(Dataset):
             ``image`` (C, H, W) float32 raw, ``valid`` (H, W) bool and ``mask`` (H, W) int64.
         """
         scene = index.scenes[0]
-        grid = self.masks.scenes[scene].grid
-        target = grid.window(*index.window)
+        target = self.masks.scenes[scene].grid.window(*index.window)
         image, valid = self.images._mosaic(self._hits[scene], target)
         mask, seen = self.masks.read(scene, target), torch.from_numpy(valid)
         return {

@@ -118,9 +118,8 @@ class SceneReader:
         lower = min(row + height, scene.native.height)
         if right <= left or lower <= upper:
             return _nothing(scene, height, width)
-        image, valid = _filled(
-            *self._read_native(scene, left, upper, right - left, lower - upper)
-        )
+        window = left, upper, right - left, lower - upper
+        image, valid = _filled(*self._read_native(scene, *window))
         if valid.shape == (height, width):
             return image, valid
         beyond = (upper - row, row + height - lower), (left - col, col + width - right)
@@ -140,16 +139,14 @@ class SceneReader:
     ) -> tuple[Array, Bools]:
         """Interpolate at positions on a scene's own grid, of which those inside count."""
         factor = max(1, int(_spacing(cols, rows) + 0.01))
-        col, row, width, height = around(
-            scene.native, cols[inside], rows[inside], factor
-        )
+        wanted = cols[inside], rows[inside]
+        col, row, width, height = around(scene.native, *wanted, factor)
         factor = min(factor, width, height)
         image, valid = _filled(*self._read_native(scene, col, row, width, height))
         if factor > 1:
             image, valid = shrink(image, valid, factor)
-        image, weight = bilinear(
-            image, valid, (cols - col) / factor, (rows - row) / factor
-        )
+        cols, rows = (cols - col) / factor, (rows - row) / factor
+        image, weight = bilinear(image, valid, cols, rows)
         return image, weight > _WHOLE
 
     def _read_native(

@@ -352,9 +352,8 @@ def _describe_group(
             rasters[band] = describe_raster(path, thorough, crs)
         except UnreadableError as error:
             failed[path] = error.why
-    others = len(group) - len(failed)
-    also = f' (and with it go {others} other bands of its scene)' if others else ''
-    bad |= {path: why + also for path, why in failed.items()}
+    also = f' (and with it go {len(rasters)} other bands of its scene)'
+    bad |= {path: why + (also if rasters else '') for path, why in failed.items()}
     return {} if failed else rasters
 
 

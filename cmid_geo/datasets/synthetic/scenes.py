@@ -32,9 +32,8 @@ COLOURS = (
 
 def _check(scenes: int, size: int, dates: Sequence[str], seed: int) -> list[Date]:
     """Return the days, or say what is wrong with the parameters."""
-    for name, value, least in (
-        ('scenes', scenes, 1), ('size', size, 128), ('seed', seed, 0),
-    ):  # fmt: skip
+    limits = {'scenes': (scenes, 1), 'size': (size, 128), 'seed': (seed, 0)}
+    for name, (value, least) in limits.items():
         if value < least:
             raise ValueError(
                 f'{name}={value} but {least} is the least that there is: raise {name}='
