@@ -20,7 +20,7 @@ from .chips import Chip
 from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters, stem
 from .grids import Bools
 from .reader import SceneReader
-from .scene import Declared, Scene, find_scenes, place
+from .scene import Declared, Scene, check_same_count, find_scenes, place
 
 #: A place's name, its dates and its mask.
 Place = tuple[str, Scene, Scene, Scene]
@@ -109,7 +109,8 @@ class ChangePairs(Dataset[Sample]):
             )
         if not found:
             raise DatasetNotFoundError(self)
-        _check_bands(found)
+        for date in (date for _, *dates, _ in found for date in dates):
+            check_same_count(found[0][1].rasters, date.rasters)
         self.places = tuple(name for name, *_ in found)
         self.bands = found[0][1].bands
         self.pairs = tuple(align(*trio) for trio in found)
@@ -286,16 +287,6 @@ def _listed(paths: Path | Iterable[Path]) -> list[str]:
     if isinstance(paths, str) or not isinstance(paths, Iterable):
         return find_rasters(paths)
     return [file for path in paths for file in find_rasters(path)]
-
-
-def _check_bands(found: list[Place]) -> None:
-    """Refuse dates with different numbers of bands."""
-    counts = {len(date.bands) for _, *dates, _ in found for date in dates}
-    if len(counts) > 1:
-        raise ValueError(
-            f'dates have {sorted(counts)} bands: all must have the same; choose those that all have by '
-            f'bands={list(range(1, min(counts) + 1))}'
-        )
 
 
 def align(

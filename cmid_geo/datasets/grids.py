@@ -159,9 +159,8 @@ def fit_grid(grid: Grid, crs: str, res: tuple[float, float], origin: Affine) -> 
     last = math.floor((right - origin.c) / res[0] + TOLERANCE)
     upper = math.ceil((origin.f - top) / res[1] - TOLERANCE)
     lower = math.floor((origin.f - bottom) / res[1] + TOLERANCE)
-    x, y = origin.c + first * res[0], origin.f - upper * res[1]
-    transform = Affine(res[0], 0.0, x, 0.0, -res[1], y)
-    return Grid(crs, transform, max(1, last - first), max(1, lower - upper))
+    pixels = Grid(crs, Affine(res[0], 0.0, origin.c, 0.0, -res[1], origin.f), 1, 1)
+    return pixels.window(first, upper, max(1, last - first), max(1, lower - upper))
 
 
 def natural_res(grid: Grid, crs: str) -> tuple[float, float]:

@@ -437,13 +437,14 @@ def read_raster(
     return data, all_of(tests)
 
 
-def all_of(tests: list[Bools]) -> Bools | None:
+def all_of(tests: Sequence[Bools | None]) -> Bools | None:
     """Combine tests that pixels must pass.
 
     Args:
-        tests: Bool (rows, cols) each.
+        tests: Bool (rows, cols) each, or None where all pixels pass.
 
     Returns:
-        Which pixels pass all; None if there is no test.
+        Which pixels pass all; None if all do.
     """
-    return functools.reduce(np.logical_and, tests) if tests else None
+    strict = [test for test in tests if test is not None]
+    return functools.reduce(np.logical_and, strict) if strict else None

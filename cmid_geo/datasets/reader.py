@@ -169,14 +169,11 @@ class SceneReader:
                 target = target if shape is None else target.divided(*shape)
                 data, valid = self._refine(scene, raster, target)
             parts.append(data)
-            if valid is not None:
-                tests.append(valid)
+            tests.append(valid)
         data = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        for value in scene.fills:
-            # Most windows hold no 0 at all, which is several times quicker to see
-            if value or _has_zero(data):
-                tests.append((data != value).any(0))
-        return data, all_of(tests)
+        # Most windows hold no 0 at all, which is several times quicker to see
+        fills = [value for value in scene.fills if value or _has_zero(data)]
+        return data, all_of([*tests, *((data != value).any(0) for value in fills)])
 
     def _refine(
         self, scene: Scene, raster: Raster, target: Grid

@@ -129,11 +129,11 @@ class RandomChips(_Epochs):
             )
             if not has_chip and min(scene.width, scene.height) >= self.size
         ]
-        problem = (
-            f'{_some(names)}: no window of {self.size} pixels is valid to {self.min_valid:.0%}; lower '
-            'min_valid, or the size of the chips (patch_size)'
+        return _problem(
+            names,
+            f'no window of {self.size} pixels is valid to {self.min_valid:.0%}; lower min_valid, or the '
+            'size of the chips (patch_size)',
         )
-        return [problem] if names else []
 
     def _paired(self, usable: np.ndarray) -> np.ndarray:
         """Return which scenes share ground with enough other dates."""
@@ -155,10 +155,8 @@ class RandomChips(_Epochs):
         )
         if any(scene.is_dated for scene in scenes):
             cure = 'add scenes of the same ground, or use dates=1'
-        problem = (
-            f'{_some(names)}: no chip there is covered by {self.dates} dates; {cure}'
-        )
-        return [problem] if names else []
+        why = f'no chip there is covered by {self.dates} dates; {cure}'
+        return _problem(names, why)
 
     def _draw(self, rng: np.random.Generator) -> Chip:
         """Draw a scene, a window in it, and other dates of the same place."""
@@ -291,11 +289,11 @@ def _small(scenes: Sequence[Any], size: int) -> list[str]:
         for scene in scenes
         if min(scene.width, scene.height) < size
     ]
-    problem = (
-        f'{_some(names)}: smaller than a chip of {size}x{size} pixels; lower the size of the chips '
-        '(patch_size) to draw from there'
+    return _problem(
+        names,
+        f'smaller than a chip of {size}x{size} pixels; lower the size of the chips (patch_size) to draw '
+        'from there',
     )
-    return [problem] if names else []
 
 
 def _report(problems: list[str], left: Iterable[Any]) -> None:
@@ -306,7 +304,7 @@ def _report(problems: list[str], left: Iterable[Any]) -> None:
         warnings.warn(f'no chips are drawn from {problem}', stacklevel=3)
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    """Name a few of many."""
+def _problem(names: list[str], why: str, most: int = 5) -> list[str]:
+    """Say why no chip is drawn from some scenes, of which a few are named, if there are any."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
+    return [f'{", ".join(names[:most])}{more}: {why}'] if names else []

@@ -210,7 +210,7 @@ def sift_scenes(
     for rasters in found:
         try:
             if bands is None:
-                _check_same_count(usual, rasters)
+                check_same_count(usual, rasters)
             scenes.append(compose_scene(rasters, wanted, date_regex, declared))
         except UnreadableError as error:
             bad[error.path] = error.why
@@ -404,15 +404,22 @@ def _wanted_bands(
     return list(bands)
 
 
-def _check_same_count(first: tuple[Raster, ...], other: tuple[Raster, ...]) -> None:
-    """Refuse scenes with different numbers of bands."""
+def check_same_count(first: tuple[Raster, ...], other: tuple[Raster, ...]) -> None:
+    """Refuse scenes with different numbers of bands.
+
+    Args:
+        first: Files of a scene.
+        other: Files of another.
+
+    Raises:
+        UnreadableError: If the other one has more bands, or fewer.
+    """
     counts = len(_names(first)), len(_names(other))
     if counts[0] != counts[1]:
         raise UnreadableError(
             other[0].path,
             f'has {counts[1]} bands but {first[0].path!r} has {counts[0]}: all scenes must have the same; '
-            f'choose bands that all have by bands={list(range(1, min(counts) + 1))}, or leave files out by a '
-            'glob in paths',
+            f'choose bands that all have by bands={list(range(1, min(counts) + 1))}, or leave files out',
         )
 
 
