@@ -277,6 +277,7 @@ def _describe(path: str, handle: DatasetReader, file_crs: CRS | None) -> Raster:
             f'holds complex values ({dtypes[0]}): bands must be real; write amplitude or intensity to '
             'another file',
         )
+    nodata = [handle.nodatavals[i - 1] for i in indexes]
     flags = handle.mask_flag_enums[indexes[0] - 1]
     return Raster(
         path=path,
@@ -285,10 +286,8 @@ def _describe(path: str, handle: DatasetReader, file_crs: CRS | None) -> Raster:
         bands=tuple(handle.descriptions[i - 1] or f'B{i}' for i in indexes),
         named=all(handle.descriptions[i - 1] for i in indexes),
         indexes=indexes,
-        nodata=tuple(
-            as_dtype(handle.nodatavals[i - 1], handle.dtypes[i - 1]) for i in indexes
-        ),
-        declares_nodata=any(handle.nodatavals[i - 1] is not None for i in indexes),
+        nodata=tuple(map(as_dtype, nodata, dtypes)),
+        declares_nodata=any(value is not None for value in nodata),
         alpha=alpha,
         # A band that is no alpha after all is no mask either
         has_mask=MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,

@@ -20,6 +20,9 @@ from .filenames import group_bands, parse_dates
 from .grids import Grid, fit_grid, natural_res, same_crs, whole_offset
 from .rasters import Raster, UnreadableError, as_dtype, describe_raster
 
+#: Names of bands that only count.
+_COUNTED = re.compile(r'(?i)(band|layer|channel)?\W*_?\d+')
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -63,10 +66,8 @@ class Scene:
         Names that two channels share, or that only count ('Band 1'), tell nothing.
         """
         named = all(raster.named for raster in self.rasters)
-        counts = [
-            re.fullmatch(r'(?i)(band|layer|channel)?\W*_?\d+', b) for b in self.bands
-        ]
-        if named and len(set(self.bands)) == len(self.bands) and not any(counts):
+        counted = any(map(_COUNTED.fullmatch, self.bands))
+        if named and len(set(self.bands)) == len(self.bands) and not counted:
             return ()
         return tuple(index for raster in self.rasters for index in raster.indexes)
 
