@@ -6,6 +6,7 @@
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import PurePath
 
 import numpy as np
@@ -17,9 +18,9 @@ from torchgeo.datasets.utils import Path, Sample
 
 from .chips import Chip
 from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters, stem
-from .grids import Bools, natural_res
+from .grids import Bools
 from .reader import SceneReader
-from .scene import Declared, Scene, find_scenes, place
+from .scene import Declared, Scene, check_same_count, find_scenes, place
 
 #: A place's name, its dates and its mask.
 Place = tuple[str, Scene, Scene, Scene]
@@ -108,7 +109,8 @@ class ChangePairs(Dataset[Sample]):
             )
         if not found:
             raise DatasetNotFoundError(self)
-        _check_bands(found)
+        for date in (date for _, *dates, _ in found for date in dates):
+            check_same_count(found[0][1].rasters, date.rasters)
         self.places = tuple(name for name, *_ in found)
         self.bands = found[0][1].bands
         self.pairs = tuple(align(*trio) for trio in found)
@@ -118,8 +120,7 @@ class ChangePairs(Dataset[Sample]):
     @property
     def res(self) -> tuple[float, float]:
         """Pixel size (x, y) of the first mask, in units of its CRS."""
-        t = self.scenes[0].transform
-        return t.a, -t.e
+        return self.scenes[0].grid.res
 
     @property
     def files(self) -> list[str]:
@@ -137,10 +138,10 @@ class ChangePairs(Dataset[Sample]):
             A dataset of these alone, in the order of this one.
         """
         chosen, wanted = copy.copy(self), set(places)
-        kept = [i for i, name in enumerate(self.places) if name in wanted]
-        chosen.places = tuple(self.places[i] for i in kept)
-        chosen.pairs = tuple(self.pairs[i] for i in kept)
-        chosen.scenes = tuple(self.scenes[i] for i in kept)
+        kept = [name in wanted for name in self.places]
+        chosen.places = tuple(compress(self.places, kept))
+        chosen.pairs = tuple(compress(self.pairs, kept))
+        chosen.scenes = tuple(compress(self.scenes, kept))
         return chosen
 
     def __len__(self) -> int:
@@ -162,23 +163,21 @@ class ChangePairs(Dataset[Sample]):
         if not isinstance(index, Chip):
             mask = self.scenes[index]
             index = Chip((int(index),), 0, 0, mask.width, mask.height)
-        first, second, mask = self.pairs[index.scenes[0]]
+        *dates, mask = self.pairs[index.scenes[0]]
         target = mask.grid.window(*index.window)
-        (early, seen), (late, also_seen), (values, known) = (
-            self._reader.read(scene, target) for scene in (first, second, mask)
-        )
+        images, valids = zip(*(self._reader.read(date, target) for date in dates))
+        values, known = self._reader.read(mask, target)
         labels = values[0].round().astype(np.int64)
         if self.binary:
             labels = (labels != 0).astype(np.int64)
         ends = max(mask.height - index.row, 0), max(mask.width - index.col, 0)
         inside = np.zeros_like(known)
         inside[max(-index.row, 0) : ends[0], max(-index.col, 0) : ends[1]] = True
-        valid = seen & also_seen & inside
+        labels[inside & ~known] = self.ignore_index
+        valid = valids[0] & valids[1] & inside
         sample = {
-            'image': torch.from_numpy(np.stack([early * valid, late * valid])),
-            'mask': torch.from_numpy(
-                np.where(inside & ~known, self.ignore_index, labels)
-            ),
+            'image': torch.from_numpy(np.stack(images) * valid),
+            'mask': torch.from_numpy(labels),
             'valid': torch.from_numpy(valid),
             'scene': torch.tensor(index.scenes[0]),
             'window': torch.tensor(index.window),
@@ -198,18 +197,12 @@ class ChangePairs(Dataset[Sample]):
         Raises:
             ValueError: If a file cannot be read any more.
         """
-        first, second, mask = self.pairs[scene]
-        whole = all(
-            not date.may_be_invalid and date.grid == mask.grid
-            for date in (first, second)
-        )
-        if whole:
+        *dates, mask = self.pairs[scene]
+        if not any(date.may_be_invalid or date.grid != mask.grid for date in dates):
             return None
-        rows, cols = min(cells, mask.height), min(cells, mask.width)
-        coarse = mask.grid.divided(rows, cols)
-        return (
-            self._reader.read(first, coarse)[1] & self._reader.read(second, coarse)[1]
-        )
+        coarse = mask.grid.coarse(cells)
+        first, second = (self._reader.read(date, coarse)[1] for date in dates)
+        return first & second
 
 
 def pairs_in_folders(root: Path, mask_name: str, scenes_of: ScenesOf) -> list[Place]:
@@ -296,16 +289,6 @@ def _listed(paths: Path | Iterable[Path]) -> list[str]:
     return [file for path in paths for file in find_rasters(path)]
 
 
-def _check_bands(found: list[Place]) -> None:
-    """Refuse dates with different numbers of bands."""
-    counts = {len(date.bands) for _, *dates, _ in found for date in dates}
-    if len(counts) > 1:
-        raise ValueError(
-            f'dates have {sorted(counts)} bands: all must have the same; choose those that all have by '
-            f'bands={list(range(1, min(counts) + 1))}'
-        )
-
-
 def align(
     name: str, first: Scene, second: Scene, mask: Scene
 ) -> tuple[Scene, Scene, Scene]:
@@ -329,12 +312,11 @@ def align(
             f'the mask {mask.files[0]!r} of {name!r} is rotated: labels are not interpolated; write it '
             'north up'
         )
-    res = natural_res(own, own.crs)
-    dates = [place(date, own.crs, res, own.transform) for date in (first, second)]
+    dates = [place(date, own.crs, own.res, own.transform) for date in (first, second)]
     for date in dates:
-        low, high = np.array(date.bounds).reshape(2, 2)
-        bounds = np.array(own.bounds).reshape(2, 2)
-        if not (np.minimum(high, bounds[1]) > np.maximum(low, bounds[0])).all():
+        low = np.maximum(date.bounds, own.bounds)[:2]
+        high = np.minimum(date.bounds, own.bounds)[2:]
+        if not (low < high).all():
             raise ValueError(
                 f'{date.files[0]!r} and the mask {mask.files[0]!r} of {name!r} share no ground: match '
                 'them by their names, or list them in one order'

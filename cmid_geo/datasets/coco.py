@@ -3,6 +3,7 @@
 
 """Images with boxes in COCO's format."""
 
+import copy
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from torchgeo.datasets.utils import Sample
 from ..ops.value_range import ValueRange
 from ..plots.boxes import boxes_figure
 from .images import open_image
-from .statistics import PIXELS, check_limits, summarize
+from .statistics import check_limits, draw_pixels, summarize
 
 #: Images that statistics are estimated from, at most.
 IMAGES = 64
@@ -102,9 +103,8 @@ class CocoDetection(NonGeoDataset):
             Whole numbers (images, classes), without background.
         """
         kinds = len(self.classes)
-        return np.stack(
-            [np.bincount(each, minlength=kinds)[1:] for each in self.labels]
-        )
+        counts = [np.bincount(each, minlength=kinds) for each in self.labels]
+        return np.stack(counts)[:, 1:]
 
     def is_bytes(self, index: int) -> bool:
         """Tell whether an image holds whole numbers from 0 to 255.
@@ -132,12 +132,11 @@ class CocoDetection(NonGeoDataset):
         """
         with open_image(self.files[index]) as file:
             self._check(file, self.sizes[index])
-            image, (height, width) = self._bands(file), file.shape
-        scale = np.array([image.shape[2] / width, image.shape[1] / height] * 2)
-        boxes = self.boxes[index].clip(0, [width, height, width, height])
+            image, scale = self._read(file)
+            boxes = self.boxes[index].clip(0, [file.width, file.height] * 2)
         kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
         sample: Sample = {
-            'image': torch.from_numpy(self._square(image)),
+            'image': torch.from_numpy(image),
             'bbox_xyxy': torch.from_numpy((boxes[kept] * scale).astype(np.float32)),
             'label': torch.from_numpy(self.labels[index][kept]),
         }
@@ -169,30 +168,29 @@ class CocoDetection(NonGeoDataset):
             figure.suptitle(suptitle)
         return figure
 
-    def _bands(self, file: Any) -> npt.NDArray[np.float32]:
-        """Read the wanted bands of an open file, at the wanted scale."""
-        kinds = zip(file.indexes, file.colorinterp)
+    def _read(self, file: Any) -> tuple[npt.NDArray[np.float32], list[float]]:
+        """Read the wanted bands at the wanted scale, and by what boxes are to be multiplied."""
         # GDAL takes the fourth of any four 8-bit bands of a GeoTIFF for alpha, near infrared too
-        opaque = [
+        bands = self.bands or [
             band
-            for band, kind in kinds
+            for band, kind in zip(file.indexes, file.colorinterp)
             if kind != ColorInterp.alpha or file.driver == 'GTiff'
         ]
-        indexes = self.bands or opaque
         scale = 1.0 if self.size is None else self.size / max(file.shape)
-        shape = [max(1, round(side * scale)) for side in file.shape]
+        rows, cols = (max(1, round(side * scale)) for side in file.shape)
         # The mean of all that falls into a pixel: nothing is skipped where images shrink
-        way = Resampling.average if scale < 1 else Resampling.bilinear
         data = file.read(
-            list(indexes),
-            out_shape=(len(indexes), *shape),
-            resampling=way,
+            list(bands),
+            out_shape=(len(bands), rows, cols),
+            resampling=Resampling.average if scale < 1 else Resampling.bilinear,
             masked=file.nodata is not None,
         )
-        fill = np.broadcast_to(self.fill, (len(indexes),))[:, None, None]
         values = np.ma.getdata(data).astype(np.float32)
-        unknown = np.ma.getmaskarray(data) | ~np.isfinite(values)
-        return np.where(unknown, fill, values).astype(np.float32)
+        known = np.isfinite(values) & ~np.ma.getmaskarray(data)
+        shape = (len(bands), self.size or rows, self.size or cols)
+        image = np.full(shape, np.reshape(self.fill, (-1, 1, 1)), np.float32)
+        np.copyto(image[:, :rows, :cols], values, where=known)
+        return image, [cols / file.width, rows / file.height] * 2
 
     def _check(self, file: Any, size: tuple[Any, Any]) -> None:
         """Refuse bands and sizes that are not those that were told."""
@@ -206,16 +204,6 @@ class CocoDetection(NonGeoDataset):
                 f'{file.name!r} has {file.shape[0]}x{file.shape[1]} pixels but the annotations say '
                 f'{size[0]}x{size[1]}: their boxes are of another version of it, correct one of both'
             )
-
-    def _square(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Fill up to a square."""
-        if self.size is None:
-            return image
-        bands, height, width = image.shape
-        fill = np.broadcast_to(self.fill, (bands,))[:, None, None]
-        square = np.tile(fill, (1, self.size, self.size)).astype(np.float32)
-        square[:, :height, :width] = image
-        return square
 
 
 def read_coco(annotations: str | Path) -> dict[str, Any]:
@@ -237,9 +225,8 @@ def read_coco(annotations: str | Path) -> dict[str, Any]:
             f'cannot read {str(annotations)!r} ({error}): give the path of a JSON file of COCO'
         ) from error
     parts = ('images', 'annotations', 'categories')
-    lacking = [
-        part for part in parts if not isinstance(listed, dict) or part not in listed
-    ]
+    known = listed if isinstance(listed, dict) else {}
+    lacking = [part for part in parts if part not in known]
     if lacking or not listed['images'] or not listed['categories']:
         raise ValueError(
             f'{str(annotations)!r} holds no {lacking or "images or categories"}: a file of COCO has '
@@ -267,8 +254,7 @@ def boxes_by_image(
     ids = sorted(kind['id'] for kind in listed['categories'])
     label_of = {number: 1 + place for place, number in enumerate(ids)}
     place_of = {entry['id']: place for place, entry in enumerate(listed['images'])}
-    boxes: list[list[Any]] = [[] for _ in place_of]
-    labels: list[list[int]] = [[] for _ in place_of]
+    found: list[list[tuple[float, ...]]] = [[] for _ in place_of]
     for entry in listed['annotations']:
         where = f'annotation {entry.get("id")} of {name}'
         for key, known in (('image_id', place_of), ('category_id', label_of)):
@@ -283,12 +269,11 @@ def boxes_by_image(
                 'and not negative; correct or remove it'
             )
         if not entry.get('iscrowd'):
-            boxes[place_of[entry['image_id']]].append((x, y, x + width, y + height))
-            labels[place_of[entry['image_id']]].append(label_of[entry['category_id']])
-    return (
-        [np.array(each, np.float64).reshape(-1, 4) for each in boxes],
-        [np.array(each, np.int64) for each in labels],
-    )
+            box = (x, y, x + width, y + height, label_of[entry['category_id']])
+            found[place_of[entry['image_id']]].append(box)
+    tables = [np.array(each, np.float64).reshape(-1, 5) for each in found]
+    labels = [each[:, 4].astype(np.int64) for each in tables]
+    return [each[:, :4] for each in tables], labels
 
 
 def estimate_images(
@@ -320,13 +305,10 @@ def estimate_images(
     """
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(places)[:IMAGES]
-    fill, dataset.fill, size, dataset.size = dataset.fill, np.nan, dataset.size, None
-    parts = []
-    for place in chosen:
-        pixels = dataset[int(place)]['image'].flatten(1).numpy()
-        pixels = pixels[:, np.isfinite(pixels).all(0)]
-        parts.append(pixels[:, rng.integers(pixels.shape[1], size=PIXELS)])
-    dataset.fill, dataset.size = fill, size
+    raw = copy.copy(dataset)
+    raw.fill, raw.size = np.nan, None
+    images = (raw[int(place)]['image'] for place in chosen)
+    parts = [draw_pixels(image, image.isfinite().all(0), rng) for image in images]
     values = np.concatenate(parts, 1)
     bands = tuple(dataset.bands or range(1, len(values) + 1))
     is_bytes = low is None and all(dataset.is_bytes(int(i)) for i in chosen)

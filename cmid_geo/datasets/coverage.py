@@ -66,17 +66,11 @@ class Coverage:
         self._size, self._min_valid = size, min_valid
         if self._whole or min(self.width, self.height) < size:
             return min(self.width, self.height) >= size
-        axes = [_spread(self.height, size), _spread(self.width, size)]
-        down, across = (
-            _weights(starts, size, extent, count)
-            for starts, extent, count in zip(
-                axes, (self.height, self.width), self._cells.shape, strict=True
-            )
-        )
-        enough = np.argwhere(down @ self._cells @ across.T >= min_valid)
-        rows, cols = axes[0][enough[:, 0]], axes[1][enough[:, 1]]
-        self._places = np.stack([cols, rows], 1).astype(np.int32)
-        return len(enough) > 0
+        rows, down = _starts_and_weights(self.height, size, self._cells.shape[0])
+        cols, across = _starts_and_weights(self.width, size, self._cells.shape[1])
+        row, col = np.nonzero(down @ self._cells @ across.T >= min_valid)
+        self._places = np.stack([cols[col], rows[row]], 1).astype(np.int32)
+        return len(row) > 0
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """Draw a window with enough valid ground, evenly over all of them.
@@ -97,18 +91,9 @@ class Coverage:
             reach = end / max(1, 2 * min(_POSITIONS - 1, end))
             shifted = abs(round(float(start + rng.uniform(-reach, reach))))
             moved.append(end - abs(end - shifted))
-        if (
-            self.fraction(float(moved[0]), float(moved[1]), self._size)
-            < self._min_valid
-        ):
-            moved = [int(start) for start in place]
+        if self.fraction(*moved, self._size) < self._min_valid:
+            moved = place.tolist()
         return moved[0], moved[1]
-
-
-def _spread(extent: int, size: int) -> npt.NDArray[np.int64]:
-    """Return window starts from edge to edge, evenly."""
-    end = extent - size
-    return np.round(np.linspace(0, end, min(_POSITIONS, end + 1))).astype(np.int64)
 
 
 def _overlap(
@@ -121,10 +106,12 @@ def _overlap(
     return first, np.diff(edges) / size
 
 
-def _weights(
-    starts: npt.NDArray[np.int64], size: int, extent: int, count: int
-) -> npt.NDArray[np.float64]:
-    """Return the fraction (starts, cells) that each cell has in each window along an axis."""
+def _starts_and_weights(
+    extent: int, size: int, count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return windows along an axis, evenly from edge to edge: first pixels, and fractions (windows, cells)."""
+    end = extent - size
+    starts = np.round(np.linspace(0, end, min(_POSITIONS, end + 1))).astype(np.int64)
     edges = np.arange(count + 1) * (extent / count)
     inside = np.clip(edges, starts[:, None], starts[:, None] + size)
-    return np.diff(inside, axis=1) / size
+    return starts, np.diff(inside, axis=1) / size

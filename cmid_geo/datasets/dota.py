@@ -89,14 +89,12 @@ class OrientedChips(NonGeoDataset):
         self.chips: list[tuple[int, int, int, npt.NDArray[np.int64]]] = []
         for index, (image, _) in enumerate(self.pairs):
             with open_image(image) as file:
-                height, width = file.shape
-            shapes = shapely.convex_hull(
-                shapely.multipoints(self.boxes[index].corners.reshape(-1, 4, 2))
-            )
-            rows, cols = (
-                window_starts(side, patch_size, patch_size - overlap)
-                for side in (height, width)
-            )
+                rows, cols = (
+                    window_starts(side, patch_size, patch_size - overlap)
+                    for side in file.shape
+                )
+            points = shapely.multipoints(self.boxes[index].corners.reshape(-1, 4, 2))
+            shapes = shapely.convex_hull(points)
             for row, col in itertools.product(rows, cols):
                 own = self._own(shapes, col, row)
                 if len(own) or not skip_empty:
@@ -172,7 +170,7 @@ def read_dota(path: Path | str, classes: Sequence[str]) -> DOTALabels:
         ValueError: If a line is none of these, or a category is not known; says file and line.
     """
     places = {name: label for label, name in enumerate(classes, 1)}
-    corners, labels, difficult = [], [], []
+    rows = []
     lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
     for number, line in enumerate(lines, 1):
         words = line.split()
@@ -194,13 +192,9 @@ def read_dota(path: Path | str, classes: Sequence[str]) -> DOTALabels:
                 f'{path}, line {number}: category {words[8]!r} is not among {list(classes)}: correct it, or '
                 'add it to classes='
             )
-        corners.append(points)
-        labels.append(places[words[8]])
-        difficult.append(hard[0] > 0)
-    return DOTALabels(
-        np.array(corners, np.float64).reshape(-1, 8),
-        np.array(labels, np.int64), np.array(difficult, np.bool_),
-    )  # fmt: skip
+        rows.append((*points, places[words[8]], hard[0]))
+    table = np.array(rows, np.float64).reshape(-1, 10)
+    return DOTALabels(table[:, :8], table[:, 8].astype(np.int64), table[:, 9] > 0)
 
 
 def find_pairs(folder: Path | str) -> list[Pair]:

@@ -73,9 +73,7 @@ def find_rasters(paths: Path | Iterable[Path]) -> list[str]:
     Raises:
         ValueError: If a path is neither found nor remote, or a folder holds only pictures.
     """
-    several: list[Path] = (
-        [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    )
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths
     found: set[str] = set()
     for path in (str(os.fspath(path)) for path in several):
         listed = is_remote(path) or os.path.exists(path)
@@ -88,44 +86,39 @@ def find_rasters(paths: Path | Iterable[Path]) -> list[str]:
             )
         named = listed or path.lower().endswith(VIRTUAL)
         for match in matches:
-            if os.path.isdir(match):
-                found.update(_walk(match))
-            elif named or not match.lower().endswith(VIRTUAL):
-                found.add(match)
-            else:
-                _leave_out(match)
+            is_folder = os.path.isdir(match)
+            for file in _walk(match) if is_folder else [match]:
+                if file.lower().endswith(VIRTUAL) and (is_folder or not named):
+                    warnings.warn(
+                        f'left out {file!r}: a VRT may read any other file or URL; if you trust it, name it '
+                        'in paths',
+                        stacklevel=2,
+                    )
+                else:
+                    found.add(file)
     return sorted(found)
 
 
 def _walk(folder: str) -> list[str]:
-    """List the rasters below a folder, hidden files excepted."""
+    """List the rasters and VRTs below a folder, hidden files excepted."""
     files = [
         os.path.join(root, name)
         for root, _, names in os.walk(folder)
         for name in names
         if not name.startswith('.')
     ]
-    for path in files:
-        if path.lower().endswith(VIRTUAL):
-            _leave_out(path)
-    found = [path for path in files if path.lower().endswith(EXTENSIONS)]
-    pictures = [path for path in files if path.lower().endswith(PICTURES)]
-    if pictures and not found:
+    rasters, pictures, virtual = (
+        [path for path in files if path.lower().endswith(ending)]
+        for ending in (EXTENSIONS, PICTURES, VIRTUAL)
+    )
+    if pictures and not rasters:
         raise ValueError(
             f'{folder!r} holds {len(pictures)} pictures such as {pictures[0]!r} and no raster with a place on '
             f'Earth ({", ".join(EXTENSIONS)}): scenes, masks and dates are matched by where they lie; write '
             'each to a GeoTIFF with a place, an image and its mask with the same: gdal_translate -a_srs '
             'EPSG:<code> -a_ullr <left> <top> <right> <bottom> IN OUT.tif'
         )
-    return found
-
-
-def _leave_out(path: str) -> None:
-    """Say that a VRT is not read."""
-    warnings.warn(
-        f'left out {path!r}: a VRT may read any other file or URL; if you trust it, name it in paths',
-        stacklevel=2,
-    )
+    return rasters + virtual
 
 
 def stem(path: str) -> str:
@@ -169,22 +162,15 @@ def parse_dates(path: str, regex: str) -> tuple[pd.Timestamp, pd.Timestamp]:
     Raises:
         ValueError: If *regex* has no group ``date``.
     """
-    if 'date' not in re.compile(regex).groupindex:
-        raise ValueError(
-            f'date_regex={regex!r} has no group named date: write the date as (?P<date>...)'
-        )
-    name = stem(path)
+    pattern, name = _compile(regex, 'date'), stem(path)
     if regex == DEFAULT_DATE_REGEX and _OLD_SENTINEL.match(name):
         name = ''.join(_SENSED.findall(path)[-1:])
-    for match in re.finditer(regex, name):
-        digits = re.sub(r'\D', '', match.group('date') or '')
+    for match in pattern.finditer(name):
+        digits = re.sub(r'\D', '', match['date'] or '')
         try:
-            interval = disambiguate_timestamp(digits, _FORMATS[len(digits)])
+            return disambiguate_timestamp(digits, _FORMATS[len(digits)])
         except (KeyError, ValueError):
             continue  # such as 20190231: digits that only look like a date
-        first, last = (pd.Timestamp(instant) for instant in interval)
-        if isinstance(first, pd.Timestamp) and isinstance(last, pd.Timestamp):
-            return first, last
     return pd.Timestamp.min, pd.Timestamp.max
 
 
@@ -203,28 +189,33 @@ def group_bands(files: Iterable[str], regex: str) -> list[dict[str, str]]:
     Raises:
         ValueError: If *regex* has no group ``band``.
     """
-    pattern = re.compile(regex)
-    if 'band' not in pattern.groupindex:
-        raise ValueError(
-            f'band_regex={regex!r} has no group named band: write the band as (?P<band>...)'
-        )
+    pattern = _compile(regex, 'band')
     groups: dict[tuple[str, ...], dict[str, str]] = {}
     for path in files:
-        matches = list(pattern.finditer(stem(path)))
-        if not matches:
-            groups[(path,)] = {'': path}
-            continue
-        match, name = matches[-1], stem(path)
-        key = (os.path.dirname(path), name[: match.start()], name[match.end() :])
-        # B02.tif beside B02.jp2 is a second copy of a band, not a second band
-        key += (os.path.splitext(path)[1],)
-        groups.setdefault(key, {})[match.group('band')] = path
+        key, band, name = (path,), '', stem(path)
+        folder, ending = os.path.dirname(path), os.path.splitext(path)[1]
+        # The last match counts
+        for match in pattern.finditer(name):
+            # B02.tif beside B02.jp2 is a second copy of a band, not a second band
+            key = (folder, name[: match.start()], name[match.end() :], ending)
+            band = match['band']
+        groups.setdefault(key, {})[band] = path
     return [
         {band: group[band] for band in sorted(group, key=_band_order)}
         if len(group) > 1
         else {'': next(iter(group.values()))}
         for group in groups.values()
     ]
+
+
+def _compile(regex: str, group: str) -> re.Pattern[str]:
+    """Compile the expression that finds the date or the band, which a group must hold."""
+    pattern = re.compile(regex)
+    if group not in pattern.groupindex:
+        raise ValueError(
+            f'{group}_regex={regex!r} has no group named {group}: write the {group} as (?P<{group}>...)'
+        )
+    return pattern
 
 
 def _band_order(band: str) -> tuple[int, str]:

@@ -44,9 +44,8 @@ class Grid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """The box (xmin, ymin, xmax, ymax) around the grid, in units of the CRS."""
-        cols = np.array([0, self.width, 0, self.width], float)
-        rows = np.array([0, 0, self.height, self.height], float)
-        x, y = _apply(self.transform, cols, rows)
+        cols, rows = np.array([0.0, self.width]), np.array([0.0, self.height])
+        x, y = _apply(self.transform, cols, rows[:, None])
         return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
     @functools.cached_property
@@ -59,6 +58,11 @@ class Grid:
         """Whether columns run east and rows run south."""
         t = self.transform
         return t.b == 0 and t.d == 0 and t.a > 0 and t.e < 0
+
+    @property
+    def res(self) -> tuple[float, float]:
+        """Pixel size (x, y) of a grid that is north up, in units of the CRS."""
+        return self.transform.a, -self.transform.e
 
     def window(self, col: int, row: int, width: int, height: int) -> 'Grid':
         """Return the part of a grid that a window covers.
@@ -90,6 +94,17 @@ class Grid:
         t, across, down = self.transform, self.width / cols, self.height / rows
         scaled = Affine(t.a * across, t.b * down, t.c, t.d * across, t.e * down, t.f)
         return Grid(self.crs, scaled, cols, rows)
+
+    def coarse(self, cells: int) -> 'Grid':
+        """Return a grid of few pixels over the same ground.
+
+        Args:
+            cells: At most so many pixels on a side.
+
+        Returns:
+            The grid.
+        """
+        return self.divided(min(cells, self.height), min(cells, self.width))
 
 
 def same_crs(crs: str, other: str) -> bool:
@@ -144,9 +159,8 @@ def fit_grid(grid: Grid, crs: str, res: tuple[float, float], origin: Affine) -> 
     last = math.floor((right - origin.c) / res[0] + TOLERANCE)
     upper = math.ceil((origin.f - top) / res[1] - TOLERANCE)
     lower = math.floor((origin.f - bottom) / res[1] + TOLERANCE)
-    x, y = origin.c + first * res[0], origin.f - upper * res[1]
-    transform = Affine(res[0], 0.0, x, 0.0, -res[1], y)
-    return Grid(crs, transform, max(1, last - first), max(1, lower - upper))
+    pixels = Grid(crs, Affine(res[0], 0.0, origin.c, 0.0, -res[1], origin.f), 1, 1)
+    return pixels.window(first, upper, max(1, last - first), max(1, lower - upper))
 
 
 def natural_res(grid: Grid, crs: str) -> tuple[float, float]:
@@ -160,9 +174,8 @@ def natural_res(grid: Grid, crs: str) -> tuple[float, float]:
         (x, y) in units of *crs*: its own where it can be, else square pixels as many along the
         diagonal as there were.
     """
-    t = grid.transform
     if grid.is_north_up and same_crs(grid.crs, crs):
-        return t.a, -t.e
+        return grid.res
     left, bottom, right, top = _box_in(grid, crs)
     side = math.hypot(right - left, top - bottom) / math.hypot(grid.width, grid.height)
     return side, side
@@ -183,20 +196,17 @@ def positions_on(grid: Grid, target: Grid, step: int = 16) -> tuple[Floats, Floa
     """
     transformer = _transformer(target.crs, grid.crs)
     if transformer is None:
-        cols = np.arange(target.width) + 0.5
-        rows = np.arange(target.height)[:, None] + 0.5
-        x, y = _apply(target.transform, cols, rows)
-        return _broadcast(_apply(grid.inverse, x, y))
+        cols, rows = np.arange(target.width) + 0.5, np.arange(target.height) + 0.5
+        x, y = _apply(target.transform, *np.meshgrid(cols, rows))
+        return _apply(grid.inverse, x, y)
     nodes_across, across = _lattice(target.width, step)
     nodes_down, down = _lattice(target.height, step)
-    x, y = _broadcast(_apply(target.transform, nodes_across, nodes_down[:, None]))
-    x, y = transformer.transform(x, y)
-    cols, rows = _apply(grid.inverse, np.asarray(x), np.asarray(y))
+    x, y = _apply(target.transform, *np.meshgrid(nodes_across, nodes_down))
+    places = np.stack(_apply(grid.inverse, *transformer.transform(x, y)))
     # Infinities would spread through the products; a far number stays where it is
-    cols, rows = (
-        np.nan_to_num(a, nan=1e9, posinf=1e9, neginf=1e9) for a in (cols, rows)
-    )
-    return down @ cols @ across.T, down @ rows @ across.T
+    places = np.nan_to_num(places, nan=1e9, posinf=1e9, neginf=1e9)
+    cols, rows = down @ places @ across.T
+    return cols, rows
 
 
 def bilinear(
@@ -214,15 +224,13 @@ def bilinear(
         Values (bands, height, width) float32, 0 where no pixel near is valid, and the weight
         (height, width) in [0, 1] that came from valid pixels.
     """
-    layers = torch.from_numpy(np.concatenate([data * valid, valid[None]]))
     height, width = valid.shape
     # In (x, y) from -1 to 1 across the image; in float64, as float32 is too coarse for large images
-    places = torch.from_numpy(np.stack([cols / width, rows / height], -1) * 2 - 1)
-    found = F.grid_sample(
-        layers[None].double(), places[None], padding_mode='border', align_corners=False
-    )[0].numpy()
-    weight = found[-1]
-    image = found[:-1] / np.maximum(weight, 1e-6)
+    at = torch.from_numpy(np.stack([cols / width, rows / height], -1)[None] * 2 - 1)
+    layers = _weighted(data, valid).double()
+    found = F.grid_sample(layers, at, padding_mode='border', align_corners=False)
+    weight = found[0, -1].numpy()
+    image = found[0, :-1].numpy() / np.maximum(weight, 1e-6)
     return image.astype(np.float32), weight
 
 
@@ -237,12 +245,14 @@ def shrink(data: Floats, valid: Bools, factor: int) -> tuple[Floats, Bools]:
     Returns:
         Means over the valid pixels of each block, and which blocks are wholly valid.
     """
-    rows, cols = valid.shape[0] // factor, valid.shape[1] // factor
-    crop = (slice(0, rows * factor), slice(0, cols * factor))
-    weight = valid[crop].reshape(rows, factor, cols, factor).astype(np.float32)
-    blocks = data[:, *crop].reshape(-1, rows, factor, cols, factor)
-    count = weight.sum((1, 3))
-    return (blocks * weight).sum((2, 4)) / np.maximum(count, 1), count == factor**2
+    means = F.avg_pool2d(_weighted(data, valid), factor)[0].numpy()
+    weight = means[-1]
+    return means[:-1] / np.maximum(weight, 1e-6), weight == 1
+
+
+def _weighted(data: Floats, valid: Bools) -> torch.Tensor:
+    """Return the bands, 0 where not valid, and valid itself as one more (1, bands + 1, rows, cols)."""
+    return torch.from_numpy(np.concatenate([data * valid, valid[None]]))[None]
 
 
 @functools.lru_cache(maxsize=64)
@@ -271,12 +281,6 @@ def _apply(transform: Affine, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """Apply an affine transform to arrays."""
     t = transform
     return t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f
-
-
-def _broadcast(pair: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-    """Bring two arrays to their common shape."""
-    first, second = np.broadcast_arrays(*pair)
-    return first, second
 
 
 def _lattice(size: int, step: int) -> tuple[Floats, Floats]:

@@ -41,8 +41,7 @@ def open_image(path: str | PathLike[str]) -> Generator[DatasetReader]:
         ValueError: If it cannot be opened, or read from while it is open.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', NotGeoreferencedWarning)
+        with warnings.catch_warnings(action='ignore', category=NotGeoreferencedWarning):
             file = open_raster(str(path))
         with file:
             yield file

@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 from torchgeo.datasets.utils import GeoSlice, Path, Sample
 
 from .chips import Chip
-from .grids import Bools, Grid, positions_on
-from .reader import Image, SceneReader, is_inside, nearest, span
+from .grids import Bools, Floats, Grid
+from .rasters import Array
+from .reader import SceneReader, around, nearest
 from .scene import Scene
 from .scenes import SceneDataset
 
@@ -22,20 +23,14 @@ from .scenes import SceneDataset
 class MaskReader(SceneReader):
     """Reads labels: where pixels do not coincide the nearest counts, never a mean of two."""
 
-    def _resample(self, scene: Scene, target: Grid) -> tuple[Image, Bools]:
-        """Look up the pixel that each of the target's lies in."""
-        native = scene.native
-        cols, rows = positions_on(native, target)
-        inside = is_inside(native, cols, rows)
-        if not inside.any():
-            return np.zeros((1, target.height, target.width), np.float32), inside
-        col, width = span(cols[inside], 1, native.width)
-        row, height = span(rows[inside], 1, native.height)
+    def _interpolate(
+        self, scene: Scene, cols: Floats, rows: Floats, inside: Bools
+    ) -> tuple[Array, Bools]:
+        """Look up the pixel in which each position lies."""
+        col, row, width, height = around(scene.native, cols[inside], rows[inside])
         data, valid = self._read_native(scene, col, row, width, height)
-        at = nearest(rows - row, height), nearest(cols - col, width)
-        if valid is not None:
-            inside &= valid[at]
-        return np.where(inside, data[:1, *at], 0).astype(np.float32), inside
+        at = nearest(data.shape[1:], cols - col, rows - row)
+        return data[:, *at], inside if valid is None else valid[at]
 
 
 class MaskDataset(SceneDataset):
@@ -147,8 +142,7 @@ class LabelledScenes(Dataset):
             ``image`` (C, H, W) float32 raw, ``valid`` (H, W) bool and ``mask`` (H, W) int64.
         """
         scene = index.scenes[0]
-        grid = self.masks.scenes[scene].grid
-        target = grid.window(*index.window)
+        target = self.masks.scenes[scene].grid.window(*index.window)
         image, valid = self.images._mosaic(self._hits[scene], target)
         mask, seen = self.masks.read(scene, target), torch.from_numpy(valid)
         return {

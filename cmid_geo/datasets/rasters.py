@@ -77,7 +77,7 @@ class Raster:
     @property
     def dtype(self) -> str:
         """Name of the type that holds the pixels of all bands."""
-        return str(functools.reduce(np.promote_types, self.dtypes))
+        return np.result_type(*self.dtypes).name
 
     @property
     def zero_is_nodata(self) -> bool:
@@ -88,7 +88,7 @@ class Raster:
     def may_be_invalid(self) -> bool:
         """Whether a pixel can be invalid, whatever the value of zeros."""
         declared = any(value is not None for value in self.nodata)
-        return declared or bool(self.alpha) or self.has_mask or self.dtype[0] == 'f'
+        return declared or self.alpha > 0 or self.has_mask or self.dtype[0] == 'f'
 
     def select(self, places: Sequence[int]) -> 'Raster':
         """Return the raster with some of its bands.
@@ -127,10 +127,7 @@ def open_raster(path: str) -> DatasetReader:
     for beside in () if is_remote(path) else _beside(path):
         _open(beside, ('GTiff',)).close()
     with rasterio.Env(**(OPENING_REMOTE if is_remote(path) else {})):
-        if named:
-            handle = _open_by(path, (*DRIVERS, named))
-        else:
-            handle = _open(path, DRIVERS)
+        handle = _open_by(path, (*DRIVERS, named)) if named else _open(path, DRIVERS)
         if handle.count:
             # Looked for at the first read otherwise, outside this environment
             handle.overviews(1)
@@ -169,20 +166,19 @@ def _beside(path: str) -> list[str]:
     folder, name = os.path.split(path)
     try:
         changed = os.stat(folder or '.').st_mtime_ns
-        found = _overviews_and_masks(folder or '.', changed).get(name.lower(), ())
+        return _overviews_and_masks(folder, changed).get(name.lower(), [])
     except OSError:
-        found = ()
-    return [os.path.join(folder, each) for each in found]
+        return []
 
 
 @functools.lru_cache(maxsize=64)
 def _overviews_and_masks(folder: str, changed: int) -> dict[str, list[str]]:
-    """Names of a folder's overviews and masks by the name of their file, lower case."""
+    """Paths of a folder's overviews and masks by the name of their file, lower case."""
     found: dict[str, list[str]] = {}
-    for name in sorted(os.listdir(folder)):
+    for name in sorted(os.listdir(folder or '.')):
         own = re.sub(r'(\.ovr|\.msk)+$', '', name.lower())
         if own != name.lower():
-            found.setdefault(own, []).append(name)
+            found.setdefault(own, []).append(os.path.join(folder, name))
     return found
 
 
@@ -280,6 +276,7 @@ def _describe(path: str, handle: DatasetReader, file_crs: CRS | None) -> Raster:
             f'holds complex values ({dtypes[0]}): bands must be real; write amplitude or intensity to '
             'another file',
         )
+    nodata = [handle.nodatavals[i - 1] for i in indexes]
     flags = handle.mask_flag_enums[indexes[0] - 1]
     return Raster(
         path=path,
@@ -288,10 +285,8 @@ def _describe(path: str, handle: DatasetReader, file_crs: CRS | None) -> Raster:
         bands=tuple(handle.descriptions[i - 1] or f'B{i}' for i in indexes),
         named=all(handle.descriptions[i - 1] for i in indexes),
         indexes=indexes,
-        nodata=tuple(
-            as_dtype(handle.nodatavals[i - 1], handle.dtypes[i - 1]) for i in indexes
-        ),
-        declares_nodata=any(handle.nodatavals[i - 1] is not None for i in indexes),
+        nodata=tuple(map(as_dtype, nodata, dtypes)),
+        declares_nodata=any(value is not None for value in nodata),
         alpha=alpha,
         # A band that is no alpha after all is no mask either
         has_mask=MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
@@ -326,10 +321,8 @@ def _place_of(path: str, handle: DatasetReader, file_crs: CRS | None) -> CRS:
             'has no coordinate reference system: scenes are placed by theirs (crs= is what they are '
             'warped to); if you know it, declare it by file_crs=',
         )
-    area = t.a * t.e - t.b * t.d
-    far_x = t.a * handle.width + t.b * handle.height + t.c
-    far_y = t.d * handle.width + t.e * handle.height + t.f
-    numbers = [*t[:6], far_x, far_y, area, 1 / (area or math.nan)]
+    area = t.determinant
+    numbers = [*t[:6], *handle.bounds, area, 1 / (area or math.nan)]
     if not all(map(math.isfinite, numbers)):
         raise UnreadableError(
             path,
@@ -374,23 +367,17 @@ def as_dtype(nodata: float | None, dtype: str) -> float | int | None:
     """
     if nodata is None or np.isnan(nodata):
         return None
-    if np.issubdtype(dtype, np.floating):
-        with np.errstate(over='ignore'):
-            return float(np.dtype(dtype).type(nodata))
-    limits = np.iinfo(dtype)
-    whole = nodata == int(nodata) if np.isfinite(nodata) else False
-    return int(nodata) if whole and limits.min <= nodata <= limits.max else None
+    with np.errstate(over='ignore', invalid='ignore'):
+        value = np.array(nodata).astype(dtype)
+    return value.item() if value.dtype.kind == 'f' or value == nodata else None
 
 
 def _read_ends(handle: DatasetReader) -> None:
     """Read the first block of the first band and the last block of the last band."""
-    rows, cols = handle.block_shapes[0]
-    first = ((0, min(rows, handle.height)), (0, min(cols, handle.width)))
-    handle.read(1, window=first)
+    handle.read(1, window=handle.block_window(1, 0, 0))
     rows, cols = handle.block_shapes[-1]
-    row, col = (handle.height - 1) // rows * rows, (handle.width - 1) // cols * cols
-    last = ((row, handle.height), (col, handle.width))
-    handle.read(handle.count, window=last)
+    last = (handle.height - 1) // rows, (handle.width - 1) // cols
+    handle.read(handle.count, window=handle.block_window(handle.count, *last))
 
 
 def read_raster(
@@ -414,21 +401,33 @@ def read_raster(
     Returns:
         The pixels (bands, rows, cols) in the file's type, and bool (rows, cols), None for all valid.
     """
-    out = None if shape is None else (len(raster.indexes), *shape)
+    where: dict[str, Any] = {'window': window, 'out_shape': shape}
     if len(set(raster.dtypes)) > 1:  # rasterio reads one type at a time
-        bands = [handle.read(i, window=window, out_shape=shape) for i in raster.indexes]
+        bands = [handle.read(i, **where) for i in raster.indexes]
         data = np.stack([band.astype(raster.dtype) for band in bands])
     else:
+        out = None if shape is None else (len(raster.indexes), *shape)
         data = handle.read(list(raster.indexes), window=window, out_shape=out)
-    tests = []
+    tests = [
+        band != value for band, value in zip(data, raster.nodata, strict=True) if value
+    ]
     if raster.alpha:
-        tests.append(handle.read(raster.alpha, window=window, out_shape=shape) > 0)
+        tests.append(handle.read(raster.alpha, **where) > 0)
     elif raster.has_mask:
-        mask = handle.read_masks(raster.indexes[0], window=window, out_shape=shape)
-        tests.append(mask > 0)
+        tests.append(handle.read_masks(raster.indexes[0], **where) > 0)
     if data.dtype.kind == 'f':
         tests.append(np.isfinite(data).all(0))
-    for band, value in zip(data, raster.nodata, strict=True):
-        if value:
-            tests.append(band != value)
-    return data, functools.reduce(np.logical_and, tests) if tests else None
+    return data, all_of(tests)
+
+
+def all_of(tests: Sequence[Bools | None]) -> Bools | None:
+    """Combine tests that pixels must pass.
+
+    Args:
+        tests: Bool (rows, cols) each, or None where all pixels pass.
+
+    Returns:
+        Which pixels pass all; None if all do.
+    """
+    strict = [test for test in tests if test is not None]
+    return functools.reduce(np.logical_and, strict) if strict else None

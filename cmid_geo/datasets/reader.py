@@ -19,7 +19,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from .grids import Bools, Floats, Grid, bilinear, positions_on, shrink, whole_offset
-from .rasters import Array, Raster, Window, open_raster, read_raster
+from .rasters import Array, Raster, Window, all_of, open_raster, read_raster
 from .scene import Scene
 
 Image = npt.NDArray[np.float32]
@@ -86,19 +86,14 @@ class SceneReader:
 
     def _map(self, scene: Scene, cells: int) -> Bools | None:
         """Read decimated and, for another grid, look up the nearest pixel."""
-        native = scene.native
-        shape = (min(cells, native.height), min(cells, native.width))
-        whole = (0, 0, native.width, native.height)
-        _, valid = self._read_native(scene, *whole, shape)
+        native, coarse = scene.native, scene.native.coarse(cells)
+        shape = coarse.height, coarse.width
+        _, valid = self._read_native(scene, 0, 0, native.width, native.height, shape)
         if not scene.needs_warp:
             return valid
-        if valid is None:
-            valid = np.ones(shape, bool)
-        rows, cols = min(cells, scene.height), min(cells, scene.width)
-        x, y = positions_on(native, scene.grid.divided(rows, cols))
-        row = nearest(y * shape[0] / native.height, shape[0])
-        col = nearest(x * shape[1] / native.width, shape[1])
-        return is_inside(native, x, y) & valid[row, col]
+        cols, rows = positions_on(coarse, scene.grid.coarse(cells))
+        inside = is_inside(coarse, cols, rows)
+        return inside if valid is None else inside & valid[nearest(shape, cols, rows)]
 
     def read_own(
         self, scene: Scene, col: int, row: int, width: int, height: int
@@ -123,37 +118,36 @@ class SceneReader:
         lower = min(row + height, scene.native.height)
         if right <= left or lower <= upper:
             return _nothing(scene, height, width)
-        image, valid = _filled(
-            *self._read_native(scene, left, upper, right - left, lower - upper)
-        )
+        window = left, upper, right - left, lower - upper
+        image, valid = _filled(*self._read_native(scene, *window))
         if valid.shape == (height, width):
             return image, valid
-        whole_image, whole_valid = _nothing(scene, height, width)
-        rows = slice(upper - row, lower - row)
-        cols = slice(left - col, right - col)
-        whole_image[:, rows, cols], whole_valid[rows, cols] = image, valid
-        return whole_image, whole_valid
+        beyond = (upper - row, row + height - lower), (left - col, col + width - right)
+        return np.pad(image, ((0, 0), *beyond)), np.pad(valid, beyond)
 
     def _resample(self, scene: Scene, target: Grid) -> tuple[Image, Bools]:
         """Interpolate a scene at a target's pixels; coarser targets average first."""
-        native = scene.native
-        cols, rows = positions_on(native, target)
-        inside = is_inside(native, cols, rows)
+        cols, rows = positions_on(scene.native, target)
+        inside = is_inside(scene.native, cols, rows)
         if not inside.any():
             return _nothing(scene, target.height, target.width)
+        image, whole = self._interpolate(scene, cols, rows, inside)
+        return _filled(image, whole & inside)
+
+    def _interpolate(
+        self, scene: Scene, cols: Floats, rows: Floats, inside: Bools
+    ) -> tuple[Array, Bools]:
+        """Interpolate at positions on a scene's own grid, of which those inside count."""
         factor = max(1, int(_spacing(cols, rows) + 0.01))
-        col, width = span(cols[inside], factor, native.width)
-        row, height = span(rows[inside], factor, native.height)
+        wanted = cols[inside], rows[inside]
+        col, row, width, height = around(scene.native, *wanted, factor)
         factor = min(factor, width, height)
         image, valid = _filled(*self._read_native(scene, col, row, width, height))
         if factor > 1:
             image, valid = shrink(image, valid, factor)
-        image, weight = bilinear(
-            image, valid, (cols - col) / factor, (rows - row) / factor
-        )
-        keep = inside & (weight > _WHOLE)
-        image[:, ~keep] = 0
-        return image, keep
+        cols, rows = (cols - col) / factor, (rows - row) / factor
+        image, weight = bilinear(image, valid, cols, rows)
+        return image, weight > _WHOLE
 
     def _read_native(
         self,
@@ -175,22 +169,18 @@ class SceneReader:
                 target = target if shape is None else target.divided(*shape)
                 data, valid = self._refine(scene, raster, target)
             parts.append(data)
-            if valid is not None:
-                tests.append(valid)
+            tests.append(valid)
         data = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        for value in scene.fills:
-            # Most windows hold no 0 at all, which is several times quicker to see
-            if value or _has_zero(data):
-                tests.append((data != value).any(0))
-        return data, functools.reduce(np.logical_and, tests) if tests else None
+        # Most windows hold no 0 at all, which is several times quicker to see
+        fills = [value for value in scene.fills if value or _has_zero(data)]
+        return data, all_of([*tests, *((data != value).any(0) for value in fills)])
 
     def _refine(
         self, scene: Scene, raster: Raster, target: Grid
     ) -> tuple[Image, Bools]:
         """Bring a band whose file is coarser than the scene's finest to the finest grid."""
         cols, rows = positions_on(raster.grid, target)
-        col, width = span(cols, 1, raster.grid.width)
-        row, height = span(rows, 1, raster.grid.height)
+        col, row, width, height = around(raster.grid, cols, rows)
         window = ((row, row + height), (col, col + width))
         data, valid = _filled(*self._read_file(raster, window, None))
         cols, rows = cols - col, rows - row
@@ -200,7 +190,7 @@ class SceneReader:
             np.logical_and, [(data != value).any(0) for value in scene.fills], valid
         )
         image, seen = bilinear(data, usable, cols, rows)
-        at = nearest(rows, height), nearest(cols, width)
+        at = nearest(valid.shape, cols, rows)
         return np.where(seen > 0, image, data[:, *at]), weight > _WHOLE
 
     def _read_file(
@@ -271,35 +261,49 @@ def is_inside(grid: Grid, cols: Floats, rows: Floats) -> Bools:
     return across & (rows >= 0) & (rows <= grid.height)
 
 
-def span(positions: Floats, factor: int, size: int) -> tuple[int, int]:
-    """Find the pixels that interpolation at some positions needs, along an axis.
+def around(
+    grid: Grid, cols: Floats, rows: Floats, factor: int = 1
+) -> tuple[int, int, int, int]:
+    """Find the window of pixels that interpolation at some positions needs.
 
     Args:
-        positions: In pixels.
+        grid: The grid on which they lie.
+        cols: In pixels.
+        rows: In pixels.
         factor: Side of the blocks that are averaged first. They begin where they begin for all
             windows, so that neighbours see the same means.
-        size: Of the axis.
 
     Returns:
-        First pixel and number of pixels.
+        First column, first row, width and height.
     """
+    col, width = _span(cols, factor, grid.width)
+    row, height = _span(rows, factor, grid.height)
+    return col, row, width, height
+
+
+def _span(positions: Floats, factor: int, size: int) -> tuple[int, int]:
+    """Return the first pixel and the number of pixels of :func:`around` along an axis."""
     first = min(max(math.floor(positions.min()) - factor - 1, 0), size - 1)
     first -= first % factor
     last = min(math.ceil(positions.max()) + factor + 1, size)
     return first, max(last - first, 1)
 
 
-def nearest(positions: Floats, size: int) -> npt.NDArray[np.int64]:
-    """Find the pixels in which positions lie, along an axis.
+def nearest(
+    shape: tuple[int, ...], cols: Floats, rows: Floats
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Find the pixels in which positions lie.
 
     Args:
-        positions: In pixels.
-        size: Of the axis.
+        shape: Rows and columns of the pixels.
+        cols: In pixels.
+        rows: In pixels.
 
     Returns:
-        Indices; of positions beyond the axis those of its ends.
+        Indices of rows and of columns; of positions beyond the pixels those of their edges.
     """
-    return positions.clip(0, size - 1).astype(np.int64)
+    row, col = rows.clip(0, shape[0] - 1), cols.clip(0, shape[1] - 1)
+    return row.astype(np.int64), col.astype(np.int64)
 
 
 def _filled(data: Array, valid: Bools | None) -> tuple[Image, Bools]:

@@ -4,7 +4,7 @@
 """Samplers of chips: random windows, listed ones, and those that cover all scenes."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,9 +98,12 @@ class RandomChips(_Epochs):
         ]
         self._boxes = np.array([scene.bounds for scene in dataset.scenes])
         self._dates = np.array([scene.start.value for scene in dataset.scenes])
-        usable = self._exclude_poor()
+        usable = np.array([c.restrict(size, min_valid) for c in self.coverage])
+        _report([*_small(dataset.scenes, size), *self._empty(usable)], usable)
         if dates > 1:
-            usable = self._exclude_lonely(usable)
+            paired = self._paired(usable)
+            _report(self._lonely(usable & ~paired), paired)
+            usable = paired
         area = [c.valid_fraction * c.width * c.height for c in self.coverage]
         weight = np.where(usable, area, 0.0)
         self.probabilities = weight / weight.sum()
@@ -117,33 +120,23 @@ class RandomChips(_Epochs):
         for _ in range(self.length):
             yield self._draw(rng)
 
-    def _exclude_poor(self) -> np.ndarray:
-        """Return which scenes have a chip, naming those that do not."""
-        usable = np.zeros(len(self.coverage), bool)
-        small, empty = [], []
-        for i, scene in enumerate(self.dataset.scenes):
-            cover = self.coverage[i]
-            usable[i] = cover.restrict(self.size, self.min_valid)
-            if min(scene.width, scene.height) < self.size:
-                small.append(_sized(scene))
-            elif not usable[i]:
-                empty.append(f'{scene.files[0]!r} ({cover.valid_fraction:.0%} valid)')
-        problems = []
-        if small:
-            problems.append(
-                f'{_some(small)}: smaller than a chip of {self.size}x{self.size} pixels; '
-                f'lower the size of the chips (patch_size) to draw from there'
+    def _empty(self, usable: np.ndarray) -> list[str]:
+        """Say which scenes are large enough for a chip but not valid enough, if any are."""
+        names = [
+            f'{scene.files[0]!r} ({cover.valid_fraction:.0%} valid)'
+            for scene, cover, has_chip in zip(
+                self.dataset.scenes, self.coverage, usable, strict=True
             )
-        if empty:
-            problems.append(
-                f'{_some(empty)}: no window of {self.size} pixels is valid to {self.min_valid:.0%}; '
-                'lower min_valid, or the size of the chips (patch_size)'
-            )
-        self._report(problems, usable)
-        return usable
+            if not has_chip and min(scene.width, scene.height) >= self.size
+        ]
+        return _problem(
+            names,
+            f'no window of {self.size} pixels is valid to {self.min_valid:.0%}; lower min_valid, or the '
+            'size of the chips (patch_size)',
+        )
 
-    def _exclude_lonely(self, usable: np.ndarray) -> np.ndarray:
-        """Return which scenes share ground with enough other dates, naming those that do not."""
+    def _paired(self, usable: np.ndarray) -> np.ndarray:
+        """Return which scenes share ground with enough other dates."""
         least = np.array(self.dataset.res) * (self.size - 0.01)
         paired = usable.copy()
         for i in np.flatnonzero(usable):
@@ -151,24 +144,19 @@ class RandomChips(_Epochs):
             high = np.minimum(self._boxes[i, 2:], self._boxes[:, 2:])
             shared = usable & ((high - low) >= least).all(1)
             paired[i] = len(set(self._dates[shared])) >= self.dates
-        scenes = self.dataset.scenes
-        lonely = [
-            repr(scenes[i].files[0]) for i in np.flatnonzero(usable & ~paired).tolist()
-        ]
-        if lonely:
-            cure = 'no file name holds a date: tell where it is by date_regex=, or use dates=1'
-            if any(scene.is_dated for scene in scenes):
-                cure = 'add scenes of the same ground, or use dates=1'
-            problem = f'{_some(lonely)}: no chip there is covered by {self.dates} dates; {cure}'
-            self._report([problem], paired)
         return paired
 
-    def _report(self, problems: list[str], usable: np.ndarray) -> None:
-        """Warn of scenes that are left out; refuse if none is left."""
-        if not usable.any():
-            raise ValueError(f'no scene to draw chips from. {" ".join(problems)}')
-        for problem in problems:
-            warnings.warn(f'no chips are drawn from {problem}', stacklevel=4)
+    def _lonely(self, lonely: np.ndarray) -> list[str]:
+        """Say which scenes lack other dates, if any do, and why."""
+        scenes = self.dataset.scenes
+        names = [repr(s.files[0]) for s, alone in zip(scenes, lonely) if alone]
+        cure = (
+            'no file name holds a date: tell where it is by date_regex=, or use dates=1'
+        )
+        if any(scene.is_dated for scene in scenes):
+            cure = 'add scenes of the same ground, or use dates=1'
+        why = f'no chip there is covered by {self.dates} dates; {cure}'
+        return _problem(names, why)
 
     def _draw(self, rng: np.random.Generator) -> Chip:
         """Draw a scene, a window in it, and other dates of the same place."""
@@ -189,22 +177,20 @@ class RandomChips(_Epochs):
         self, scene: int, col: int, row: int, rng: np.random.Generator
     ) -> list[int]:
         """Draw scenes of distinct other dates that cover a window, as many as there are."""
-        xres, yres = self.dataset.res
-        x = self._boxes[scene, 0] + col * xres
-        y = self._boxes[scene, 3] - row * yres
-        slack = 0.01 * np.array([xres, yres, xres, yres])
-        window = np.array([x, y - self.size * yres, x + self.size * xres, y])
-        beyond = (window - self._boxes) * [1, 1, -1, -1]
-        covers = (beyond >= -slack).all(1) & (self._dates != self._dates[scene])
+        res = np.array(self.dataset.res)
+        # First pixel of the window in each scene, and the last that it could have there
+        shift = (self._boxes[scene] - self._boxes)[:, [0, 3]] * (1, -1) / res
+        places = np.array([col, row]) + shift
+        ends = (self._boxes[:, 2:] - self._boxes[:, :2]) / res - self.size
+        covers = ((places >= -0.01) & (places <= ends + 0.01)).all(1)
+        covers &= self._dates != self._dates[scene]
         chosen: dict[int, int] = {}
         enough = self.min_valid - 1e-3  # a sliver is lost to the slack
         for other in rng.permutation(np.flatnonzero(covers)).tolist():
             if len(chosen) == self.dates - 1:
                 break
-            left, top = self._boxes[other, 0], self._boxes[other, 3]
-            place = ((x - left) / xres, (top - y) / yres)
-            fresh = self._dates[other] not in chosen
-            if fresh and self.coverage[other].fraction(*place, self.size) >= enough:
+            valid = self.coverage[other].fraction(*places[other], self.size)
+            if self._dates[other] not in chosen and valid >= enough:
                 chosen[self._dates[other]] = other
         return list(chosen.values())
 
@@ -260,22 +246,14 @@ class GridChips(Sampler[Chip]):
                 f'stride={stride} must be from 1 to size={size}, else ground is left out between '
                 'the chips: choose another'
             )
-        self.chips: list[Chip] = []
-        small = []
-        for i, scene in enumerate(dataset.scenes):
-            if min(scene.width, scene.height) < size:
-                small.append(_sized(scene))
-                continue
-            self.chips += [
-                Chip((i,), col, row, size, size)
-                for row in window_starts(scene.height, size, stride)
-                for col in window_starts(scene.width, size, stride)
-            ]
-        problem = f'{_some(small)}: smaller than a chip of {size}x{size} pixels; lower its size'
-        if not self.chips:
-            raise ValueError(f'no scene to cover with chips. {problem} (patch_size)')
-        if small:
-            warnings.warn(f'no chips are taken from {problem}', stacklevel=2)
+        self.chips = [
+            Chip((i,), col, row, size, size)
+            for i, scene in enumerate(dataset.scenes)
+            if min(scene.width, scene.height) >= size
+            for row in window_starts(scene.height, size, stride)
+            for col in window_starts(scene.width, size, stride)
+        ]
+        _report(_small(dataset.scenes, size), self.chips)
 
     def __len__(self) -> int:
         """Return the number of chips."""
@@ -304,12 +282,29 @@ def windows(places: HasScenes, size: int) -> list[Chip]:
     ]
 
 
-def _sized(scene: Any) -> str:
-    """Name a scene and its size."""
-    return f'{scene.files[0]!r} ({scene.width}x{scene.height})'
+def _small(scenes: Sequence[Any], size: int) -> list[str]:
+    """Say which scenes are smaller than a chip, if any are."""
+    names = [
+        f'{scene.files[0]!r} ({scene.width}x{scene.height})'
+        for scene in scenes
+        if min(scene.width, scene.height) < size
+    ]
+    return _problem(
+        names,
+        f'smaller than a chip of {size}x{size} pixels; lower the size of the chips (patch_size) to draw '
+        'from there',
+    )
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    """Name a few of many."""
+def _report(problems: list[str], left: Iterable[Any]) -> None:
+    """Warn of scenes that are left out; refuse if nothing is left."""
+    if not any(left):
+        raise ValueError(f'no scene to draw chips from. {" ".join(problems)}')
+    for problem in problems:
+        warnings.warn(f'no chips are drawn from {problem}', stacklevel=3)
+
+
+def _problem(names: list[str], why: str, most: int = 5) -> list[str]:
+    """Say why no chip is drawn from some scenes, of which a few are named, if there are any."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
+    return [f'{", ".join(names[:most])}{more}: {why}'] if names else []

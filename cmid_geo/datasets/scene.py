@@ -3,11 +3,11 @@
 
 """Scenes: files of one acquisition, found, checked against each other and laid on one grid."""
 
-import functools
+import itertools
+import operator
 import re
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,9 @@ from pyproj.exceptions import ProjError
 from .filenames import group_bands, parse_dates
 from .grids import Grid, fit_grid, natural_res, same_crs, whole_offset
 from .rasters import Raster, UnreadableError, as_dtype, describe_raster
+
+#: Names of bands that only count.
+_COUNTED = re.compile(r'(?i)(band|layer|channel)?\W*_?\d+')
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,8 @@ class Scene:
         Names that two channels share, or that only count ('Band 1'), tell nothing.
         """
         named = all(raster.named for raster in self.rasters)
-        counts = [
-            re.fullmatch(r'(?i)(band|layer|channel)?\W*_?\d+', b) for b in self.bands
-        ]
-        if named and len(set(self.bands)) == len(self.bands) and not any(counts):
+        counted = any(map(_COUNTED.fullmatch, self.bands))
+        if named and len(set(self.bands)) == len(self.bands) and not counted:
             return ()
         return tuple(index for raster in self.rasters for index in raster.indexes)
 
@@ -98,15 +99,14 @@ class Scene:
     @property
     def dtype(self) -> str:
         """Name of the type that holds the pixels of all files."""
-        names = [raster.dtype for raster in self.rasters]
-        return str(functools.reduce(np.promote_types, names))
+        return np.result_type(*(raster.dtype for raster in self.rasters)).name
 
     @property
     def may_be_invalid(self) -> bool:
         """Whether a pixel inside the scene can be invalid."""
-        oblique = self.needs_warp  # corners of the grid may lie outside the file
         declared = any(raster.may_be_invalid for raster in self.rasters)
-        return oblique or declared or bool(self.fills)
+        # Corners of a warped grid may lie outside the file
+        return self.needs_warp or declared or bool(self.fills)
 
     @property
     def fills(self) -> tuple[float | int, ...]:
@@ -211,7 +211,7 @@ def sift_scenes(
     for rasters in found:
         try:
             if bands is None:
-                _check_same_count(usual, rasters)
+                check_same_count(usual, rasters)
             scenes.append(compose_scene(rasters, wanted, date_regex, declared))
         except UnreadableError as error:
             bad[error.path] = error.why
@@ -272,13 +272,15 @@ def tell_bad(bad: Mapping[str, str], skip: bool | None = None) -> None:
     warnings.warn(f'skipped {text}', stacklevel=2)
 
 
-def place(scene: Scene, crs: str, res: tuple[float, float], origin: Affine) -> Scene:
+def place(
+    scene: Scene, crs: str, res: tuple[float, float] | None, origin: Affine
+) -> Scene:
     """Bring a scene to the grid of a dataset.
 
     Args:
         scene: The scene.
         crs: The dataset's CRS, WKT.
-        res: The dataset's resolution (x, y) in units of *crs*.
+        res: The dataset's resolution (x, y) in units of *crs*; None for the scene's own.
         origin: A transform whose first corner is a corner of the dataset's pixels.
 
     Returns:
@@ -289,29 +291,21 @@ def place(scene: Scene, crs: str, res: tuple[float, float], origin: Affine) -> S
             coordinates.
     """
     native = scene.native
-    with _naming(scene, crs):
-        if native.is_north_up and same_crs(native.crs, crs):
-            t = native.transform
-            wished = Affine(res[0], 0.0, t.c, 0.0, -res[1], t.f)
-            target = replace(native, crs=crs, transform=wished)
-            if whole_offset(native, target) == (0, 0):
-                own = replace(native, crs=crs)
-                return replace(scene, grid=own, needs_warp=False)
-        return replace(scene, grid=fit_grid(native, crs, res, origin), needs_warp=True)
-
-
-@contextmanager
-def _naming(scene: Scene, crs: str) -> Generator[None]:
-    """Name a scene that cannot be brought to a CRS."""
     try:
-        yield
+        size = res or natural_res(native, crs)
+        if native.is_north_up and same_crs(native.crs, crs):
+            own, t = replace(native, crs=crs), native.transform
+            wished = Affine(size[0], 0.0, t.c, 0.0, -size[1], t.f)
+            if whole_offset(native, replace(own, transform=wished)) == (0, 0):
+                return replace(scene, grid=own, needs_warp=False)
+        return replace(scene, grid=fit_grid(native, crs, size, origin), needs_warp=True)
     # Coordinates that the CRS does not know are infinite: no whole number of pixels fits
     except (ProjError, OverflowError, ValueError) as error:
         raise UnreadableError(
             scene.files[0],
-            f'cannot be brought from {CRS.from_wkt(scene.native.crs).name!r} to '
-            f'{CRS.from_wkt(crs).name!r} ({error}): scenes of one dataset need CRS between which there is a '
-            'way, and to lie where these are valid; leave the file out, or correct its CRS or geotransform',
+            f'cannot be brought from {CRS.from_wkt(native.crs).name!r} to {CRS.from_wkt(crs).name!r} '
+            f'({error}): scenes of one dataset need CRS between which there is a way, and to lie where these '
+            'are valid; leave the file out, or correct its CRS or geotransform',
         ) from error
 
 
@@ -331,25 +325,21 @@ def lay_out(
     """
     laid: dict[int, Scene] = {}
     bad: dict[str, str] = {}
+    origin = None
     # A plan's own coordinates are no place on Earth, to which others could be brought
     local = [scene.native.crs.startswith('ENGCRS') for scene in scenes]
-    found, size, origin = crs or '', res, None
     for number in np.argsort(local, kind='stable').tolist():
-        scene = scenes[number]
-        found = found or scene.native.crs
+        native = scenes[number].native
+        crs = crs or native.crs
+        # Pixels of warped scenes coincide with those of the first
+        first = origin or native.transform
         try:
-            if size is None:
-                with _naming(scene, found):
-                    size = natural_res(scene.native, found)
-            # Pixels of warped scenes coincide with those of the first
-            first = origin or scene.native.transform
-            laid[number] = place(scene, found, size, first)
+            laid[number] = place(scenes[number], crs, res, first)
         except UnreadableError as error:
             bad[error.path] = error.why
-            size = size if laid else res
-            continue
-        origin = first
-    return [laid[number] for number in sorted(laid)], found, size or (1.0, 1.0), bad
+        else:
+            res, origin = res or laid[number].grid.res, first
+    return [laid[number] for number in sorted(laid)], crs or '', res or (1.0, 1.0), bad
 
 
 def _describe_group(
@@ -363,9 +353,8 @@ def _describe_group(
             rasters[band] = describe_raster(path, thorough, crs)
         except UnreadableError as error:
             failed[path] = error.why
-    others = len(group) - len(failed)
-    also = f' (and with it go {others} other bands of its scene)' if others else ''
-    bad |= {path: why + also for path, why in failed.items()}
+    also = f' (and with it go {len(rasters)} other bands of its scene)'
+    bad |= {path: why + (also if rasters else '') for path, why in failed.items()}
     return {} if failed else rasters
 
 
@@ -416,15 +405,22 @@ def _wanted_bands(
     return list(bands)
 
 
-def _check_same_count(first: tuple[Raster, ...], other: tuple[Raster, ...]) -> None:
-    """Refuse scenes with different numbers of bands."""
+def check_same_count(first: tuple[Raster, ...], other: tuple[Raster, ...]) -> None:
+    """Refuse scenes with different numbers of bands.
+
+    Args:
+        first: Files of a scene.
+        other: Files of another.
+
+    Raises:
+        UnreadableError: If the other one has more bands, or fewer.
+    """
     counts = len(_names(first)), len(_names(other))
     if counts[0] != counts[1]:
         raise UnreadableError(
             other[0].path,
             f'has {counts[1]} bands but {first[0].path!r} has {counts[0]}: all scenes must have the same; '
-            f'choose bands that all have by bands={list(range(1, min(counts) + 1))}, or leave files out by a '
-            'glob in paths',
+            f'choose bands that all have by bands={list(range(1, min(counts) + 1))}, or leave files out',
         )
 
 
@@ -432,20 +428,16 @@ def _select(rasters: tuple[Raster, ...], wanted: list[str | int]) -> tuple[Raste
     """Return the rasters that read the wanted bands in their order."""
     names = _names(rasters)
     owners = [(r, i) for r in rasters for i in range(len(r.bands))]
-    chosen: list[tuple[Raster, list[int]]] = []
+    chosen = []
     for band in wanted:
-        if isinstance(band, int) and 1 <= band <= len(names):
-            raster, place = owners[band - 1]
-        elif band in names:
-            raster, place = owners[names.index(str(band))]
-        else:
+        number = names.index(band) + 1 if band in names else band
+        if not isinstance(number, int) or not 1 <= number <= len(names):
             raise UnreadableError(
                 rasters[0].path,
                 f'has no band {band!r}: bands must be names or positions (from 1) of {names}; an alpha band is '
                 'not counted; or bands=[positions] if files name their bands differently',
             )
-        if chosen and chosen[-1][0] is raster:
-            chosen[-1][1].append(place)
-        else:
-            chosen.append((raster, [place]))
-    return tuple(raster.select(places) for raster, places in chosen)
+        chosen.append(owners[number - 1])
+    # Neighbours of one file are read at once
+    runs = itertools.groupby(chosen, operator.itemgetter(0))
+    return tuple(raster.select([i for _, i in run]) for raster, run in runs)

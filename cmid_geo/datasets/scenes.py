@@ -4,7 +4,6 @@
 """Scenes as a TorchGeo dataset: folders of georeferenced rasters."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 
 import numpy as np
 import pandas as pd
@@ -85,20 +84,20 @@ class SceneDataset(GeoDataset):
         self.transforms = transforms
         self.cache = cache
         files = find_rasters(paths)
+        if not files:
+            raise DatasetNotFoundError(self)
         declared = Declared(zero_is_nodata, nodata, file_crs)
         found, bad = sift_scenes(
             files, bands, band_regex, date_regex, declared, thorough=skip_unreadable
         )
-        if not files:
-            raise DatasetNotFoundError(self)
         self._reader = SceneReader(128 if cache else 0)
-        wanted = None if crs is None else CRS.from_user_input(crs)
+        wanted = None if crs is None else CRS.from_user_input(crs).to_wkt()
         self._place(found, wanted, res, bad, skip_unreadable)
 
     def _place(
         self,
         scenes: Sequence[Scene],
-        crs: CRS | None,
+        crs: str | None,
         res: float | tuple[float, float] | None,
         bad: Mapping[str, str],
         skip: bool | None = None,
@@ -109,8 +108,7 @@ class SceneDataset(GeoDataset):
             raise ValueError(
                 f'res={res} is not a pixel size: give units of the CRS above 0'
             )
-        wanted = None if crs is None else crs.to_wkt()
-        laid, wkt, sizes, misplaced = lay_out(scenes, wanted, sizes)
+        laid, wkt, sizes, misplaced = lay_out(scenes, crs, sizes)
         tell_bad({**bad, **misplaced}, skip)
         if not laid:
             raise ValueError(
@@ -122,13 +120,13 @@ class SceneDataset(GeoDataset):
         self.scenes = tuple(laid)
         # Asking GeoPandas what is where costs more than reading it: x, y and t (ns) of all scenes
         corners = [(*s.bounds, s.start.value, s.stop.value) for s in self.scenes]
-        self._lows = np.array(corners, float)[:, [0, 1, 4]]
-        self._highs = np.array(corners, float)[:, [2, 3, 5]]
+        corners = np.array(corners, float)
+        self._lows, self._highs = corners[:, [0, 1, 4]], corners[:, [2, 3, 5]]
         dates = [(scene.start, scene.stop) for scene in self.scenes]
         self.index = GeoDataFrame(
             {'filepath': [scene.files[0] for scene in self.scenes]},
             index=pd.IntervalIndex.from_tuples(dates, closed='both', name='datetime'),
-            geometry=[shapely.box(*scene.bounds) for scene in self.scenes],
+            geometry=shapely.box(*corners[:, :4].T),
             crs=wkt,
         )
         self._wkt, self._crs = wkt, CRS.from_wkt(wkt)
@@ -148,7 +146,7 @@ class SceneDataset(GeoDataset):
     def crs(self, new_crs: CRS) -> None:
         """Warp all scenes to another CRS, as composing with another dataset does."""
         if new_crs != self.crs:
-            self._place(self.scenes, new_crs, None, {})
+            self._place(self.scenes, new_crs.to_wkt(), None, {})
 
     @property
     def res(self) -> tuple[float, float]:
@@ -159,7 +157,7 @@ class SceneDataset(GeoDataset):
     def res(self, new_res: float | tuple[float, float]) -> None:
         """Resample all scenes, as composing with another dataset does."""
         if new_res not in (self._res, self._res[0]):
-            self._place(self.scenes, self.crs, new_res, {})
+            self._place(self.scenes, self._wkt, new_res, {})
 
     @property
     def files(self) -> list[str]:
@@ -222,13 +220,11 @@ class SceneDataset(GeoDataset):
         """Read a window, at one date or several."""
         scenes = [self.scenes[i] for i in chip.scenes]
         target = scenes[0].grid.window(*chip.window)
-        pairs = [self._reader.read(scene, target) for scene in scenes]
-        images = [torch.from_numpy(image) for image, _ in pairs]
-        valids = [torch.from_numpy(valid) for _, valid in pairs]
-        several = len(pairs) > 1
+        images, valids = zip(*(self._reader.read(scene, target) for scene in scenes))
+        several = len(scenes) > 1
         return {
-            'image': torch.stack(images) if several else images[0],
-            'valid': torch.stack(valids) if several else valids[0],
+            'image': torch.from_numpy(np.stack(images) if several else images[0]),
+            'valid': torch.from_numpy(np.stack(valids) if several else valids[0]),
             'scene': torch.tensor(chip.scenes if several else chip.scenes[0]),
             'window': torch.tensor(chip.window),
         }
@@ -261,7 +257,7 @@ class SceneDataset(GeoDataset):
 
     def _overlapping(self, x: slice, y: slice, t: slice) -> np.ndarray:
         """Return the indices of the scenes in a box of ground and time."""
-        start, stop = _nanoseconds(t.start), _nanoseconds(t.stop)
+        start, stop = (float(pd.Timestamp(each).value) for each in (t.start, t.stop))
         # As pd.Interval(tmin, tmax), open at its start, overlaps the closed intervals of the index
         before = self._lows < (x.stop, y.stop, np.nextafter(stop, np.inf))
         inside = before & (self._highs > (x.start, y.start, start))
@@ -281,8 +277,3 @@ class SceneDataset(GeoDataset):
             image[:, gained] = more[:, gained]
             valid |= gained
         return image, valid
-
-
-def _nanoseconds(time: datetime) -> float:
-    """Return an instant as pandas counts it."""
-    return float((time if isinstance(time, pd.Timestamp) else pd.Timestamp(time)).value)

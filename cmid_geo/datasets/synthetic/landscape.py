@@ -6,12 +6,14 @@
 Lengths are pixels, which are metres.
 """
 
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 import shapely
 from numpy import ndarray
 from numpy.random import Generator
+from numpy.typing import ArrayLike
 from shapely import LineString, Point, Polygon
 
 from .shapes import across, burn, crowns, curve, cut_parcels, smooth_noise, walls
@@ -74,8 +76,8 @@ class Landscape:
         grid = np.indices((self.size, self.size)) + np.stack(self.drift)
         self.bent = tuple(np.clip(np.rint(grid), 0, self.size - 1).astype(int))
         fields, self.angles = cut_parcels(rng, self.size, character.parcel)
-        numbered = [(field, number) for number, field in enumerate(fields)]
-        self.parcels = burn(numbered, self.size, 0, 'int32')[self.bent]
+        numbers = range(len(fields))
+        self.parcels = burn(fields, numbers, self.size, dtype='int32')[self.bent]
         self.crops = rng.integers(0, 7, len(fields))
         country, streets = self._roads(dates)
         wet = self._waters(country)
@@ -93,8 +95,7 @@ class Landscape:
             centre = MARGIN + inner * rng.uniform(0.2, 0.8, 2)
             road = across(rng, self.size, centre, 0.22)
             country.append((road, 3.6, 0))
-            on = road.project(Point(centre))
-            ahead = shapely.get_coordinates(road.interpolate(on + 9))[0] - centre
+            ahead = _points_on(road, road.project(Point(centre)) + 9)[0] - centre
             along = ahead / np.hypot(*ahead)
             for axis in (along, along[::-1] * (-1, 1)):
                 for offset in np.arange(-radius, radius, self.character.block):
@@ -129,8 +130,8 @@ class Landscape:
             if dry and len(wet) <= self.character.lakes:
                 wet.append(lake)
         everything = shapely.union_all(wet)
-        self.water = burn([(everything, 1)], self.size)[self.bent] > 0
-        self.banks = burn([(everything.buffer(7), 1)], self.size)[self.bent] > 0
+        self.water = burn([everything], [1], self.size)[self.bent] > 0
+        self.banks = burn([everything.buffer(7)], [1], self.size)[self.bent] > 0
         return everything
 
     def _woods(self) -> None:
@@ -159,10 +160,7 @@ class Landscape:
             at = np.repeat(np.arange(9, line.length - 5, 19), 2)
             n, side = len(at), np.tile([-1, 1], len(at) // 2)
             at = at + rng.uniform(-4, 4, n)
-            foot = shapely.get_coordinates(shapely.line_interpolate_point(line, at))
-            ahead = shapely.get_coordinates(
-                shapely.line_interpolate_point(line, at + 1)
-            )
+            foot, ahead = _points_on(line, at), _points_on(line, at + 1)
             angle = np.arctan2(*(ahead - foot).T[::-1])
             kind = rng.random(n)
             hall, terrace = kind < 0.05, (kind > 0.05) & (kind < 0.16)
@@ -177,12 +175,10 @@ class Landscape:
             row = (x, y, angle, long, wide, eave, pitch, roof, tint, np.full(n, since))
             rows.append(np.stack(row, 1)[rng.random(n) < 0.92])
         table = np.concatenate(rows)
-        inside = ((table[:, :2] >= 0) & (table[:, :2] < size)).all(1)
-        table = table[inside]
+        table = table[((table[:, :2] >= 0) & (table[:, :2] < size)).all(1)]
         column, row = table[:, :2].astype(int).T
-        self._settle(
-            table[~(self.wood | self.banks)[row, column]], [*dry, *country], near
-        )
+        free = ~(self.wood | self.banks)[row, column]
+        self._settle(table[free], [*dry, *country], near)
 
     def _settle(
         self, table: ndarray, roads: list[Road], near: shapely.Geometry
@@ -192,27 +188,25 @@ class Landscape:
         table = table[np.argsort(-table[:, 3], kind='stable')]
         outlines = walls(table)
         solid = [line.buffer(width + 1.5) for line, width, _ in roads]
-        hits = set(
-            shapely.STRtree([*solid, near]).query(outlines, 'intersects')[0].tolist()
-        )
+        free = np.ones(len(table), bool)
+        free[shapely.STRtree([*solid, near]).query(outlines, 'intersects')[0]] = False
         pairs = shapely.STRtree(outlines).query(outlines, 'dwithin', 2.5).T
         for first, second in sorted(pairs.tolist()):
-            if first < second and first not in hits:
-                hits.add(second)
-        kept = np.setdiff1d(np.arange(len(table)), list(hits))
+            if first < second and free[first]:
+                free[second] = False
+        kept = np.flatnonzero(free)
         kept = kept[np.argsort(-table[kept, 9], kind='stable')]
         self.houses, homes = table[kept], outlines[kept].tolist()
+        self.house = burn(homes, range(len(homes)), size, -1, 'int32')
+        gardens = [home.buffer(13) for home in homes]
         since = self.houses[:, 9].astype(int).tolist()
-        self.house = burn([(h, i) for i, h in enumerate(homes)], size, -1, 'int32')
-        gardens = [
-            (home.buffer(13), date) for home, date in zip(homes, since, strict=True)
-        ]
-        self.garden_since = burn(gardens, size, NEVER)[self.bent]
-        self.yards = burn([(h.buffer(5), 1) for h in homes[::3]], size)[self.bent] > 0
+        self.garden_since = burn(gardens, since, size, NEVER)[self.bent]
+        yards = [home.buffer(5) for home in homes[::3]]
+        self.yards = burn(yards, repeat(1), size)[self.bent] > 0
         # The oldest lie above: where a new road meets an old one nothing changes.
-        lines = [(line.buffer(width), date) for line, width, date in roads]
-        lines.sort(key=lambda line: -line[1])
-        self.road_since = burn(lines, size, NEVER)
+        roads = sorted(roads, key=lambda road: -road[2])
+        lines = [line.buffer(width) for line, width, _ in roads]
+        self.road_since = burn(lines, [date for _, _, date in roads], size, NEVER)
         self.wood &= self.garden_since == NEVER
 
     def _trees(self) -> None:
@@ -245,23 +239,18 @@ class Landscape:
     def _changes(self, dates: int) -> None:
         """With each later date fell a piece of wood and strip a field to bare soil."""
         rng, size = self.rng, self.size
-        self.felled_since, self.cleared_since = np.full(
-            (2, size, size), NEVER, np.uint8
-        )
+        never = np.full((2, size, size), NEVER, np.uint8)
+        self.felled_since, self.cleared_since = never
         inner = np.pad(np.ones((size - 2 * MARGIN,) * 2, bool), MARGIN)
         plain = inner & ~(self.wood | self.banks | (self.garden_since < NEVER))
         rows, columns = np.indices((size, size)) + 4 * np.stack(self.drift)
         for date in range(1, dates):
-            standing = np.flatnonzero(self.wood & inner & (self.felled_since == NEVER))
-            if standing.size:
-                row, column = np.divmod(rng.choice(standing), size)
-                near = (
-                    np.hypot(rows - row, columns - column)
-                    < rng.uniform(0.05, 0.08) * size
-                )
-                self.felled_since[near & self.wood & (self.felled_since == NEVER)] = (
-                    date
-                )
+            standing = self.wood & (self.felled_since == NEVER)
+            if (standing & inner).any():
+                tree = rng.choice(np.flatnonzero(standing & inner))
+                away = np.hypot(rows - tree // size, columns - tree % size)
+                near = away < rng.uniform(0.05, 0.08) * size
+                self.felled_since[near & standing] = date
             field = plain & (self.cleared_since == NEVER)
             room = np.bincount(self.parcels[field], minlength=len(self.crops))
             chosen = rng.choice(np.argsort(-room, kind='stable')[:5])
@@ -272,22 +261,31 @@ class Landscape:
         since = np.append(self.houses[:, 9], NEVER)
         return np.where(since[self.house] <= date, self.house, -1)
 
+    def bare(self, date: int) -> ndarray:
+        """Return where wood is felled or a field stripped at a date."""
+        return (self.felled_since <= date) | (self.cleared_since <= date)
+
     def canopy(self, date: int) -> ndarray:
         """Return the height of the trees at a date, 0 where something replaced them."""
-        gone = (self.felled_since <= date) | (self.cleared_since <= date) | self.water
-        gone |= (self.road_since <= date) | (self.house_at(date) >= 0)
+        gone = self.bare(date) | self.water | (self.road_since <= date)
+        gone |= self.house_at(date) >= 0
         return np.where(gone, np.float32(0), self.crown_height)
 
     def classes(self, date: int) -> ndarray:
         """Return the class of each pixel at a date."""
-        bare = (self.felled_since <= date) | (self.cleared_since <= date)
-        cases = [
-            (self.house_at(date) >= 0, BUILDING),
-            (self.road_since <= date, ROAD),
-            (self.water, WATER),
-            (bare, OTHER),
-            (self.wood | (self.canopy(date) > 0), WOOD),
+        classes = np.full(self.water.shape, FIELD, np.uint8)
+        for where, kind in (
             (self.banks | (self.garden_since <= date), OTHER),
-        ]
-        where, values = zip(*cases, strict=True)
-        return np.select(where, values, FIELD).astype(np.uint8)
+            (self.wood | (self.canopy(date) > 0), WOOD),
+            (self.bare(date), OTHER),
+            (self.water, WATER),
+            (self.road_since <= date, ROAD),
+            (self.house_at(date) >= 0, BUILDING),
+        ):
+            classes[where] = kind
+        return classes
+
+
+def _points_on(line: LineString, at: ArrayLike) -> ndarray:
+    """Return the points (N, 2) at distances along a line."""
+    return shapely.get_coordinates(shapely.line_interpolate_point(line, at))

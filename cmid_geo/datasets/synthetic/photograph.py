@@ -119,16 +119,16 @@ def _cover(
     return colour, canopy
 
 
-def _light(height: ndarray, relief: ndarray, sun: tuple[float, float]) -> ndarray:
+def _light(
+    height: ndarray, relief: ndarray, azimuth: float, elevation: float
+) -> ndarray:
     """Return the light on each pixel, (4, H, W): a sun with shadows, a blue sky."""
-    azimuth, elevation = sun
     east, south = np.sin(azimuth), -np.cos(azimuth)
     fall, top = np.tan(elevation), np.zeros_like(height)
     for step in range(1, int(height.max() / fall) + 2):
         move = round(-south * step), round(-east * step)
-        np.maximum(
-            top, np.roll(height, move, (0, 1)) - np.float32(step * fall), out=top
-        )
+        shadow = np.roll(height, move, (0, 1)) - np.float32(step * fall)
+        np.maximum(top, shadow, out=top)
     lit = 1 - np.clip(top - height, 0, 1)
     down, right = np.gradient(0.6 * height + relief)
     climb = down * np.float32(south) + right * np.float32(east)
@@ -142,8 +142,8 @@ def photograph(land: Landscape, rng: Generator, date: int, day: Date) -> ndarray
     number = day.timetuple().tm_yday
     colour, height = _cover(land, rng, date, number)
     noon = 42 + 23.4 * np.sin(2 * np.pi * (number - 81) / 365)
-    azimuth, elevation = rng.uniform(125, 215), max(noon - rng.uniform(3, 9), 22)
-    colour *= _light(height, land.relief, (np.radians(azimuth), np.radians(elevation)))
+    sun = np.radians([rng.uniform(125, 215), max(noon - rng.uniform(3, 9), 22)])
+    colour *= _light(height, land.relief, *sun)
     haze = rng.uniform(0.02, 0.09) * (1 + 0.25 * smooth_noise(rng, land.size, 600, 2))
     air = np.array(AIR, np.float32)[:, None, None]
     colour += haze.astype(np.float32) * (air - colour)

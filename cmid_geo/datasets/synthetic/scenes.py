@@ -7,8 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from datetime import date as Date
-from datetime import datetime
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,8 @@ COLOURS = (
 
 def _check(scenes: int, size: int, dates: Sequence[str], seed: int) -> list[Date]:
     """Return the days, or say what is wrong with the parameters."""
-    for name, value, least in (
-        ('scenes', scenes, 1), ('size', size, 128), ('seed', seed, 0),
-    ):  # fmt: skip
+    limits = {'scenes': (scenes, 1), 'size': (size, 128), 'seed': (seed, 0)}
+    for name, (value, least) in limits.items():
         if value < least:
             raise ValueError(
                 f'{name}={value} but {least} is the least that there is: raise {name}='
@@ -43,14 +41,12 @@ def _check(scenes: int, size: int, dates: Sequence[str], seed: int) -> list[Date
     days = []
     for text in [dates] if isinstance(dates, str) else dates:
         try:
-            if len(text) != 8 or not text.isdecimal():
-                raise ValueError
-            days.append(datetime.strptime(text, '%Y%m%d').date())
+            days.append(Date.fromisoformat(text if text.isdecimal() else ''))
         except ValueError:
             raise ValueError(
                 f"dates hold {text!r} but must be days YYYYMMDD: give '20230615'"
             ) from None
-    if len(days) < 2 or any(later <= earlier for earlier, later in pairwise(days)):
+    if len(days) < 2 or sorted(set(days)) != days:
         raise ValueError(
             f'dates={dates} but two or more are needed, each after the one before: '
             "give dates=('20230615', '20240921')"
@@ -146,16 +142,18 @@ def write_synthetic_scenes(
     """
     days, root = _check(scenes, size, dates, seed), Path(root)
     asked = {'scenes': scenes, 'size': size, 'dates': list(dates), 'seed': seed}
-    stamp, steps = json.dumps(asked | {'version': 1}), list(pairwise(dates))
-    names = [
-        [f'images/scene_{scene:02}_{date}.tif' for date in dates]
-        + [f'masks/scene_{scene:02}_{date}.tif' for date in dates]
-        + [f'changes/scene_{scene:02}_{old}_{new}.tif' for old, new in steps]
+    stamp = json.dumps(asked | {'version': 1})
+    steps = [f'{old}_{new}' for old, new in pairwise(dates)]
+    places = [
+        [
+            root / kind / f'scene_{scene:02}_{when}.tif'
+            for kind, times in (('images', dates), ('masks', dates), ('changes', steps))
+            for when in times
+        ]
         for scene in range(scenes)
     ]
-    missing = _missing(root, [root / name for place in names for name in place], stamp)
-    for scene, place in enumerate(names):
-        paths = [root / name for name in place]
+    missing = _missing(root, list(chain(*places)), stamp)
+    for scene, paths in enumerate(places):
         if missing.isdisjoint(paths):
             continue
         character = CHARACTERS[scene % len(CHARACTERS)]
@@ -170,7 +168,7 @@ def write_synthetic_scenes(
         for path, raster in zip(paths, [*rasters, *masks, *changes], strict=True):
             if path in missing:
                 _write(path, raster, scene, stamp)
-    return [root / name for place in names for name in place[: len(days)]]
+    return [path for paths in places for path in paths[: len(days)]]
 
 
 class SyntheticScenes(SceneDataset):

@@ -3,6 +3,8 @@
 
 """Shapes of a landscape: noise, lines, parcels, walls, crowns."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import shapely
 from numpy import ndarray
@@ -26,11 +28,17 @@ def smooth_noise(
     return noise / noise.std()
 
 
-def burn(shapes: list, size: int, fill: int = 0, dtype: str = 'uint8') -> ndarray:
-    """Burn (shape, value) pairs, of which later ones lie above."""
+def burn(
+    shapes: Sequence[shapely.Geometry],
+    values: Iterable[int],
+    size: int,
+    fill: int = 0,
+    dtype: str = 'uint8',
+) -> ndarray:
+    """Burn values into shapes, of which later ones lie above."""
     if not shapes:
         return np.full((size, size), fill, dtype)
-    return rasterize(shapes, (size, size), fill=fill, dtype=dtype)
+    return rasterize(zip(shapes, values), (size, size), fill=fill, dtype=dtype)
 
 
 def curve(
