@@ -71,7 +71,7 @@ class OrientedChips(NonGeoDataset):
             patch_size: Side of the chips in pixels.
             overlap: Of neighbouring chips, in pixels.
             bands: Positions of bands, from 1. An image of one band stands for all of them.
-            min_share: Least share of a box in a chip, in (0, 1].
+            min_share: Least fraction of a box in a chip, in (0, 1].
             skip_empty: Whether to leave out chips without boxes.
 
         Raises:
@@ -80,7 +80,7 @@ class OrientedChips(NonGeoDataset):
         if not 0 <= overlap < patch_size or not 0 < min_share <= 1:
             raise ValueError(
                 f'patch_size={patch_size}, overlap={overlap}, min_share={min_share}: chips overlap by '
-                'less than their side, and shares are in (0, 1]'
+                'less than their side, and fractions are in (0, 1]'
             )
         self.pairs, self.classes, self.bands = list(pairs), tuple(classes), tuple(bands)
         self.patch_size, self.min_share = patch_size, min_share

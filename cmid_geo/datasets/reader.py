@@ -64,7 +64,7 @@ class SceneReader:
         offset = None if scene.needs_warp else whole_offset(scene.grid, target)
         if offset is None:
             return self._resample(scene, target)
-        return self.read_own(scene, *offset, target.width, target.height)
+        return self._read_own(scene, *offset, target.width, target.height)
 
     def validity(self, scene: Scene, cells: int) -> Bools | None:
         """Map roughly where a scene is valid.
@@ -95,24 +95,10 @@ class SceneReader:
         inside = is_inside(coarse, cols, rows)
         return inside if valid is None else inside & valid[nearest(shape, cols, rows)]
 
-    def read_own(
+    def _read_own(
         self, scene: Scene, col: int, row: int, width: int, height: int
     ) -> tuple[Image, Bools]:
-        """Read whole pixels of a scene's own grid; what overhangs the scene is invalid.
-
-        Args:
-            scene: The scene.
-            col: First column.
-            row: First row.
-            width: In pixels.
-            height: In pixels.
-
-        Returns:
-            As of :meth:`read`.
-
-        Raises:
-            ValueError: If a file cannot be read.
-        """
+        """Read whole pixels of a scene's own grid; what overhangs the scene is invalid."""
         left, upper = max(col, 0), max(row, 0)
         right = min(col + width, scene.native.width)
         lower = min(row + height, scene.native.height)

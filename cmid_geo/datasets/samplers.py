@@ -87,7 +87,7 @@ class RandomChips(_Epochs):
                 )
         if not 0 <= min_valid <= 1:
             raise ValueError(
-                f'min_valid={min_valid} is a share: give a number from 0 to 1'
+                f'min_valid={min_valid} is a fraction: give a number from 0 to 1'
             )
         self.dataset, self.size, self.length = dataset, size, length
         self.dates, self.min_valid = dates, min_valid

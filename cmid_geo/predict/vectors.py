@@ -116,7 +116,7 @@ def merge_objects(
     Args:
         objects: Of all windows of a scene, in any order.
         nms_thresh: Objects go whose intersection over union with a kept one is above this.
-        fragment: A cut object also goes if more than this share of it lies in a kept one.
+        fragment: A cut object also goes if more than this fraction of it lies in a kept one.
 
     Returns:
         What is left, by falling score and then by position, whatever the order was before.
@@ -124,7 +124,7 @@ def merge_objects(
     for name, value in {'nms_thresh': nms_thresh, 'fragment': fragment}.items():
         if not 0 <= value <= 1:
             raise ValueError(
-                f'{name} is {value} but a share is meant: give a number from 0 to 1'
+                f'{name} is {value} but a fraction is meant: give a number from 0 to 1'
             )
     ranked = objects[_order(objects)]
     ranked = ranked[np.argsort(ranked['cut'], kind='stable')]

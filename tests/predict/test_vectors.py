@@ -372,7 +372,7 @@ class TestMerge:
 
     @pytest.mark.parametrize('wrong', [{'nms_thresh': 50}, {'fragment': math.nan}])
     def test_shares_are_shares(self, wrong: dict[str, float]) -> None:
-        with pytest.raises(ValueError, match='but a share is meant'):
+        with pytest.raises(ValueError, match='but a fraction is meant'):
             merge_objects(np.zeros(0, OBJECT), **wrong)
 
 
