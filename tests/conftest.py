@@ -85,3 +85,5 @@ def make_trainer(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     yield make
     # Trainers and tasks point at each other: hundreds of networks would wait for the collector
     gc.collect()
+    # What is left are a million objects of libraries, at which it need not look each time
+    gc.freeze()

@@ -43,7 +43,7 @@ def serve(folder: Path) -> Iterator[str]:
     """Serve a folder's files on this machine; the URL."""
     handler = functools.partial(Handler, directory=str(folder))
     server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown()

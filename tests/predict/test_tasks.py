@@ -316,7 +316,9 @@ def test_a_bright_dot_is_on_the_map_where_it_is(
 
     plain = noise(1, 300, 320)
     before, errors = vectors(plain), []
-    for row, col in ((143, 175), (150, 160), (135, 166), (159, 190), (128, 152)):
+    dots = ((143, 175), (150, 160), (135, 166), (159, 190), (128, 152))
+    # A mean over all eight turns and flips is steadier
+    for row, col in dots if tta == 'none' else dots[:3]:
         dotted = plain.copy()
         dotted[:, row - 2 : row + 3, col - 2 : col + 3] += 128
         trace = np.square(vectors(dotted) - before).sum(0)

@@ -30,6 +30,8 @@ from cmid_geo.predict.checkpoint import open_task
 
 Trainers = Callable[..., Trainer]
 TINY: dict[str, Any] = {'backbone': 'test_resnet', 'in_channels': 4}
+#: Detectors are slow of what they find and of wide maps.
+SPARE = {'fpn_channels': 64, 'detections_per_img': 10}
 
 
 class Labelled(Chips):
@@ -69,8 +71,8 @@ def make(name: str, **options: Any) -> Any:
         'Classification': {'model': 'test_resnet', 'in_channels': 4, 'num_classes': 2},
         'SemanticSegmentation': TINY | {'num_classes': 2, 'model': 'unet', 'auxiliary_weight': 0},
         'ChangeDetection': TINY,
-        'ObjectDetection': TINY | {'num_classes': 3},
-        'OrientedDetection': TINY | {'num_classes': 3, 'warmup_epochs': 0},
+        'ObjectDetection': TINY | SPARE | {'num_classes': 3},
+        'OrientedDetection': TINY | SPARE | {'num_classes': 3, 'proposals': 100, 'warmup_epochs': 0},
     }[name]  # fmt: skip
     return getattr(tasks, name)(**(given | options))
 

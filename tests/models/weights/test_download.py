@@ -75,7 +75,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server = Server()
     torch.save({'conv1.weight': torch.arange(3000.0)}, tmp_path / 'made.pth')
     server.content = (tmp_path / 'made.pth').read_bytes()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()
