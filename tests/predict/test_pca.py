@@ -69,7 +69,7 @@ def test_a_bright_dot_comes_out_where_it_is(tmp_path: Path, name: str) -> None:
     made.high.fill_(255)
     data = np.full((3, 256, 256), 100, 'uint8')
     seen = []
-    for number, place in enumerate((None, (100, 140), (131, 111), (150, 90))):
+    for number, place in enumerate((None, (100, 140), (131, 111))):
         scene = data.copy()
         if place is not None:
             scene[:, place[0] - 1 : place[0] + 2, place[1] - 1 : place[1] + 2] = 255
