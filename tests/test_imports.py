@@ -39,13 +39,11 @@ print(f'{{time.perf_counter() - start:.2f}} s', *sorted(set({sought}) & set(sys.
             {*HEAVY, 'torch', 'numpy'},
         ),
         (
-            'from cmid_geo.losses import *; from cmid_geo.transforms import *; '
-            'from cmid_geo import TwoViews; import cmid_geo.metrics.collapse',
+            'from cmid_geo.losses import *\nfrom cmid_geo.transforms import *\nfrom cmid_geo import TwoViews\nimport cmid_geo.metrics.collapse',
             {*HEAVY, 'timm'},
         ),
         (
-            'from cmid_geo.models import Encoder, MaskedBackbone; '
-            'from cmid_geo import create_backbone',
+            'from cmid_geo.models import Encoder, MaskedBackbone\nfrom cmid_geo import create_backbone',
             HEAVY - {'matplotlib'},
         ),
     ],

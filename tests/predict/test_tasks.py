@@ -411,7 +411,7 @@ def test_embeddings_of_more_than_a_block(
     found = {}
     for name, components in (('vectors', None), ('components', 3)):
         out = predict_scene(
-            task, scene, tmp_path / f'{name}.tif', size=256, overlap=0, components=components,
+            task, scene, tmp_path / f'{name}.tif', size=512, overlap=0, components=components,
         )  # fmt: skip
         with rasterio.open(out) as file:
             assert file.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG'
@@ -691,7 +691,7 @@ def test_objects(tmp_path: Path, ending: str, rotated: bool, tta: Any) -> None:
 def test_windows_are_merged_by_the_overlap_of_the_task(
     tmp_path: Path, kind: Any, options: dict[str, Any], nms_thresh: float
 ) -> None:
-    task = kind(**TINY, num_classes=3, **options)
+    task = kind(**TINY, num_classes=3, fpn_channels=64, **options)
     task.high.fill_(255)
     task.model.forward = Spots(kind is OrientedDetection).forward
     mapper, found = SceneMapper(task), {}
