@@ -41,10 +41,13 @@ class CollapseAlarm(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count for how long the signs have lasted; look at the count when logs are written."""
-        metrics, given = trainer.callback_metrics, pl_module.hparams
-        rising = trainer.global_step <= pl_module.horizon.warmup
-        if rising or 'embedding_std' not in metrics:
+        metrics = trainer.callback_metrics
+        # Other tasks log no such thing, and have no warm-up
+        if 'embedding_std' not in metrics:
             return
+        if trainer.global_step <= pl_module.horizon.warmup:
+            return
+        given = pl_module.hparams
         dim, prototypes = given['output_dim'], given['num_prototypes']
         spread, used = metrics['embedding_std'], metrics['assignment_entropy']
         doubt = metrics['teacher_entropy'] > 0.99 * math.log(prototypes)

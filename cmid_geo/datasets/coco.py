@@ -21,7 +21,7 @@ from torchgeo.datasets.utils import Sample
 from ..ops.value_range import ValueRange
 from ..plots.boxes import boxes_figure
 from .images import open_image
-from .statistics import check_limits, draw_pixels, summarize
+from .statistics import PIXELS, check_limits, summarize
 
 #: Images that statistics are estimated from, at most.
 IMAGES = 64
@@ -298,7 +298,7 @@ def estimate_images(
 
     Raises:
         ValueError: If only one of *low* and *high* is given, they are not one or one a band, or not
-            *low* < *high*.
+            *low* < *high*; or if no image holds data.
 
     Warns:
         UserWarning: If a band is constant, which leaves it 0 everywhere.
@@ -307,8 +307,18 @@ def estimate_images(
     chosen = rng.permutation(places)[:IMAGES]
     raw = copy.copy(dataset)
     raw.fill, raw.size = np.nan, None
-    images = (raw[int(place)]['image'] for place in chosen)
-    parts = [draw_pixels(image, image.isfinite().all(0), rng) for image in images]
+    parts = []
+    for place in chosen:
+        image = raw[int(place)]['image']
+        pixels = image[:, image.isfinite().all(0)].numpy()
+        if pixels.shape[1]:
+            # As many of each: small images count like large ones
+            parts.append(pixels[:, rng.integers(pixels.shape[1], size=PIXELS)])
+    if not parts:
+        raise ValueError(
+            f'none of {len(chosen)} images such as {dataset.files[chosen[0]]} has a pixel with data: correct '
+            'the nodata value that they declare'
+        )
     values = np.concatenate(parts, 1)
     bands = tuple(dataset.bands or range(1, len(values) + 1))
     is_bytes = low is None and all(dataset.is_bytes(int(i)) for i in chosen)

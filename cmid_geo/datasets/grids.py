@@ -245,7 +245,9 @@ def shrink(data: Floats, valid: Bools, factor: int) -> tuple[Floats, Bools]:
     Returns:
         Means over the valid pixels of each block, and which blocks are wholly valid.
     """
-    means = F.avg_pool2d(_weighted(data, valid), factor)[0].numpy()
+    # A direction at a time: the sum over a large block would lose digits in float32
+    across = F.avg_pool2d(_weighted(data, valid), (1, factor))
+    means = F.avg_pool2d(across, (factor, 1))[0].numpy()
     weight = means[-1]
     return means[:-1] / np.maximum(weight, 1e-6), weight == 1
 

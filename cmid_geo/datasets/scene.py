@@ -420,7 +420,8 @@ def check_same_count(first: tuple[Raster, ...], other: tuple[Raster, ...]) -> No
         raise UnreadableError(
             other[0].path,
             f'has {counts[1]} bands but {first[0].path!r} has {counts[0]}: all scenes must have the same; '
-            f'choose bands that all have by bands={list(range(1, min(counts) + 1))}, or leave files out',
+            f'choose bands that all have by bands={list(range(1, min(counts) + 1))}, or leave files out by a '
+            'glob in paths',
         )
 
 

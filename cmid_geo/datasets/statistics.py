@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ..ops.value_range import ValueRange
 from .samplers import RandomChips
@@ -63,28 +62,12 @@ def estimate_statistics(
     parts = []
     for chip in RandomChips(raw, patch_size, chips, min_valid=min_valid, seed=seed):
         sample = raw[chip]
-        parts.append(draw_pixels(sample['image'], sample['valid'], rng))
+        pixels = sample['image'][:, sample['valid']].numpy()
+        if pixels.shape[1] > PIXELS:
+            pixels = pixels[:, rng.integers(pixels.shape[1], size=PIXELS)]
+        parts.append(pixels)
     is_bytes = all(scene.dtype == 'uint8' for scene in dataset.scenes)
     return summarize(bands, np.concatenate(parts, axis=1), limits, is_bytes)
-
-
-def draw_pixels(
-    image: torch.Tensor, valid: torch.Tensor, rng: np.random.Generator
-) -> npt.NDArray[np.float32]:
-    """Draw pixels of an image, with replacement where there are more than wanted.
-
-    Args:
-        image: (C, H, W) raw values.
-        valid: (H, W) bool, those to draw from.
-        rng: Source of randomness.
-
-    Returns:
-        Values (bands, pixels), at most :data:`PIXELS`.
-    """
-    pixels = image[:, valid].numpy()
-    if pixels.shape[1] > PIXELS:
-        pixels = pixels[:, rng.integers(pixels.shape[1], size=PIXELS)]
-    return pixels
 
 
 def summarize(

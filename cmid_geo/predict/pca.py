@@ -3,6 +3,7 @@
 
 """Principal components of a backbone's vectors: as maps, and as colours of a picture."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -121,13 +122,13 @@ def embed_scene(
         batch = (torch.from_numpy(each)[None].to(task.device) for each in read)
         return mapper(*batch)[0, :, inner, inner].cpu()
 
+    features = torch.empty(mapper.product.channels or 1, rows // stride, cols // stride)
     with mapper.running(task.device):
-        strips = [
-            torch.cat([see(top, left) for left in range(0, cols, side)], 2)
-            for top in range(0, rows, side)
-        ]
-    # The last tiles reach beyond the scene
-    features = torch.cat(strips, 1)[:, : rows // stride, : cols // stride]
+        for top, left in itertools.product(range(0, rows, side), range(0, cols, side)):
+            place = features[:, top // stride :, left // stride :]
+            place = place[:, : side // stride, : side // stride]
+            # The last tiles reach beyond the scene
+            place.copy_(see(top, left)[:, : place.shape[1], : place.shape[2]])
     return features, dataset[Chip((scene,), col, row, width, height)]['valid']
 
 

@@ -274,7 +274,8 @@ class SceneMapper(Restored, LightningModule):
             # Of bytes, which are all that is accepted then; made on the device, a copy would wait
             low = torch.zeros((), device=self.device)
             return low, low + 255
-        return low, high
+        # A module may call something else so
+        return (None, None) if low is None else (low, high)
 
     def scale(self, image: Tensor, valid: Tensor) -> Tensor:
         """Bring raw values to what the task was trained on.

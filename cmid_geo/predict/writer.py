@@ -230,6 +230,7 @@ class Maps:
         self._making: dict[int, MapInMaking] = {}
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
+        self._done = 0
         grids = (job.source.grid for job in windows.jobs)
         pixels = sum(grid.width * grid.height for grid in grids)
         name = shown if isinstance(shown, str) else None
@@ -246,8 +247,9 @@ class Maps:
         if len(self._waiting) > WAITING:
             self._waiting.popleft().result()
         # The other processes have as many windows
-        fraction = len(batch['index']) / len(self.windows.mine)
-        self._bar.update(fraction * (self._bar.total or 0))
+        self._done += len(batch['index'])
+        pixels = (self._bar.total or 0) * self._done // len(self.windows.mine)
+        self._bar.update(pixels - self._bar.n)
 
     def _write(self, predictions: Tensor | list[Any], batch: Batch) -> None:
         columns = itemgetter('index', 'error', 'valid', 'image')(batch)
@@ -433,14 +435,19 @@ class MapWriter(Callback):
                 tally.made.append(job.out)
             else:
                 tally.failed[job.source.name] = whys.get(number, UNFINISHED)
-        maps.close()
+        self._close()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Give up what will not be finished."""
+        self._close()
+
+    def _close(self) -> None:
         if self._maps is not None:
             self._maps.close()
+        # Files and threads would stay, and the writer could not be pickled
+        self._maps = None
 
 
 def _data_of(trainer: Trainer) -> Any:

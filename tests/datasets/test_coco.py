@@ -6,10 +6,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import rasterio
 import torch
 from cocofiles import write_coco
+from rasterfiles import write
 from rasterio.enums import ColorInterp
 
 from cmid_geo.datasets.coco import CocoDetection, estimate_images
@@ -191,3 +193,26 @@ def test_plot_shows_truth_and_prediction(tmp_path: Path) -> None:
     assert (
         truth.patches[0].get_bbox().extents.tolist() == sample['bbox_xyxy'][0].tolist()
     )
+
+
+def test_small_images_weigh_as_much_as_large_ones(tmp_path: Path) -> None:
+    listed: dict[str, Any] = {
+        'images': [], 'categories': [{'id': 1, 'name': 'a'}], 'annotations': [],
+    }  # fmt: skip
+    for number, (side, value) in enumerate(((200, 200), (16, 50))):
+        data = np.full((1, side, side), value, 'uint8')
+        write(tmp_path / f'train/{number}.tif', data)
+        entry = {'id': number, 'file_name': f'{number}.tif'}
+        listed['images'].append(entry | {'height': side, 'width': side})
+    (tmp_path / 'train.json').write_text(json.dumps(listed))
+    data = CocoDetection(tmp_path / 'train', tmp_path / 'train.json')
+    (mean,) = estimate_images(data, [0, 1], 0, 255).mean
+    assert mean == pytest.approx(125 / 255, abs=1e-6)
+
+
+def test_images_without_data_are_refused(tmp_path: Path) -> None:
+    # All that a corner without an object has is declared to be no data
+    write_coco(tmp_path, 'train', driver='GTiff', nodata=20)
+    data = CocoDetection(tmp_path / 'train', tmp_path / 'train.json')
+    with pytest.raises(ValueError, match='none of 1 images such as .* with data'):
+        estimate_images(data, [5], 0, 255)

@@ -13,6 +13,7 @@ from rasterio.vrt import WarpedVRT
 from torchgeo.samplers import GriddedPatchSampler, RandomPatchSampler
 
 from cmid_geo.datasets import Chip, SceneDataset
+from cmid_geo.datasets.grids import shrink
 from cmid_geo.datasets.reader import SceneReader
 
 
@@ -163,3 +164,11 @@ def test_coarser_pixels_do_not_depend_on_the_window(tmp_path: Path, res: float) 
         assert (known == valid[row : row + 30, col : col + 40]).all()
         here = whole[:, row : row + 30, col : col + 40]
         np.testing.assert_allclose(part, here, atol=1e-3)
+
+
+def test_large_blocks_keep_their_digits() -> None:
+    data = np.full((1, 4100, 4100), 3000.5, 'float32')
+    valid = np.ones((4100, 4100), bool)
+    means, whole = shrink(data, valid, 4100)
+    # Summed in one go float32 gives up at 2**24 of them
+    assert whole.item() and means.item() == pytest.approx(3000.5, rel=1e-3)

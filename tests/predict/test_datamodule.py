@@ -3,6 +3,7 @@
 
 """Maps by ``Trainer.predict``, over one process and two."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -186,12 +187,24 @@ def test_shares_are_without_duplicate_and_gap() -> None:
 def test_finished_maps_are_skipped(tmp_path: Path) -> None:
     write(tmp_path / 'scenes/a.tif', noise(1, 50, 50))
     made = []
+    writer = MapWriter()
     for _ in range(2):
         windows = SceneWindows([str(tmp_path / 'scenes')], str(tmp_path / 'maps'), 64)
-        trainer = make_trainer(tmp_path, MapWriter())
+        trainer = make_trainer(tmp_path, writer)
         trainer.predict(SceneMapper(nn.Identity()), windows)
         made.append((len(windows.tally.made), len(windows.tally.skipped)))
+        # No file or thread stays with it
+        copy.deepcopy(writer)
     assert made == [(1, 0), (0, 1)]
+
+
+def test_a_module_of_its_own_names(tmp_path: Path) -> None:
+    """Limits are two numbers: one part of a network that is called so is none."""
+    scene = write(tmp_path / 'a.tif', noise(1, 50, 50))
+    network = nn.Sequential()
+    network.add_module('high', nn.Identity())
+    out = predict_scene(network, scene, tmp_path / 'map.tif', size=32)
+    assert np.array_equal(read(out)[0][0], read(scene)[0][0])
 
 
 def test_what_files_do_not_say(tmp_path: Path) -> None:

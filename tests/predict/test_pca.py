@@ -52,6 +52,7 @@ def task() -> MeanCells:
 @pytest.mark.parametrize('stride', [8, 16, 32])
 def test_vectors_lie_where_they_should(scene: SceneDataset, stride: int) -> None:
     features, valid = embed_scene(task(), scene, 0, stride, tile=64, margin=32)
+    assert features.is_contiguous()
     whole, _ = embed_scene(task(), scene, 0, stride, tile=1024, margin=0)
     torch.testing.assert_close(features, whole)
     assert not valid[100:, :40].any() and valid.sum() == 150 * 200 - 50 * 40

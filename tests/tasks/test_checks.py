@@ -284,3 +284,9 @@ def test_healthy_run_raises_no_alarm(
     trainer.fit(make_task(), loader)
     (alarm,) = (c for c in trainer.callbacks if isinstance(c, CollapseAlarm))
     assert not alarm.raised
+
+
+def test_the_alarm_is_silent_on_other_tasks(make_trainer: Trainers) -> None:
+    alarm, other = CollapseAlarm(), torch.nn.Identity()
+    alarm.on_train_batch_end(make_trainer(), other, None, None, 0)
+    assert not alarm.raised

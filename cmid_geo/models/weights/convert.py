@@ -103,15 +103,14 @@ def find_backbone(
     anchors = (*FIRST, *islice(wanted, 1))
     wanted = set(wanted)
     ends = tuple(f'.{first}' for first in anchors)
-    prefixes = dict.fromkeys(
-        name.removesuffix(end[1:])
-        for name in state
-        for end in ends
-        if name.endswith(end)
-    )
+    found_in = {n.removesuffix(e[1:]) for n in state for e in ends if n.endswith(e)}
+    # Each by its first name, whatever tensor that is
+    places = {
+        p: next(i for i, n in enumerate(state) if n.startswith(p)) for p in found_in
+    }
     best, found = '', to_timm(state)
     # The outermost of those that fit alike, and the first of these
-    for prefix in sorted(prefixes, key=lambda each: each.count('.')):
+    for prefix in sorted(places, key=lambda each: (each.count('.'), places[each])):
         inner = to_timm(under(state, prefix))
         if len(wanted & set(inner)) > len(wanted & set(found)):
             best, found = prefix, inner

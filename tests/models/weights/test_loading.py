@@ -26,6 +26,7 @@ from cmid_geo.models import (
     export_backbone,
     load_backbone,
 )
+from cmid_geo.models.weights.convert import find_backbone
 from cmid_geo.tasks import CMID
 
 NAMES = {
@@ -292,3 +293,11 @@ def test_networks_run_at_other_sizes(bench: Bench) -> None:
             assert made.isfinite().all(), kind
             cell = 16 if bench.family == 'vit' and kind != 'masked' else 32
             assert made.shape[2:] == (size // cell, size // cell), kind
+
+
+def test_of_two_that_fit_alike_the_first_is_taken() -> None:
+    own = timm.create_model('resnet_test', num_classes=0).state_dict()
+    state = {'one.bn1.running_mean': own['bn1.running_mean']}
+    for side in ('two', 'one'):
+        state |= {f'{side}.{name}': tensor for name, tensor in own.items()}
+    assert find_backbone(state, own)[0] == 'one.'
