@@ -102,7 +102,7 @@ def _band_faults(bands: int, expected: int, task: str) -> list[str]:
         return []
     fault = (
         f'the data have {bands} bands but {task}(in_channels={expected}): pass in_channels={bands}, '
-        'or choose bands with SceneDataModule(bands=[...])'
+        'or choose bands by bands= of the datamodule'
     )
     return [fault]
 
