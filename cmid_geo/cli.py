@@ -3,6 +3,7 @@
 
 """Lightning's command line for the tasks, and how errors of a run end it."""
 
+import inspect
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
@@ -21,7 +22,8 @@ from .datamodules import *
 from .models.weights.checkpoint import open_checkpoint, refuse_url
 from .predict import *
 from .tasks import *
-from .tasks.restoring import check_hyperparameters, find_task, restore_from_files
+from .tasks.checkpoint_files import find_checkpoint, restore_from_files
+from .tasks.restoring import check_hyperparameters, find_task
 
 #: What the user can mend; other errors are the program's, and keep their traceback.
 MENDABLE = (
@@ -44,20 +46,74 @@ class Command(LightningCLI):
         # Not the parent's, which warns of words that do not come from the shell
         self.config = parser.parse_args(args)
         given = self.config[self.config.subcommand]
+        _find(given)
         path = given.get('ckpt_path')
         refuse_url(path)
         if path and Path(path).is_file():
-            model = given.get('model')
-            named = model.as_dict() if model else {}
-            kind = find_task(named.get('class_path'))
-            own = named.get('init_args') or {}
-            check_hyperparameters(open_checkpoint(path), path, kind, own)
+            check_hyperparameters(open_checkpoint(path), path, *_model_of(given))
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> Any:
+        """Give the command to fit an option to resume."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == 'fit':
+            text = 'Go on from the newest whole checkpoint in this folder.'
+            parser.add_argument('--resume', type=str | None, default=None, help=text)
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Take over a checkpoint's hyperparameters, and tell which that were given they replace."""
+        command = self.config.subcommand
+        kind, given = _model_of(self.config[command])
+        super()._parse_ckpt_path()
+        taken = _model_of(self.config[command])[1]
+        usual = inspect.signature(kind).parameters if kind else {}
+        replaced = [
+            f'{name}={taken[name]} instead of {value}'
+            for name, value in given.items()
+            if name in usual
+            and name in taken
+            and value not in (usual[name].default, taken[name])
+        ]
+        if replaced:
+            rank_zero_warn(
+                f'{self.config[command].ckpt_path} goes on with what it was trained with, whatever is given '
+                f'here: {", ".join(replaced)}. To train with other values, start anew from it: '
+                '--model.weights CKPT without --ckpt_path'
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a Trainer that reads checkpoints safely, whosever the task is."""
         trainer = super().instantiate_trainer(**kwargs)
         restore_from_files(trainer)
         return trainer
+
+
+def _model_of(given: Any) -> tuple[type | None, dict[str, Any]]:
+    """Class and arguments of the task of a command's words."""
+    named = given.model.as_dict() if given.get('model') else {}
+    return find_task(named.get('class_path')), named.get('init_args') or {}
+
+
+def _find(given: Any) -> None:
+    """Put the file in the place of a folder to resume from, or of the word 'last'."""
+    folder, path = given.get('resume'), given.get('ckpt_path')
+    if folder and path:
+        raise ValueError(
+            f'--resume {folder} and --ckpt_path {path} both tell where to go on from: give one of them'
+        )
+    if folder:
+        given.ckpt_path, given.resume = str(find_checkpoint(folder)), None
+    elif path == 'last':
+        stated = [
+            each.init_args.get('dirpath') for each in given.trainer.callbacks or []
+        ]
+        root = given.trainer.default_root_dir or '.'
+        folders = [each for each in stated if each] or [
+            str(Path(root) / 'lightning_logs')
+        ]
+        given.ckpt_path = str(find_checkpoint(folders[0], 'last*.ckpt'))
 
 
 def train(words: list[str], **parser_kwargs: str) -> None:

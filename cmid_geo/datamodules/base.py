@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets.utils import Sample
 
+from ..datasets.order import TrainingOrder
+from ..datasets.samplers import ListedChips
 from ..ops.value_range import ValueRange
 
 #: Entries of samples that differ in length from image to image: batches hold lists of them.
@@ -36,6 +38,9 @@ class ScaledDataModule(BaseDataModule):
 
     collate_fn: Any
     _statistics: ValueRange | None = None
+    #: What is trained on, and where a restored run goes on in it.
+    _served: TrainingOrder | None = None
+    _stopped: dict[str, Any] | None = None
 
     @property
     def statistics(self) -> ValueRange | None:
@@ -94,6 +99,29 @@ class ScaledDataModule(BaseDataModule):
         training = self.trainer is not None and self.trainer.training
         return self.augment_batch(batch) if training else batch
 
+    def state_dict(self) -> dict[str, Any]:
+        """Tell where training stands in its data; Lightning keeps it in checkpoints."""
+        if self.trainer is None or self._served is None:
+            return {}
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        epoch, batches = self._served.serving, progress.current.processed
+        if progress.is_last_batch:
+            epoch, batches = epoch + 1, 0
+        sampler = self._served.sampler
+        return {
+            'epoch': epoch,
+            'batches': batches,
+            'seed': getattr(sampler, 'seed', None),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in the data where a run stopped.
+
+        Args:
+            state_dict: See :meth:`state_dict`.
+        """
+        self._stopped = state_dict or None
+
     def val_dataloader(self) -> Any:
         """Return the validation batches; of a fit none where nothing is held out."""
         held = self.val_dataset is not None or self.train_dataset is None
@@ -104,10 +132,11 @@ class ScaledDataModule(BaseDataModule):
         dataset, train = self._valid_attribute(f'{split}_dataset'), split == 'train'
         size = self._valid_attribute(f'{split}_batch_size', 'batch_size')
         sampler = getattr(self, f'{split}_sampler', None)
+        if train:
+            sampler = self._order(dataset, sampler, size)
         return DataLoader(
             dataset=dataset,
             batch_size=size,
-            shuffle=train and sampler is None,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=self.collate_fn,
@@ -115,6 +144,32 @@ class ScaledDataModule(BaseDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _order(self, dataset: Any, sampler: Any, batch_size: int) -> TrainingOrder:
+        """Share the samples of an epoch out, and go on where a restored run stopped."""
+        if sampler is None:
+            everything = range(len(dataset))
+            sampler = ListedChips(everything, len(dataset), self.shared_seed())
+        trainer: Any = self.trainer
+        # Of a lone loader, and where the user shares out, one process takes all
+        shared = trainer and trainer._accelerator_connector.use_distributed_sampler
+        processes = (trainer.world_size, trainer.global_rank) if shared else ()
+        order = self._served = TrainingOrder(sampler, *processes)
+        if self._stopped is not None:
+            stopped, self._stopped = self._stopped, None
+            order.place = stopped['epoch'], stopped['batches'] * batch_size
+            # The same order also where no seed was given
+            if stopped['seed'] is not None:
+                sampler.seed = stopped['seed']
+        return order
+
+    def shared_seed(self) -> int:
+        """Return the seed of what is drawn: where the user gave none, the first process's."""
+        given = getattr(self, 'seed', None)
+        if given is not None:
+            return given
+        seed = torch.initial_seed()
+        return self.trainer.strategy.broadcast(seed) if self.trainer else seed
 
     def _learn(self, found: ValueRange) -> None:
         """Take over the value range of what is trained on."""

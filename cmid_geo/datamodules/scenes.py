@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Sampler
 from torchgeo.datamodules import GeoDataModule
@@ -211,10 +210,9 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
         self, dataset: HasScenes, length: int, stream: int = 0
     ) -> RandomChips:
         """Return a sampler; *stream* sets validation's chips apart from training's."""
-        seed = torch.initial_seed() if self.seed is None else self.seed
         return RandomChips(
             dataset, self.chip_size, length, dates=self.dates, min_valid=self.min_valid,
-            seed=seed + stream,
+            seed=self.shared_seed() + stream,
         )  # fmt: skip
 
     def _few_chips(

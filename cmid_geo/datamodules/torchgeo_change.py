@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 import torchgeo.datamodules
 from torch import Tensor
-from torch.utils.data import Dataset, RandomSampler, Subset, random_split
+from torch.utils.data import Subset, random_split
 from torchgeo.datamodules.oscd import MEAN, STD
 from torchgeo.datasets import LEVIRCD, OSCD
 from torchgeo.datasets.utils import Sample
 from torchvision.transforms.v2 import functional as transforms
 
 from ..datasets.label_fraction import check_fraction, draw_fraction
+from ..datasets.order import RandomlyCropped, SeededCrops
+from ..datasets.samplers import ListedChips
 from ..ops.cells import CELL
 from ..ops.value_range import ValueRange
 from ..transforms.change import PairAugmentation
@@ -76,19 +78,19 @@ class _Pairs(ScaledDataModule):
         batch = super().augment_batch(batch | {'mask': batch['mask'].squeeze(1)})
         return batch | {'mask': batch['mask'].unsqueeze(1)}
 
-    def _train_on(self, dataset: Any, among: list[int]) -> None:
+    def _train_on(self, dataset: Any, among: list[int], crop: Any = None) -> None:
         """Train on a part of some pairs, with as many crops an epoch as wanted."""
         drawn = draw_fraction([0] * len(among), self.label_fraction, self.seed)
-        few: Dataset[Sample] = Subset(dataset, [among[index] for index in drawn])
+        few = Subset(dataset, [among[index] for index in drawn])
         length = self.length or len(drawn)
         if length < self.batch_size:
             raise ValueError(
                 f'{length} crops an epoch are less than a batch of {self.batch_size}: raise length=, or '
                 'lower batch_size='
             )
-        again = length > len(drawn)
-        self.train_dataset = few
-        self.train_sampler = RandomSampler(few, again, num_samples=length)
+        self.train_dataset = few if crop is None else RandomlyCropped(few, crop)
+        draws = ListedChips if crop is None else SeededCrops
+        self.train_sampler = draws(range(len(few)), length, self.seed)
 
 
 class LEVIRCDDataModule(_Pairs, torchgeo.datamodules.LEVIRCDDataModule):
@@ -208,30 +210,32 @@ class OSCDDataModule(_Pairs, torchgeo.datamodules.OSCDDataModule):
         """
         self._begin(stage)
         if stage in ('fit', 'validate'):
-            crop = functools.partial(random_crop, size=self.patch_size)
             self.dataset = OSCD(split='train', **self.kwargs)
             fractions = [1 - self.val_split_pct, self.val_split_pct]
             generator = torch.Generator().manual_seed(0)
             train, self.val_dataset = random_split(self.dataset, fractions, generator)
-            cropped = OSCD(split='train', transforms=crop, **self.kwargs)
-            self._train_on(cropped, [*train.indices])
+            crop = functools.partial(random_crop, self.patch_size)
+            self._train_on(self.dataset, [*train.indices], crop)
         if stage == 'test':
             self.test_dataset = OSCD(split='test', **self.kwargs)
 
 
-def random_crop(sample: Sample, size: tuple[int, int]) -> Sample:
+def random_crop(
+    size: tuple[int, int], sample: Sample, generator: torch.Generator
+) -> Sample:
     """Crop a pair at random; what is beyond it is 0 and not valid.
 
     Args:
-        sample: With ``image`` (..., H, W) and ``mask`` (..., H, W).
         size: (height, width) in pixels.
+        sample: With ``image`` (..., H, W) and ``mask`` (..., H, W).
+        generator: Source of the crop's place.
 
     Returns:
         Both of that size, and ``valid`` (height, width) bool.
     """
     sides = sample['image'].shape[-2:]
     spare = [max(0, side - cut) for side, cut in zip(sides, size, strict=True)]
-    corner = [int(torch.randint(most + 1, ())) for most in spare]
+    corner = [int(torch.randint(most + 1, (), generator=generator)) for most in spare]
     image, mask, valid = (
         transforms.crop_image(layer, *corner, *size)
         for layer in (sample['image'], sample['mask'], torch.ones(1, *sides).bool())

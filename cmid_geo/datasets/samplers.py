@@ -196,14 +196,14 @@ class RandomChips(_Epochs):
 
 
 class ListedChips(_Epochs):
-    """Draws from a list of windows, each as likely; a function of seed and epoch alone."""
+    """Draws from a list of windows or other samples, each as likely, by seed and epoch alone."""
 
-    def __init__(self, chips: Sequence[Chip], length: int, seed: int = 0) -> None:
+    def __init__(self, chips: Sequence[Any], length: int, seed: int = 0) -> None:
         """Initialize a new ListedChips instance.
 
         Args:
-            chips: Windows to draw from.
-            length: Chips in an epoch.
+            chips: Windows, or indices of samples, to draw from.
+            length: Draws in an epoch.
             seed: Of the random numbers.
         """
         self.chips, self.length, self.seed = list(chips), length, seed

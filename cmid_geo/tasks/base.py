@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchgeo.tasks import BaseTask
 
 from ..models.weights.matching import LoadReport
 from ..models.weights.sources import KIND, VERSION, saved_bands
@@ -17,10 +16,11 @@ from ..ops.value_range import ValueRange
 from ..version import __version__
 from .checks import check_bands, check_names, check_run
 from .restoring import Restored
+from .resuming import Resumable, check_strategy
 from .types import Checkpoint
 
 
-class Values(Restored, BaseTask):
+class Values(Restored, Resumable):
     """A task that carries the meaning of the values it was trained on.
 
     Raw values *low* and *high* of each band stand for 0 and 1, *mean* and *std* normalize what
@@ -72,6 +72,7 @@ class Values(Restored, BaseTask):
         """
         super().setup(stage)
         check_run(self.trainer, stage, type(self).__name__)
+        check_strategy(self.trainer.strategy, type(self).__name__)
         datamodule = getattr(self.trainer, 'datamodule', None)
         if stage == 'fit' and datamodule is not None:
             new = self.learn_values(value_range_of(datamodule))
@@ -142,9 +143,14 @@ class Values(Restored, BaseTask):
 
     def on_fit_start(self) -> None:
         """Share the values that were set up or restored, see :meth:`share_values`."""
+        super().on_fit_start()
         self.share_values()
 
-    on_validation_start = on_test_start = on_predict_start = on_fit_start
+    def on_validation_start(self) -> None:
+        """Share the values that were set up or restored, see :meth:`share_values`."""
+        self.share_values()
+
+    on_test_start = on_predict_start = on_validation_start
 
     def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Name the task and the version, so that a checkpoint alone can be mapped with.
@@ -152,6 +158,7 @@ class Values(Restored, BaseTask):
         Args:
             checkpoint: To be saved.
         """
+        super().on_save_checkpoint(checkpoint)
         checkpoint[KIND] = type(self).__name__
         checkpoint[VERSION] = __version__
 
@@ -164,6 +171,7 @@ class Values(Restored, BaseTask):
         Raises:
             ValueError: If the task, or its datamodule, has others, or these in another order.
         """
+        super().on_load_checkpoint(checkpoint)
         known = saved_bands(checkpoint)
         if known and self.hparams['bands']:
             check_names(known, self.hparams['bands'], 'the checkpoint', 'the run')

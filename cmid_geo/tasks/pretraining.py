@@ -109,12 +109,6 @@ class Pretraining(Values):
         self.prepare_augmentations()
         super().share_values()
 
-    def on_train_start(self) -> None:
-        """Draw other views in each process: all were seeded alike."""
-        if self.trainer.world_size > 1:
-            step, rank = self.trainer.global_step, self.global_rank
-            torch.manual_seed(torch.initial_seed() + 1_000_003 * rank + step)
-
     def prepare_augmentations(self) -> None:
         """Tell our augmentations the task's values, and where its backbone looks."""
         if isinstance(self.augmentations, TwoViews):
@@ -255,4 +249,5 @@ class Pretraining(Values):
         ours = StopOnNonFinite, Remember, CollapseAlarm, Throughput, ExportBackbone
         # Lightning would replace a user's own of the same class
         given = {type(callback) for callback in cast(Any, self.trainer).callbacks}
-        return [kind() for kind in ours if kind not in given]
+        kept = [kind() for kind in ours if kind not in given]
+        return [*kept, *super().configure_callbacks()]

@@ -6,21 +6,19 @@
 import contextlib
 import importlib
 import os
-import pickle
 import re
 import sys
 import types
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torchgeo.tasks import BaseTask
 
-from ..models.weights.checkpoint import open_checkpoint, refuse_url
+from ..models.weights.checkpoint import open_checkpoint
+from .checkpoint_files import restore_from_files, told_in_a_sentence
 from .types import Hyperparameters
 
 #: Packages whose classes a checkpoint may name.
@@ -32,41 +30,6 @@ INSTANTIATORS = ('lightning.pytorch.cli.instantiate_module',
 
 #: Types for which no text in a checkpoint makes a class be imported.
 PLAIN = (str, int, float, bool, types.NoneType, Enum, os.PathLike)
-
-
-class CheckpointFiles(TorchCheckpointIO):
-    """Checkpoints that a Trainer restores from: files, never URLs.
-
-    Of what comes from a URL, Lightning runs whatever program is in it, and torch keeps it by the
-    last part of its address alone: the next run's ``last.ckpt`` would be this one's.
-    """
-
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint.
-
-        Args:
-            path: A file.
-            *args: As Lightning has them.
-            **kwargs: As Lightning has them; ``weights_only=False`` is the user's consent.
-
-        Returns:
-            What was saved.
-
-        Raises:
-            ValueError: If it is a URL, or holds more than tensors and plain values.
-        """
-        with _told_in_a_sentence(path):
-            return super().load_checkpoint(path, *args, **kwargs)
-
-
-def restore_from_files(trainer: Trainer) -> None:
-    """Let a Trainer restore from files alone, unless it was given a plugin for that.
-
-    Args:
-        trainer: Not yet restored.
-    """
-    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-        trainer.strategy.checkpoint_io = CheckpointFiles()
 
 
 class Restored:
@@ -91,7 +54,7 @@ class Restored:
             ValueError: If it is a URL, holds more than tensors and plain values, or names what is
                 neither ours, TorchGeo's nor imported yet.
         """
-        with _told_in_a_sentence(checkpoint_path):
+        with told_in_a_sentence(checkpoint_path):
             if kwargs.get('weights_only') is False:
                 pass  # The user trusts the file, whatever is in it
             elif isinstance(checkpoint_path, str | os.PathLike):
@@ -235,16 +198,3 @@ def _is_simple(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_simple, value))
     return not _holds_text(value) or re.fullmatch(r'[\w+-]*', str(value)) is not None
-
-
-@contextlib.contextmanager
-def _told_in_a_sentence(path: object) -> Generator[None]:
-    """Refuse URLs, and files that are damaged or hold a program, with value, rule and cure."""
-    refuse_url(path)
-    try:
-        yield
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):
-        if isinstance(path, str | os.PathLike) and os.path.isfile(path):
-            # Says what is wrong with it; if nothing is, the error is another one
-            open_checkpoint(path)
-        raise

@@ -169,7 +169,7 @@ def under(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the path, then rename: a reader never meets half a file.
+    """Write beside the path to the disk, then rename: a reader never meets half a file.
 
     Args:
         path: File to write; its folder is made.
@@ -179,6 +179,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     beside = path.with_name(f'.{os.getpid()}.{path.name}')
     try:
         write(beside)
+        _flush(beside)
         os.replace(beside, path)
+        _flush(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    # Windows opens no folders
+    if os.name == 'posix' or path.is_file():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

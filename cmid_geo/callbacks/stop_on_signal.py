@@ -1,0 +1,108 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Stop at a signal, with a checkpoint to resume from."""
+
+import signal
+import threading
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import distributed
+
+from .export_backbone import output_folder
+
+#: Those that ask a run to end; SLURM sends SIGUSR1 where it is told to, before the time is up.
+SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name)]  # fmt: skip
+
+
+class StopOnSignal(Callback):
+    """Ends a fit at SIGTERM, SIGINT or SIGUSR1 with a checkpoint, and 128 + signal as exit code.
+
+    The batch at work is ended, ``last.ckpt`` saved beside the other checkpoints, and all processes
+    end, whichever of them the signal reached. Before training there is nothing to save, and a second
+    SIGINT does not wait: the program ends at once. During validation the signal waits for its end.
+    """
+
+    def __init__(self) -> None:
+        """Initialize a new StopOnSignal instance."""
+        self.received = 0
+        self.training = False
+        self._before: dict[int, Any] = {}
+        self._group: Any = None
+
+    def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
+        """Listen from here on: Lightning, which restores the handlers, has put its own before."""
+        self._listen()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """From here on there is something to save."""
+        self._listen()
+        self.training = True
+        if trainer.world_size > 1 and distributed.is_initialized():
+            # On the host, so that no step waits for the device
+            self._group = distributed.new_group(backend='gloo')
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop between two batches; after an epoch's last one only when it is validated."""
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if not last and self._agree():
+            self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Stop after an epoch."""
+        if self._agree():
+            self._stop(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Listen no more."""
+        self.training, self._before, self._group = False, {}, None
+
+    def _listen(self) -> None:
+        main = threading.current_thread() is threading.main_thread()
+        if main and not self._before:
+            self._before = {
+                each: signal.signal(each, self._receive) for each in SIGNALS
+            }
+
+    def _receive(self, number: int, frame: object) -> None:
+        again = self.received and number == signal.SIGINT
+        if again or not self.training:
+            raise SystemExit(128 + number)
+        self.received = self.received or number
+
+    def _agree(self) -> bool:
+        """Whether a signal reached any of the processes, of which all then know it."""
+        if self._group is not None:
+            received = torch.tensor(self.received)
+            distributed.all_reduce(received, distributed.ReduceOp.MAX, self._group)
+            self.received = int(received)
+        return self.received > 0
+
+    def _stop(self, trainer: Any) -> None:
+        """Save and end."""
+        name = signal.Signals(self.received).name
+        folder = output_folder(trainer)
+        saved = ''
+        if not trainer.fast_dev_run:
+            path = str(folder / 'last.ckpt')
+            if hasattr(trainer.checkpoint_callback, 'last_model_path'):
+                # The resumed run's next one takes its place
+                trainer.checkpoint_callback.last_model_path = path
+            trainer.save_checkpoint(path)
+            saved = f': cmid-geo fit ... --resume {folder} goes on from last.ckpt'
+        rank_zero_warn(f'stopped by {name} at step {trainer.global_step}{saved}')
+        before = self._before.get(self.received)
+        if self.received != signal.SIGINT and callable(before) and _requeues(trainer):
+            before(self.received, None)
+        raise SystemExit(128 + self.received)
+
+
+def _requeues(trainer: Any) -> bool:
+    """Whether Lightning's own handler asks SLURM to start the job again."""
+    environment = trainer._accelerator_connector.cluster_environment
+    return getattr(environment, 'auto_requeue', False)
