@@ -36,8 +36,8 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
+from unittest.mock import Mock
 
 import lightning
 import rasterio
@@ -178,7 +178,7 @@ class Report:
         found = None
         try:
             found = function()
-        except Exception:
+        except Exception:  # noqa: BLE001 (the rest goes on)
             self.errors.append(name)
             found = {'error': traceback.format_exc()}
             print(found['error'], flush=True)
@@ -260,6 +260,11 @@ def autocast(device: str, precision: str) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=precision == 'bf16')
 
 
+def stand_in(**known: Any) -> Any:
+    """A Trainer of which only some attributes are known."""
+    return Mock(spec=Trainer, **known)
+
+
 def side_of_chips(size: int) -> int:
     """Chips of 256 pixels for views of 224, and as much larger for others."""
     return size * 8 // 7
@@ -300,7 +305,7 @@ class Step:
         if optimizer == 'adamw':
             options = {'fused': True}
         self.optimizer = make_optimizer(self.task, optimizer, 1e-4, 0.02, **options)
-        self.remember, self.trainer = Remember(), SimpleNamespace(global_step=0)
+        self.remember, self.trainer = Remember(), stand_in(global_step=0)
         side = side_of_chips(size)
         self.batch = {'image': torch.rand(batch, bands, side, side, device=device)}
 
@@ -460,7 +465,7 @@ def one_step(
 
     step = copy.copy(step)
     step.task, step.device, step.precision = copy.deepcopy(step.task), device, precision
-    step.remember, step.trainer = Remember(), SimpleNamespace(global_step=0)
+    step.remember, step.trainer = Remember(), stand_in(global_step=0)
     task = step.task.to(device, kind)
     names = [each.name for each in fields(View)]
     first, second = (
@@ -517,7 +522,7 @@ class Waits:
         self.device = device
         self._catching: Any = None
 
-    def __enter__(self) -> 'Waits':
+    def __enter__(self) -> Self:
         self._catching = warnings.catch_warnings()
         self._catching.__enter__()
         warnings.simplefilter('always')
@@ -558,7 +563,7 @@ def waits_of_a_step(sizes: Sizes, device: str, kind: str) -> dict[str, Any]:
     if device == 'cuda':
         raw = {name: value.pin_memory() for name, value in raw.items()}
     watch = StopOnNonFinite()
-    trainer: Any = SimpleNamespace(current_epoch=0, checkpoint_callback=None)
+    trainer = stand_in(current_epoch=0, checkpoint_callback=None)
     made: dict[str, Any] = {}
 
     def load() -> None:
@@ -640,7 +645,7 @@ def trainer(report: Report, sizes: Sizes, device: str) -> None:
         check = partial(map_twice, sizes, device, where)
         report.attempt('trainer', 'maps', check)
     for name in DOWNSTREAM:
-        check = partial(downstream_steps, device, name, sizes is TINY)
+        check = partial(downstream_steps, sizes, device, name)
         report.attempt('trainer', name, check)
 
 
@@ -687,7 +692,7 @@ def map_twice(sizes: Sizes, device: str, folder: Path) -> dict[str, Any]:
     """Map a scene on both devices: vectors of the exported backbone, and probabilities."""
     scene = min((folder / 'scenes' / 'images').glob('*.tif'))
     torch.manual_seed(0)
-    network = 'resnet18' if sizes is TINY else 'resnet50'
+    network = sizes.models[0]
     segmentation = SemanticSegmentation(
         'unet', network, in_channels=4, num_classes=3, mean=[0.4] * 4, std=[0.2] * 4
     )
@@ -749,11 +754,13 @@ DOWNSTREAM: dict[str, Callable[[str], Any]] = {
 }
 
 
-def downstream_steps(device: str, name: str, tiny: bool) -> dict[str, Any]:
+def downstream_steps(sizes: Sizes, device: str, name: str) -> dict[str, Any]:
     """Two steps of a downstream task on noise, in bfloat16."""
     torch.manual_seed(0)
-    task = DOWNSTREAM[name]('resnet18' if tiny else 'resnet50').to(device)
-    made = downstream_batch(name, 2 if tiny else 8, 64 if tiny else 256)
+    task = DOWNSTREAM[name](sizes.models[0]).to(device)
+    made = downstream_batch(
+        name, sizes.agree_batch, side_of_chips(sizes.size) // 32 * 32
+    )
     batch = {
         key: [each.to(device) for each in value]
         if isinstance(value, list)
@@ -1022,7 +1029,7 @@ def main(arguments: list[str] | None = None) -> int:
     for part in given.parts.split(','):
         try:
             functions[part](report, sizes, given.device)
-        except Exception:
+        except Exception:  # noqa: BLE001 (the rest goes on)
             report.errors.append(part)
             traceback.print_exc(file=sys.stdout)
     rows = report.parts.get('growth', {}).get('rows')
