@@ -45,7 +45,9 @@ from cmid_geo.tasks.optimization import follow_schedule, make_optimizer
 from cmid_geo.tasks.schedules import Horizon
 from cmid_geo.transforms.views import TwoViews
 
-DECAYS = (1e-3, 1e-2, 1e-1)
+DECAYS = (1e-2, 1e-1)
+#: Of L-BFGS: a probe has to be cheap beside a trial of half a minute.
+ITERATIONS = 50
 #: The data and the options, in each process.
 HERE: dict[str, Any] = {}
 
@@ -94,13 +96,13 @@ def unpack(path: Path, limit: int | None, threads: int = 16) -> tuple[Any, Any]:
 
 
 def split(labels: Tensor, part: float) -> tuple[Tensor, Tensor]:
-    """Indices of a part of each class (at least one image), and of the rest, by a fixed seed."""
+    """Indices of a part of each class, and of the rest; both hold at least one image of two or more, by a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     first, rest = [], []
     for label in labels.unique():
         mine = (labels == label).nonzero()[:, 0].cpu()
         mine = mine[torch.randperm(len(mine), generator=generator)]
-        count = max(1, round(part * len(mine)))
+        count = min(max(1, round(part * len(mine))), len(mine) - 1)
         first.append(mine[:count])
         rest.append(mine[count:])
     return torch.cat(first), torch.cat(rest)
@@ -251,11 +253,15 @@ def linear(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> float
     held, rest = (part.to(known.device) for part in split(labels, 0.2))
     with torch.device(known.device):
         scores = [
-            right(fit(known[rest], labels[rest], decay), known[held], labels[held])
+            right(
+                fit(known[rest], labels[rest], decay, ITERATIONS),
+                known[held],
+                labels[held],
+            )
             for decay in DECAYS
         ]
         best = DECAYS[scores.index(max(scores))]
-        return right(fit(known, labels, best), asked, truth)
+        return right(fit(known, labels, best, ITERATIONS), asked, truth)
 
 
 def neighbours(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> float:
@@ -415,7 +421,7 @@ def main() -> None:
     running.add_argument('--samples', type=int, help='images a trial')
     running.add_argument('--seconds', type=float, help='a trial, instead of images')
     running.add_argument('--jobs', type=int, default=4)
-    running.add_argument('--start', default='fork', choices=['fork', 'spawn'])
+    running.add_argument('--start', default='spawn', choices=['fork', 'spawn'])
     running.add_argument('--batch', type=int, default=256)
     running.add_argument('--size', type=int, default=96)
     running.add_argument('--probe-steps', type=int, default=20)
