@@ -51,13 +51,15 @@ def statistics(images: Tensor) -> Tensor:
     return torch.cat(out)
 
 
-def fit(known: Tensor, labels: Tensor, decay: float) -> nn.Linear:
+def fit(
+    known: Tensor, labels: Tensor, decay: float, iterations: int = 200
+) -> nn.Linear:
     """Logistic regression with a penalty on the squared weights."""
     linear = nn.Linear(known.shape[1], int(labels.max()) + 1)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     optimizer = torch.optim.LBFGS(
-        linear.parameters(), max_iter=200, line_search_fn='strong_wolfe'
+        linear.parameters(), max_iter=iterations, line_search_fn='strong_wolfe'
     )
 
     def closure() -> Any:
