@@ -6,7 +6,6 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -233,21 +232,3 @@ def test_two_processes_equal_one(tmp_path: Path, unused_port: int) -> None:
     for part in ('queue.keys', 'assign.center', 'student.', 'teacher.'):
         moved = max((one[n] - begun[n]).abs().max() for n in one if n.startswith(part))
         assert moved > 1e-3, part
-
-
-def draw(rank: int, world: int, folder: str) -> None:
-    """Views that one of *world* processes draws of the same chips."""
-    torch.manual_seed(0)
-    task = CMID(**(SMALL | {'model': 'resnet_test'}))
-    trainer: Any = SimpleNamespace(world_size=world, global_step=5, global_rank=rank)
-    task._trainer, task._fabric = trainer, None
-    type(task).trainer = property(lambda self: trainer)
-    task.on_train_start()
-    views = task.augmentations(Chips(4).chips)
-    torch.save([v.positions for v in views], f'{folder}/{rank}.pt')
-
-
-def test_processes_seeded_alike_draw_other_views(tmp_path: Path) -> None:
-    start(draw, (2, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
-    assert not any(torch.allclose(a, b) for a, b in zip(first, second))

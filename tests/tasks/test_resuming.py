@@ -1,0 +1,111 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Runs that are resumed end as if they had not been stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
+from runs import RUNS, differences, run
+
+from cmid_geo.tasks.resuming import check_strategy, seed_all
+
+
+def saving(folder: Path, steps: int = 1) -> list[Any]:
+    options: Any = {'auto_insert_metric_name': False, 'save_top_k': -1}
+    by_step = ModelCheckpoint(
+        folder, 'step{step}', every_n_train_steps=steps, **options
+    )
+    by_epoch = ModelCheckpoint(
+        folder, 'epoch{step}', save_on_train_epoch_end=True, **options
+    )
+    return [by_step, by_epoch]
+
+
+@pytest.mark.parametrize(
+    ('workers', 'options'),
+    [
+        (0, {}),
+        (2, {}),
+        (0, {'accumulate_grad_batches': 2, 'val_check_interval': 0.5}),
+        (0, {'limit_train_batches': 2, 'limit_val_batches': 0}),
+    ],
+    ids=['plain', 'workers', 'accumulated', 'limited'],
+)
+def test_pretraining_resumes_exactly_from_every_checkpoint(
+    workers: int, options: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = run(
+        'pretraining', tmp_path, None, saving(tmp_path / 'kept'), workers, **options
+    )
+    files = sorted(tmp_path.glob('kept/[se]*.ckpt'))
+    assert len(files) >= 4
+    for path in files:
+        again = run('pretraining', tmp_path, path, [], workers, **options)
+        assert not differences(whole, again), path.name
+
+
+def test_runs_resume_again_after_the_last_batch_of_an_epoch(tmp_path: Path) -> None:
+    """Where Lightning alone repeats an epoch (its issues 18060 and 19815)."""
+    whole = run('pretraining', tmp_path, None, saving(tmp_path / 'kept'), max_epochs=3)
+    last = tmp_path / 'kept' / 'step3.ckpt'
+    run('pretraining', tmp_path, last, saving(tmp_path / 'again'), max_epochs=3)
+    files = sorted(tmp_path.glob('again/[se]*.ckpt'))
+    assert {path.name for path in files} >= {'step4.ckpt', 'step6.ckpt', 'epoch6.ckpt'}
+    for path in files:
+        again = run('pretraining', tmp_path, path, max_epochs=3)
+        assert not differences(whole, again), path.name
+
+
+def test_gradients_accumulated_before_a_checkpoint_are_kept(tmp_path: Path) -> None:
+    """A resumed run saves at its first batch, in the middle of an accumulation."""
+    options: Any = {'accumulate_grad_batches': 3}
+    whole = run('pretraining', tmp_path, None, saving(tmp_path / 'kept'), **options)
+    first = tmp_path / 'kept' / 'step1.ckpt'
+    run('pretraining', tmp_path, first, saving(tmp_path / 'again'), **options)
+    held = [
+        path
+        for path in sorted(tmp_path.glob('again/*.ckpt'))
+        if torch.load(path, weights_only=True).get('gradients')
+    ]
+    assert held
+    for path in held:
+        assert not differences(whole, run('pretraining', tmp_path, path, **options))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('name', [name for name in RUNS if name != 'pretraining'])
+def test_tasks_resume_exactly(name: str, workers: int, tmp_path: Path) -> None:
+    whole = run(name, tmp_path, None, saving(tmp_path / 'kept'), workers)
+    for file in ('step2', f'epoch{whole["step"] // 2}'):
+        path = tmp_path / 'kept' / f'{file}.ckpt'
+        assert not differences(whole, run(name, tmp_path, path, [], workers)), file
+
+
+def test_other_seeds_train_otherwise(tmp_path: Path) -> None:
+    """Else all of this could hold of a run that draws nothing."""
+    whole = run('pretraining', tmp_path, None, saving(tmp_path / 'kept'))
+    path = tmp_path / 'kept' / 'step2.ckpt'
+    content = torch.load(path, weights_only=True)
+    content['seed'] += 1
+    torch.save(content, path)
+    assert differences(whole, run('pretraining', tmp_path, path))
+
+
+def test_keys_seed_independently() -> None:
+    drawn = set()
+    for key in ((1, 0, 0, 0), (1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (2, 0, 0, 0)):
+        seed_all(*key)
+        drawn.add(float(torch.rand(())))
+    assert len(drawn) == 5
+    seed_all(1, 0, 0, 0)
+    assert float(torch.rand(())) in drawn
+
+
+def test_sharded_parameters_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"FSDPStrategy .*Trainer\(strategy='ddp'\)"):
+        check_strategy(FSDPStrategy(), 'CMID')

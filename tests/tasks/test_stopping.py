@@ -1,0 +1,74 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""Runs that are killed, or stopped by signals, in processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import differences, run
+
+from cmid_geo.tasks.checkpoint_files import find_checkpoint
+
+PROGRAM = Path(__file__).parent.parent / 'helpers' / 'runs.py'
+ROOT = Path(__file__).parent.parent.parent
+
+
+def start(folder: Path, epochs: int = 3) -> 'subprocess.Popen[str]':
+    kept = folder / 'kept'
+    kept.mkdir(exist_ok=True)
+    words = [
+        sys.executable,
+        str(PROGRAM),
+        'pretraining',
+        str(folder),
+        str(kept),
+        str(epochs),
+    ]
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+    with open(folder / 'errors.txt', 'a') as errors:
+        return subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {'PYTHONPATH': paths},
+        )
+
+
+def wait_for(process: 'subprocess.Popen[str]', batch: int) -> None:
+    assert process.stdout
+    for line in process.stdout:
+        if line.strip() == str(batch):
+            return
+    pytest.fail(f'the run ended before batch {batch}')
+
+
+def test_three_kills_change_nothing(tmp_path: Path) -> None:
+    for moment in (1, 4, 6):
+        process = start(tmp_path)
+        wait_for(process, moment)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert start(tmp_path).wait() == 0, (tmp_path / 'errors.txt').read_text()
+    ended = torch.load(tmp_path / 'kept' / 'ended.pt')
+    assert not differences(run('pretraining', tmp_path, max_epochs=3), ended)
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT', 'SIGUSR1'])
+def test_signals_save_and_end_with_their_code(name: str, tmp_path: Path) -> None:
+    number = getattr(signal, name)
+    process = start(tmp_path, 2000)
+    wait_for(process, 2)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f'stopped by {name}' in (tmp_path / 'errors.txt').read_text()
+    path = find_checkpoint(tmp_path / 'kept')
+    assert path.name == 'last.ckpt'
+    assert torch.load(path, weights_only=True)['global_step'] >= 2
