@@ -56,7 +56,7 @@ HOMES = {
     'segmentation_models_pytorch': ('models/segmentation',),
     'shapely': ('datasets', 'predict'),
     'timm': ('models', 'tasks/optimization'),
-    'torch.distributed': ('callbacks/remember',),
+    'torch.distributed': ('callbacks',),
     'torchgeo': (
         'models/weights/registry',
         'models/weights/sources',

@@ -214,14 +214,14 @@ def train(rank: int, world: int, folder: str, port: str) -> None:
     torch.save(task.state_dict(), f'{folder}/end{world}_{rank}.pt')
 
 
-def test_two_processes_equal_one(tmp_path: Path, unused_port: int) -> None:
-    for world in (1, 2):
+def test_two_and_four_processes_equal_one(tmp_path: Path, unused_port: int) -> None:
+    for world in (1, 2, 4):
         start(train, (world, str(tmp_path), str(unused_port)), nprocs=world)
-    names = ('start', 'end1_0', 'end2_0', 'end2_1')
-    begun, one, first, second = (torch.load(tmp_path / f'{name}.pt') for name in names)
-    assert int(one['queue.seen']) == int(first['queue.seen']) == 48
+    names = ('start', 'end1_0', 'end2_0', 'end2_1', 'end4_0', 'end4_3')
+    begun, one, *others = (torch.load(tmp_path / f'{name}.pt') for name in names)
+    assert {int(end['queue.seen']) for end in (one, *others)} == {48}
     for name, value in one.items():
-        for other in (first, second):
+        for other in others:
             torch.testing.assert_close(
                 other[name],
                 value,

@@ -3,6 +3,7 @@
 
 """Short fits of each task with its own data, for what must hold when a run stops and goes on."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -160,18 +161,22 @@ class Told(Callback):
     """Prints each batch, so that a test can stop a run after one."""
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        print(trainer.fit_loop.epoch_loop.total_batch_idx + 1, flush=True)
+        if trainer.is_global_zero:
+            print(trainer.fit_loop.epoch_loop.total_batch_idx + 1, flush=True)
 
 
 def main() -> None:
     """Fit in this process, with a checkpoint each step, from the newest if there is one."""
-    name, folder, kept, epochs = sys.argv[1:]
+    name, folder, kept, epochs, devices = sys.argv[1:]
     torch.set_num_threads(1)
     found = any(Path(kept).glob('*.ckpt'))
     path = find_checkpoint(kept) if found else None
     saving = ModelCheckpoint(kept, every_n_train_steps=1, save_last=True)
-    ended = run(name, Path(folder), path, [saving, Told()], 2, max_epochs=int(epochs))
-    torch.save(ended, Path(kept) / 'ended.pt')
+    options: dict[str, Any] = {'max_epochs': int(epochs), 'devices': int(devices)}
+    workers = 2 if devices == '1' else 0
+    ended = run(name, Path(folder), path, [saving, Told()], workers, **options)
+    if os.environ.get('LOCAL_RANK', '0') == '0':
+        torch.save(ended, Path(kept) / 'ended.pt')
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ PROGRAM = Path(__file__).parent.parent / 'helpers' / 'runs.py'
 ROOT = Path(__file__).parent.parent.parent
 
 
-def start(folder: Path, epochs: int = 3) -> 'subprocess.Popen[str]':
+def start(folder: Path, epochs: int = 3, devices: int = 1) -> 'subprocess.Popen[str]':
     kept = folder / 'kept'
     kept.mkdir(exist_ok=True)
     words = [
@@ -29,6 +29,7 @@ def start(folder: Path, epochs: int = 3) -> 'subprocess.Popen[str]':
         str(folder),
         str(kept),
         str(epochs),
+        str(devices),
     ]
     paths = os.pathsep.join([str(ROOT), *sys.path])
     with open(folder / 'errors.txt', 'a') as errors:
@@ -72,3 +73,29 @@ def test_signals_save_and_end_with_their_code(name: str, tmp_path: Path) -> None
     path = find_checkpoint(tmp_path / 'kept')
     assert path.name == 'last.ckpt'
     assert torch.load(path, weights_only=True)['global_step'] >= 2
+
+
+def test_a_signal_to_one_of_several_processes_ends_all(tmp_path: Path) -> None:
+    """And what is resumed ends as if there had been none."""
+    alone, stopped = tmp_path / 'alone', tmp_path / 'stopped'
+    for folder in (alone, stopped):
+        folder.mkdir()
+    assert start(alone, 2, 2).wait() == 0, (alone / 'errors.txt').read_text()
+    process = start(stopped, 2, 2)
+    wait_for(process, 1)
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text()
+    second = next(
+        int(child)
+        for child in children.split()
+        if 'runs.py' in Path(f'/proc/{child}/cmdline').read_text()
+    )
+    os.kill(second, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)
+    status = Path(f'/proc/{second}/status')
+    # Nobody may have asked how it ended
+    assert not status.exists() or 'State:\tZ' in status.read_text()
+    assert find_checkpoint(stopped / 'kept').name == 'last.ckpt'
+    assert start(stopped, 2, 2).wait() == 0, (stopped / 'errors.txt').read_text()
+    ends = [torch.load(folder / 'kept' / 'ended.pt') for folder in (alone, stopped)]
+    assert not differences(*ends)
