@@ -20,7 +20,12 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torchgeo.tasks import BaseTask
 
-from ..models.weights.checkpoint import open_checkpoint, refuse_url
+from ..models.weights.checkpoint import (
+    check_archive,
+    check_finite,
+    open_checkpoint,
+    refuse_url,
+)
 from .types import Hyperparameters
 
 #: Packages whose classes a checkpoint may name.
@@ -53,10 +58,14 @@ class CheckpointFiles(TorchCheckpointIO):
             What was saved.
 
         Raises:
-            ValueError: If it is a URL, or holds more than tensors and plain values.
+            ValueError: If it is a URL, is damaged, or holds weights that are not finite or more than
+                tensors and plain values.
         """
         with _told_in_a_sentence(path):
-            return super().load_checkpoint(path, *args, **kwargs)
+            _check_file(path)
+            content = super().load_checkpoint(path, *args, **kwargs)
+        check_finite(content, path)
+        return content
 
 
 def restore_from_files(trainer: Trainer) -> None:
@@ -88,17 +97,19 @@ class Restored:
             The module.
 
         Raises:
-            ValueError: If it is a URL, holds more than tensors and plain values, or names what is
-                neither ours, TorchGeo's nor imported yet.
+            ValueError: If it is a URL, is damaged, holds weights that are not finite or more than
+                tensors and plain values, or names what is neither ours, TorchGeo's nor imported yet.
         """
         with _told_in_a_sentence(checkpoint_path):
             if kwargs.get('weights_only') is False:
-                pass  # The user trusts the file, whatever is in it
+                # The user trusts the file, whatever is in it, if it is whole
+                _check_file(checkpoint_path)
             elif isinstance(checkpoint_path, str | os.PathLike):
                 content = open_checkpoint(checkpoint_path)
                 check_hyperparameters(content, checkpoint_path, cls, kwargs, True)
                 del content
             else:
+                _check_file(checkpoint_path)
                 # Which would import what the checkpoint names
                 kwargs['_instantiator'] = None
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
@@ -235,6 +246,15 @@ def _is_simple(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_simple, value))
     return not _holds_text(value) or re.fullmatch(r'[\w+-]*', str(value)) is not None
+
+
+def _check_file(file: Any) -> None:
+    """Refuse a file that is damaged, be it open or named; one that is missing is told later."""
+    if not isinstance(file, str | os.PathLike):
+        check_archive(file)
+    elif os.path.isfile(file):
+        with open(file, 'rb') as opened:
+            check_archive(opened)
 
 
 @contextlib.contextmanager
