@@ -94,7 +94,8 @@ class Coverage:
         across = _weights(self.width, size, cells.shape[1])
         enough = down @ cells @ across.T >= min_valid
         self._places = Bits(enough)
-        return bool(enough.any())
+        # Of a scene without any no window is drawn, however little is asked for
+        return self.valid_fraction > 0 and bool(enough.any())
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """Draw a window with enough valid ground, evenly over all of them.

@@ -41,6 +41,9 @@ DRIVERS = (
 #: folder: a VRT reads any file and any URL it likes.
 NAMED = {'.vrt': 'VRT', '.nc': 'netCDF', '.h5': 'HDF5', '.he5': 'HDF5', '.hdf5': 'HDF5'}  # fmt: skip
 
+#: What rasterio raises for damaged files; where GDAL's words on it hold what is no text, the last.
+FAILURES = (RasterioError, OSError, UnicodeDecodeError)
+
 #: Most bytes of a block, decoded: GDAL decodes blocks whole, some at a time.
 MOST_BLOCK = 2**29
 
@@ -212,7 +215,7 @@ def describe_raster(
                 for _, window in handle.block_windows(1) if thorough else ():
                     handle.read(window=window)
                 return _describe(path, handle, file_crs)
-    except (RasterioError, OSError) as error:
+    except FAILURES as error:
         raise UnreadableError(
             path,
             f'cannot be read ({error.__cause__ or error}): every scene must be a whole raster file; '

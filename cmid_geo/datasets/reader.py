@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from .coverage import Bits
 from .grids import Bools, Floats, Grid, bilinear, positions_on, shrink, whole_offset
-from .rasters import Array, Raster, Window, all_of, open_raster, read_raster
+from .rasters import FAILURES, Array, Raster, Window, all_of, open_raster, read_raster
 from .scene import Scene
 
 Image = npt.NDArray[np.float32]
@@ -193,7 +192,7 @@ class SceneReader:
             finally:
                 if not self.limit:
                     handle.close()
-        except (RasterioError, OSError) as error:
+        except FAILURES as error:
             raise ValueError(
                 f'cannot read {window} of {raster.path!r} ({error.__cause__ or error}): '
                 'the file is damaged or went away; replace it, or leave it out of paths'

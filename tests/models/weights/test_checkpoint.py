@@ -106,9 +106,25 @@ def test_a_changed_bit_of_an_archive_is_noticed(
     # Torch itself does not look
     torch.load(file, weights_only=True)
     with pytest.raises(
-        ValueError, match='a.pth is damaged: .* checksum says; copy or download it'
+        ValueError, match='a.pth is damaged: .* checksum say; copy or download it'
     ):
         load_backbone(network, file)
+
+
+def test_tensors_marked_as_folders_are_noticed(tmp_path: Path) -> None:
+    file = tmp_path / 'a.pth'
+    torch.save({'weight': torch.ones(300)}, file)
+    # Its last entry in the directory at the end; the attributes lie before the offset and the name
+    name = b'a/data/0'
+    place = file.read_bytes().rindex(name) - 8
+    data = bytearray(file.read_bytes())
+    data[place] |= 0x10
+    file.write_bytes(data)
+    with zipfile.ZipFile(file) as archive:
+        assert archive.getinfo(name.decode()).external_attr == 0x10
+        assert archive.testzip() is None
+    with pytest.raises(ValueError, match='a.pth is damaged: a/data/0 .* entry'):
+        open_checkpoint(file)
 
 
 @pytest.mark.parametrize('changed', [b'red', b'cmid_geo"', b'half', None], ids=str)
