@@ -23,7 +23,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from rasterio.io import DatasetReader
 
 from .filenames import is_remote, without_query
-from .gdal import OPENING_REMOTE
+from .gdal import DESCRIBING, OPENING_REMOTE
 from .grids import Bools, Grid
 
 Array = npt.NDArray[Any]
@@ -205,8 +205,8 @@ def describe_raster(
             that are too large, or complex values.
     """
     try:
-        # TorchGeo reads CRS as WKT2, too; an environment also keeps GDAL's remarks off the terminal
-        with warnings.catch_warnings(), rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
+        # An environment also keeps GDAL's remarks off the terminal
+        with warnings.catch_warnings(), rasterio.Env(**DESCRIBING):
             # It is refused below, in our words
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
             with open_raster(path) as handle:
@@ -265,7 +265,7 @@ def _check_size(path: str, handle: DatasetReader) -> None:
 
 def _describe(path: str, handle: DatasetReader, file_crs: CRS | None) -> Raster:
     """Collect what is needed to read an open file."""
-    found = _place_of(path, handle, file_crs)
+    wkt = _place_of(path, handle, file_crs)
     alpha = _find_alpha(path, handle)
     indexes = tuple(i for i in handle.indexes if i != alpha)
     if not indexes:
@@ -283,7 +283,7 @@ def _describe(path: str, handle: DatasetReader, file_crs: CRS | None) -> Raster:
     flags = handle.mask_flag_enums[indexes[0] - 1]
     return Raster(
         path=path,
-        grid=Grid(found.to_wkt(), handle.transform, handle.width, handle.height),
+        grid=Grid(wkt, handle.transform, handle.width, handle.height),
         dtypes=dtypes,
         bands=tuple(handle.descriptions[i - 1] or f'B{i}' for i in indexes),
         named=all(handle.descriptions[i - 1] for i in indexes),
@@ -296,8 +296,8 @@ def _describe(path: str, handle: DatasetReader, file_crs: CRS | None) -> Raster:
     )
 
 
-def _place_of(path: str, handle: DatasetReader, file_crs: CRS | None) -> CRS:
-    """Say where a file lies: return its CRS, or refuse it where it has no transform."""
+def _place_of(path: str, handle: DatasetReader, file_crs: CRS | None) -> str:
+    """Say where a file lies: return the WKT of its CRS, or refuse it where it has no transform."""
     t = handle.transform
     points, points_crs = handle.gcps
     # What GDAL gives where a file has none
@@ -318,7 +318,8 @@ def _place_of(path: str, handle: DatasetReader, file_crs: CRS | None) -> CRS:
             'has no geotransform: nothing tells where its pixels lie; give it a place with: gdal_translate '
             '-a_srs EPSG:<code> -a_ullr <left> <top> <right> <bottom> IN OUT.tif',
         )
-    if handle.crs is None and file_crs is None:
+    known_crs = handle.crs or file_crs
+    if known_crs is None:
         raise UnreadableError(
             path,
             'has no coordinate reference system: scenes are placed by theirs (crs= is what they are '
@@ -332,7 +333,13 @@ def _place_of(path: str, handle: DatasetReader, file_crs: CRS | None) -> CRS:
             f'has the geotransform {tuple(t[:6])}: pixels need a finite place, and a size above 0; correct '
             f'it with: gdal_translate -a_ullr <left> <top> <right> <bottom> IN OUT.tif',
         )
-    return CRS.from_user_input(handle.crs or file_crs)
+    return _as_pyproj_writes(known_crs.to_wkt())
+
+
+@functools.lru_cache(maxsize=256)
+def _as_pyproj_writes(wkt: str) -> str:
+    """Bring a CRS to the words in which all are compared; most scenes have one of a few."""
+    return CRS.from_wkt(wkt).to_wkt()
 
 
 def _find_alpha(path: str, handle: DatasetReader) -> int:
