@@ -69,9 +69,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         check_archive(file)
     # Told by what is in it: files are renamed
     if start[8:9] == b'{':
-        content = _open_safetensors(path)
-        check_finite(content, path)
-        return content
+        return _open_safetensors(path)
     if start[:1] == b'\x08' and start[2:3] in ONNX:
         raise _program(path, 'ONNX', 'onnxruntime')
     try:
@@ -189,7 +187,9 @@ def _open_safetensors(path: Path) -> dict[str, Any]:
             f'{path} is damaged: its tensors and metadata are not those whose hash is in it; copy or '
             'download it again, or export it anew'
         )
-    return {'hyper_parameters': metadata, 'state_dict': state}
+    content = {'hyper_parameters': metadata, 'state_dict': state}
+    check_finite(content, path)
+    return content
 
 
 def save_safetensors(

@@ -174,6 +174,12 @@ def test_weights_that_are_not_finite_are_refused(
         open_checkpoint(file)
 
 
+def test_safetensors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    save_file({'a': torch.tensor([torch.nan])}, tmp_path / 'a.safetensors')
+    with pytest.raises(ValueError, match='holds 1 values of a that are not finite'):
+        open_checkpoint(tmp_path / 'a.safetensors')
+
+
 def test_large_doubles_are_finite(tmp_path: Path) -> None:
     torch.save({'a': torch.tensor([1e300], dtype=torch.float64)}, tmp_path / 'a.pth')
     assert open_checkpoint(tmp_path / 'a.pth')['a'].item() == 1e300
