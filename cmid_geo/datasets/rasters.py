@@ -326,7 +326,14 @@ def _place_of(path: str, handle: DatasetReader, file_crs: CRS | None) -> str:
             'warped to); if you know it, declare it by file_crs=',
         )
     area = t.determinant
-    numbers = [*t[:6], *handle.bounds, area, 1 / (area or math.nan)]
+    sizes = (area, math.hypot(t.a, t.d), math.hypot(t.b, t.e))
+    # One over a size so small that it is lost beside any coordinate is not finite
+    numbers = [
+        *t[:6],
+        *handle.bounds,
+        *sizes,
+        *(1 / (size or math.nan) for size in sizes),
+    ]
     if not all(map(math.isfinite, numbers)):
         raise UnreadableError(
             path,

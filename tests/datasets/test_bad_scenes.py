@@ -70,6 +70,13 @@ def test_a_scene_without_valid_ground_gives_no_chip(tmp_path: Path) -> None:
         RandomChips(SceneDataset(tmp_path), 32, 1, min_valid=0.0)
 
 
+def test_pixels_too_small_for_numbers_are_refused(tmp_path: Path) -> None:
+    place = Affine(9.8e-311, 0, 5e5, 0, -2.7e154, 5e6)
+    write(tmp_path / 'a.tif', noise(1, 64, 64), transform=place)
+    with pytest.raises(ValueError, match=r'a.tif.*geotransform.*finite place'):
+        SceneDataset(tmp_path)
+
+
 def test_damaged_later(tmp_path: Path) -> None:
     path = write(tmp_path / 'a.tif', noise(3, 512, 512))
     dataset = SceneDataset(tmp_path)
