@@ -325,22 +325,22 @@ def _place_of(path: str, handle: DatasetReader, file_crs: CRS | None) -> str:
             'has no coordinate reference system: scenes are placed by theirs (crs= is what they are '
             'warped to); if you know it, declare it by file_crs=',
         )
-    area = t.determinant
-    sizes = (area, math.hypot(t.a, t.d), math.hypot(t.b, t.e))
-    # One over a size so small that it is lost beside any coordinate is not finite
-    numbers = [
-        *t[:6],
-        *handle.bounds,
-        *sizes,
-        *(1 / (size or math.nan) for size in sizes),
-    ]
-    if not all(map(math.isfinite, numbers)):
+    if not _is_finite(handle):
         raise UnreadableError(
             path,
             f'has the geotransform {tuple(t[:6])}: pixels need a finite place, and a size above 0; correct '
             f'it with: gdal_translate -a_ullr <left> <top> <right> <bottom> IN OUT.tif',
         )
     return _as_pyproj_writes(known_crs.to_wkt())
+
+
+def _is_finite(handle: DatasetReader) -> bool:
+    """Tell whether pixels have a finite place, and a size that numbers can hold."""
+    t = handle.transform
+    sizes = (t.determinant, math.hypot(t.a, t.d), math.hypot(t.b, t.e))
+    # One over a size so small that it is lost beside any coordinate is not finite
+    inverse = [1 / (size or math.nan) for size in sizes]
+    return all(map(math.isfinite, (*t[:6], *handle.bounds, *sizes, *inverse)))
 
 
 @functools.lru_cache(maxsize=256)
