@@ -74,7 +74,9 @@ class StopOnNonFinite(Callback):
             names, saved = ('last', 'best'), trainer.checkpoint_callback
             paths = [getattr(saved, f'{name}_model_path', '') for name in names]
             last = paths[0] or paths[1]
-            anew = f', weights={last!r} to start from the last checkpoint' if last else ''
+            anew = (
+                f', weights={last!r} to start from the last checkpoint' if last else ''
+            )
             raise FloatingPointError(
                 f'loss not finite in {where}: {", ".join(bad)}. Look for NaN in the data, train with '
                 "precision='bf16-mixed' rather than 16-mixed, or start anew with other arguments, such as "

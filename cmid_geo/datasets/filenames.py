@@ -3,6 +3,7 @@
 
 """File names: rasters of folders, their dates, and bands of one scene."""
 
+import functools
 import glob
 import os
 import re
@@ -168,10 +169,16 @@ def parse_dates(path: str, regex: str) -> tuple[pd.Timestamp, pd.Timestamp]:
     for match in pattern.finditer(name):
         digits = re.sub(r'\D', '', match['date'] or '')
         try:
-            return disambiguate_timestamp(digits, _FORMATS[len(digits)])
+            return _day(digits)
         except (KeyError, ValueError):
             continue  # such as 20190231: digits that only look like a date
     return pd.Timestamp.min, pd.Timestamp.max
+
+
+@functools.lru_cache(maxsize=2**16)
+def _day(digits: str) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """Read the interval of digits; many scenes are of one day."""
+    return disambiguate_timestamp(digits, _FORMATS[len(digits)])
 
 
 def group_bands(files: Iterable[str], regex: str) -> list[dict[str, str]]:

@@ -22,6 +22,10 @@ COMMAND = {
 #: To open a file by URL: its folder is not listed, which takes long. Beside a local file lie its masks.
 OPENING_REMOTE = {'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR'}
 
+#: To describe a file: TorchGeo reads CRS as WKT2, too. Beside each file GDAL would list its whole
+#: folder, where it needs to know of a few names.
+DESCRIBING = {'OSR_WKT_FORMAT': 'WKT2_2018', 'GDAL_DISABLE_READDIR_ON_OPEN': 'TRUE'}
+
 #: For maps: the block cache in bytes, whose default is a twentieth of all memory.
 MAPS = {'GDAL_CACHEMAX': 2**27}
 

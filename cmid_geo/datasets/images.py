@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
-from .rasters import open_raster
+from .rasters import FAILURES, open_raster
 
 #: Endings of images that are read with all bands; others as red, green and blue.
 RASTERS = ('.tif', '.tiff', '.jp2')
@@ -45,7 +45,7 @@ def open_image(path: str | PathLike[str]) -> Generator[DatasetReader]:
             file = open_raster(str(path))
         with file:
             yield file
-    except (RasterioError, OSError) as error:
+    except FAILURES as error:
         raise ValueError(
             f'cannot read {str(path)!r} ({error.__cause__ or error}): replace it, or take it out of the data '
             'set'

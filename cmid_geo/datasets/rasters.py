@@ -23,7 +23,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from rasterio.io import DatasetReader
 
 from .filenames import is_remote, without_query
-from .gdal import OPENING_REMOTE
+from .gdal import DESCRIBING, OPENING_REMOTE
 from .grids import Bools, Grid
 
 Array = npt.NDArray[Any]
@@ -40,6 +40,9 @@ DRIVERS = (
 #: Endings of files of other kinds, which are opened where a path names one, and never found in a
 #: folder: a VRT reads any file and any URL it likes.
 NAMED = {'.vrt': 'VRT', '.nc': 'netCDF', '.h5': 'HDF5', '.he5': 'HDF5', '.hdf5': 'HDF5'}  # fmt: skip
+
+#: What rasterio raises for damaged files; where GDAL's words on it hold what is no text, the last.
+FAILURES = (RasterioError, OSError, UnicodeDecodeError)
 
 #: Most bytes of a block, decoded: GDAL decodes blocks whole, some at a time.
 MOST_BLOCK = 2**29
@@ -202,8 +205,8 @@ def describe_raster(
             that are too large, or complex values.
     """
     try:
-        # TorchGeo reads CRS as WKT2, too; an environment also keeps GDAL's remarks off the terminal
-        with warnings.catch_warnings(), rasterio.Env(OSR_WKT_FORMAT='WKT2_2018'):
+        # An environment also keeps GDAL's remarks off the terminal
+        with warnings.catch_warnings(), rasterio.Env(**DESCRIBING):
             # It is refused below, in our words
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
             with open_raster(path) as handle:
@@ -212,7 +215,7 @@ def describe_raster(
                 for _, window in handle.block_windows(1) if thorough else ():
                     handle.read(window=window)
                 return _describe(path, handle, file_crs)
-    except (RasterioError, OSError) as error:
+    except FAILURES as error:
         raise UnreadableError(
             path,
             f'cannot be read ({error.__cause__ or error}): every scene must be a whole raster file; '
@@ -262,7 +265,7 @@ def _check_size(path: str, handle: DatasetReader) -> None:
 
 def _describe(path: str, handle: DatasetReader, file_crs: CRS | None) -> Raster:
     """Collect what is needed to read an open file."""
-    found = _place_of(path, handle, file_crs)
+    wkt = _place_of(path, handle, file_crs)
     alpha = _find_alpha(path, handle)
     indexes = tuple(i for i in handle.indexes if i != alpha)
     if not indexes:
@@ -280,7 +283,7 @@ def _describe(path: str, handle: DatasetReader, file_crs: CRS | None) -> Raster:
     flags = handle.mask_flag_enums[indexes[0] - 1]
     return Raster(
         path=path,
-        grid=Grid(found.to_wkt(), handle.transform, handle.width, handle.height),
+        grid=Grid(wkt, handle.transform, handle.width, handle.height),
         dtypes=dtypes,
         bands=tuple(handle.descriptions[i - 1] or f'B{i}' for i in indexes),
         named=all(handle.descriptions[i - 1] for i in indexes),
@@ -293,8 +296,8 @@ def _describe(path: str, handle: DatasetReader, file_crs: CRS | None) -> Raster:
     )
 
 
-def _place_of(path: str, handle: DatasetReader, file_crs: CRS | None) -> CRS:
-    """Say where a file lies: return its CRS, or refuse it where it has no transform."""
+def _place_of(path: str, handle: DatasetReader, file_crs: CRS | None) -> str:
+    """Say where a file lies: return the WKT of its CRS, or refuse it where it has no transform."""
     t = handle.transform
     points, points_crs = handle.gcps
     # What GDAL gives where a file has none
@@ -315,21 +318,35 @@ def _place_of(path: str, handle: DatasetReader, file_crs: CRS | None) -> CRS:
             'has no geotransform: nothing tells where its pixels lie; give it a place with: gdal_translate '
             '-a_srs EPSG:<code> -a_ullr <left> <top> <right> <bottom> IN OUT.tif',
         )
-    if handle.crs is None and file_crs is None:
+    known_crs = handle.crs or file_crs
+    if known_crs is None:
         raise UnreadableError(
             path,
             'has no coordinate reference system: scenes are placed by theirs (crs= is what they are '
             'warped to); if you know it, declare it by file_crs=',
         )
-    area = t.determinant
-    numbers = [*t[:6], *handle.bounds, area, 1 / (area or math.nan)]
-    if not all(map(math.isfinite, numbers)):
+    if not _is_finite(handle):
         raise UnreadableError(
             path,
             f'has the geotransform {tuple(t[:6])}: pixels need a finite place, and a size above 0; correct '
             f'it with: gdal_translate -a_ullr <left> <top> <right> <bottom> IN OUT.tif',
         )
-    return CRS.from_user_input(handle.crs or file_crs)
+    return _as_pyproj_writes(known_crs.to_wkt())
+
+
+def _is_finite(handle: DatasetReader) -> bool:
+    """Tell whether pixels have a finite place, and a size that numbers can hold."""
+    t = handle.transform
+    sizes = (t.determinant, math.hypot(t.a, t.d), math.hypot(t.b, t.e))
+    # One over a size so small that it is lost beside any coordinate is not finite
+    inverse = [1 / (size or math.nan) for size in sizes]
+    return all(map(math.isfinite, (*t[:6], *handle.bounds, *sizes, *inverse)))
+
+
+@functools.lru_cache(maxsize=256)
+def _as_pyproj_writes(wkt: str) -> str:
+    """Bring a CRS to the words in which all are compared; most scenes have one of a few."""
+    return CRS.from_wkt(wkt).to_wkt()
 
 
 def _find_alpha(path: str, handle: DatasetReader) -> int:

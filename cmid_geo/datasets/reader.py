@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
+from .coverage import Bits
 from .grids import Bools, Floats, Grid, bilinear, positions_on, shrink, whole_offset
-from .rasters import Array, Raster, Window, all_of, open_raster, read_raster
+from .rasters import FAILURES, Array, Raster, Window, all_of, open_raster, read_raster
 from .scene import Scene
 
 Image = npt.NDArray[np.float32]
@@ -42,7 +42,7 @@ class SceneReader:
 
     limit: int = 128
     _handles: dict[int, dict[str, DatasetReader]] = field(default_factory=dict)
-    _maps: dict[tuple[Scene, int], Bools | None] = field(default_factory=dict)
+    _maps: dict[tuple[Scene, int], Bits | None] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the open files behind, and the maps, which workers do not need."""
@@ -81,8 +81,10 @@ class SceneReader:
             return None
         # Statistics, training and validation ask the same, and each look decodes the whole file
         if (scene, cells) not in self._maps:
-            self._maps[scene, cells] = self._map(scene, cells)
-        return self._maps[scene, cells]
+            found = self._map(scene, cells)
+            self._maps[scene, cells] = None if found is None else Bits(found)
+        kept = self._maps[scene, cells]
+        return None if kept is None else kept.unpack()
 
     def _map(self, scene: Scene, cells: int) -> Bools | None:
         """Read decimated and, for another grid, look up the nearest pixel."""
@@ -190,7 +192,7 @@ class SceneReader:
             finally:
                 if not self.limit:
                     handle.close()
-        except (RasterioError, OSError) as error:
+        except FAILURES as error:
             raise ValueError(
                 f'cannot read {window} of {raster.path!r} ({error.__cause__ or error}): '
                 'the file is damaged or went away; replace it, or leave it out of paths'

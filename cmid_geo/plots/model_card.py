@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..datasets.filenames import printable
+from ..models.weights.checkpoint import open_checkpoint
 from ..ops.bands import names_of
 from .pretraining import read_metrics
 
@@ -31,7 +32,7 @@ def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int)
     Returns:
         Markdown, with the header that model hubs read.
     """
-    metadata = torch.load(backbone, weights_only=True)['hyper_parameters']
+    metadata = open_checkpoint(backbone)['hyper_parameters']
     hparams, provenance = task.hparams, metadata['provenance']
     places = metadata['bands'] or range(1, metadata['in_channels'] + 1)
     bands = names_of(metadata['bands']) or [f'band {place}' for place in places]

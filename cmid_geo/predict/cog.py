@@ -13,11 +13,10 @@ from xml.etree import ElementTree
 import numpy as np
 import rasterio
 from rasterio import shutil  # ty: ignore
-from rasterio.errors import RasterioError
 
 from ..datasets.filenames import printable
 from ..datasets.grids import Grid
-from ..datasets.rasters import open_raster
+from ..datasets.rasters import FAILURES, open_raster
 from .outputs import Layer
 
 #: Most bytes of a block, all bands of it.
@@ -144,7 +143,7 @@ def read_raster_notes(path: Path) -> str | None:
     Returns:
         What was written of it, as JSON; None if it is not one of ours, or is damaged.
     """
-    with contextlib.suppress(RasterioError), open_raster(str(path)) as file:
+    with contextlib.suppress(*FAILURES), open_raster(str(path)) as file:
         return file.tags().get(NOTES)
     return None
 
@@ -158,7 +157,7 @@ def is_cut_off(path: Path) -> bool:
     Returns:
         Whether the last block cannot.
     """
-    with contextlib.suppress(RasterioError), open_raster(str(path)) as file:
+    with contextlib.suppress(*FAILURES), open_raster(str(path)) as file:
         last = (file.height - 1, file.height), (file.width - 1, file.width)
         file.read(window=last, masked=True)
         return False

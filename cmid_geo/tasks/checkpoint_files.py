@@ -15,7 +15,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ..models.weights.checkpoint import open_checkpoint, refuse_url, write_atomically
+from ..models.weights.checkpoint import (
+    check_archive,
+    check_finite,
+    open_checkpoint,
+    refuse_url,
+    write_atomically,
+)
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -62,10 +68,14 @@ class CheckpointFiles(TorchCheckpointIO):
             What was saved.
 
         Raises:
-            ValueError: If it is a URL, or holds more than tensors and plain values.
+            ValueError: If it is a URL, is damaged, or holds weights that are not finite or more than
+                tensors and plain values.
         """
         with told_in_a_sentence(path):
-            return super().load_checkpoint(path, *args, **kwargs)
+            check_file(path)
+            content = super().load_checkpoint(path, *args, **kwargs)
+        check_finite(content, path)
+        return content
 
 
 def restore_from_files(trainer: Trainer) -> None:
@@ -76,6 +86,22 @@ def restore_from_files(trainer: Trainer) -> None:
     """
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = CheckpointFiles()
+
+
+def check_file(file: Any) -> None:
+    """Refuse a file that is damaged; one that is missing is told later.
+
+    Args:
+        file: Open, or a path.
+
+    Raises:
+        ValueError: If a part of it is not what was written.
+    """
+    if not isinstance(file, str | os.PathLike):
+        check_archive(file)
+    elif os.path.isfile(file):
+        with open(file, 'rb') as opened:
+            check_archive(opened)
 
 
 @contextlib.contextmanager

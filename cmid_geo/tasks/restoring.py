@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torchgeo.tasks import BaseTask
 
 from ..models.weights.checkpoint import open_checkpoint
-from .checkpoint_files import restore_from_files, told_in_a_sentence
+from .checkpoint_files import check_file, restore_from_files, told_in_a_sentence
 from .types import Hyperparameters
 
 #: Packages whose classes a checkpoint may name.
@@ -51,17 +51,19 @@ class Restored:
             The module.
 
         Raises:
-            ValueError: If it is a URL, holds more than tensors and plain values, or names what is
-                neither ours, TorchGeo's nor imported yet.
+            ValueError: If it is a URL, is damaged, holds weights that are not finite or more than
+                tensors and plain values, or names what is neither ours, TorchGeo's nor imported yet.
         """
         with told_in_a_sentence(checkpoint_path):
             if kwargs.get('weights_only') is False:
-                pass  # The user trusts the file, whatever is in it
+                # The user trusts the file, whatever is in it, if it is whole
+                check_file(checkpoint_path)
             elif isinstance(checkpoint_path, str | os.PathLike):
                 content = open_checkpoint(checkpoint_path)
                 check_hyperparameters(content, checkpoint_path, cls, kwargs, True)
                 del content
             else:
+                check_file(checkpoint_path)
                 # Which would import what the checkpoint names
                 kwargs['_instantiator'] = None
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)

@@ -21,7 +21,7 @@ from rasterio.rpc import RPC
 from torchgeo.datasets import DatasetNotFoundError
 
 from cmid_geo.datamodules import ChangeDataModule, SegmentationDataModule
-from cmid_geo.datasets import Chip, SceneDataset
+from cmid_geo.datasets import Chip, RandomChips, SceneDataset
 from cmid_geo.datasets.change import ChangePairs
 from cmid_geo.datasets.coco import CocoDetection
 from cmid_geo.datasets.dota import OrientedChips
@@ -54,6 +54,27 @@ def test_damaged(tmp_path: Path, damage: str) -> None:
         pytest.raises(ValueError, match='at least one scene must be whole'),
     ):
         SceneDataset(bad, skip_unreadable=True)
+
+
+def test_words_of_gdal_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / 'a.vrt').write_bytes(b'<VRTDataset a=\xff><b\xdf></VRTDataset>')
+    with pytest.raises(ValueError, match=r'a.vrt.* cannot be read .*replace or remove'):
+        SceneDataset(tmp_path / 'a.vrt')
+
+
+def test_a_scene_without_valid_ground_gives_no_chip(tmp_path: Path) -> None:
+    write(tmp_path / 'a.tif', np.zeros((1, 64, 64), np.uint8), nodata=0)
+    with pytest.raises(
+        ValueError, match=r'no scene to draw chips from.*a.tif.*0% valid'
+    ):
+        RandomChips(SceneDataset(tmp_path), 32, 1, min_valid=0.0)
+
+
+def test_pixels_too_small_for_numbers_are_refused(tmp_path: Path) -> None:
+    place = Affine(9.8e-311, 0, 5e5, 0, -2.7e154, 5e6)
+    write(tmp_path / 'a.tif', noise(1, 64, 64), transform=place)
+    with pytest.raises(ValueError, match=r'a.tif.*geotransform.*finite place'):
+        SceneDataset(tmp_path)
 
 
 def test_damaged_later(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from rasterfiles import noise, write
 
 from cmid_geo.datasets import Chip, GridChips, RandomChips, SceneDataset
-from cmid_geo.datasets.coverage import Coverage
+from cmid_geo.datasets.coverage import Bits, Coverage
 from cmid_geo.datasets.samplers import ListedChips
 
 
@@ -32,6 +33,19 @@ class TestCoverage:
         assert cover.fraction(45.0, 13.0, 10) == pytest.approx(0.5)
         assert cover.fraction(48.5, 0.0, 10) == pytest.approx(0.85)
         assert cover.fraction(95.0, 95.0, 10) == pytest.approx(0.25)
+
+    @pytest.mark.parametrize('shape', [(1, 1), (3, 5), (512, 512)])
+    def test_bits_give_the_cells_back(self, shape: tuple[int, int]) -> None:
+        cells = np.random.default_rng(0).random(shape) < 0.5
+        found = Bits(cells).unpack()
+        assert found.dtype == bool and np.array_equal(found, cells)
+
+    def test_little_memory_is_kept(self) -> None:
+        """As every process keeps the coverage of every scene."""
+        rows, cols = np.mgrid[:512, :512]
+        cover = Coverage(rows + cols / 3 > 250, 1024, 1024)
+        assert cover.restrict(224, 0.75)
+        assert len(pickle.dumps(cover)) < 4096
 
     def test_draws_are_even(self) -> None:
         """Nowhere, the edges included, are windows drawn more often."""

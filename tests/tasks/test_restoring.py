@@ -4,6 +4,8 @@
 """Checkpoints that would run a program, on each way in."""
 
 import contextlib
+import io
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,49 @@ def test_a_damaged_checkpoint_ends_in_a_sentence(
         make_trainer(max_epochs=1).fit(make_task(), loader, ckpt_path=path)
     with pytest.raises(ValueError, match='half.ckpt is truncated, damaged'):
         CMID.load_from_checkpoint(path)
+
+
+@pytest.mark.parametrize('how', ['a bit', 'nan'])
+def test_each_way_in_notices_damage_that_torch_does_not(
+    how: str,
+    saved: Callable[..., Path],
+    make_task: Make,
+    make_trainer: Trainers,
+    loader: DataLoader,
+) -> None:
+    path = saved('bad.ckpt')
+    if how == 'a bit':
+        with zipfile.ZipFile(path) as archive:
+            largest = max(archive.infolist(), key=lambda each: each.file_size)
+        with open(path, 'r+b') as file:
+            file.seek(largest.header_offset + largest.file_size // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 1]))
+    else:
+        content = torch.load(path, weights_only=True)
+        content['state_dict']['student.backbone.mask_token'].fill_(torch.nan)
+        torch.save(content, path)
+    torch.load(path, weights_only=True)
+    match = 'bad.ckpt is damaged: .*checksum' if how == 'a bit' else 'bad.ckpt holds .*not finite'  # fmt: skip
+    trainer = make_trainer(max_epochs=1)
+    ways: list[Callable[[], Any]] = [
+        lambda: trainer.fit(make_task(), loader, ckpt_path=path),
+        lambda: CMID.load_from_checkpoint(path),
+        lambda: SceneMapper(path),
+        lambda: predict_scene(path, 'scene.tif', path.with_name('map.tif')),
+        lambda: export_backbone(path, path.with_name('out.ckpt')),
+    ]
+    if how == 'a bit':
+        opened = io.BytesIO(path.read_bytes())
+        opened.name = 'bad.ckpt'
+        ways += [
+            lambda: CMID.load_from_checkpoint(path, weights_only=False),
+            lambda: CMID.load_from_checkpoint(opened),
+        ]
+    for way in ways:
+        with pytest.raises(ValueError, match=match):
+            way()
 
 
 def test_what_the_user_gives_too_is_trusted() -> None:

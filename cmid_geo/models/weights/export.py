@@ -3,21 +3,19 @@
 
 """Backbones for use elsewhere, with what they expect in the file."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from ...ops.value_range import ValueRange
 from ...options import Format, Side
 from ...version import __version__
 from ..backbones import create_backbone
-from .checkpoint import METADATA, write_atomically
+from .checkpoint import save_safetensors, write_atomically
 from .export_onnx import RawBackbone, write_onnx, write_torchscript
 from .loading import load_backbone
 from .sources import VERSION, Source, read_source
@@ -45,7 +43,8 @@ def export_backbone(
     ckpt          TorchGeo's tasks load it by ``weights=<path>``: timm's tensors under
                   ``state_dict`` with the prefix ``model.``, the rest under
                   ``hyper_parameters``
-    safetensors   timm's tensors by timm's names; the rest as JSON under ``cmid_geo``
+    safetensors   timm's tensors by timm's names; the rest as JSON under ``cmid_geo``, and a
+                  hash of it all under ``cmid_geo_sha256``
     onnx          takes **raw** values (batch, bands, height, width), gives features (batch,
                   dim, rows, cols), any batch and any sides that are multiples of 32; the
                   rest in the metadata
@@ -94,9 +93,7 @@ def export_backbone(
             },
             file,
         ),
-        'safetensors': lambda file: save_file(
-            state, file, {METADATA: json.dumps(metadata)}
-        ),
+        'safetensors': lambda file: save_safetensors(state, metadata, file),
         'onnx': lambda file: write_onnx(raw, metadata, file),
         'torchscript': lambda file: write_torchscript(raw, metadata, file),
     }
