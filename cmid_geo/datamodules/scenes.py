@@ -180,7 +180,8 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
         """Open the training scenes and show their statistics, once."""
         if isinstance(self.dataset, SceneDataset):
             return self.dataset
-        self.dataset = scenes = SceneDataset(self.paths, **self.kwargs)
+        options: dict[str, Any] = {**self.kwargs, 'keep_dtype': True}
+        self.dataset = scenes = SceneDataset(self.paths, **options)
         self.bands = scenes.bands
         self.worker_init_fn = partial(bound_cache, self._working_set(scenes))
         self._estimate(scenes, self.chip_size, f'{len(scenes)} scenes,')
@@ -206,6 +207,7 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
     ) -> SceneDataset:
         """Open held-out scenes with the grid of the training scenes, and their bands by name."""
         options: dict[str, Any] = {**self.kwargs, 'crs': scenes.crs, 'res': scenes.res}
+        options['keep_dtype'] = True
         held = SceneDataset(paths, **options)
         wanted, given = scenes.bands, held.bands
         places = find_bands(wanted, given)
