@@ -90,7 +90,11 @@ def prepare_scenes(
             f'no raster in {scenes!r}, apart from what lies in out={str(out)!r}: give a folder of scenes, and '
             'another to write to'
         )
-    options = {'compress': compress, 'blockxsize': blocksize, 'blockysize': blocksize}
+    options: dict[str, object] = {
+        'compress': compress,
+        'blockxsize': blocksize,
+        'blockysize': blocksize,
+    }
     done, taken = Prepared(), {}
     common = os.path.commonpath(
         [os.path.dirname(f) for f in files if not is_remote(f)] or ['.']
@@ -224,4 +228,5 @@ def _descriptions(
 def _rows(file: DatasetReader, height: int) -> Iterator[Pixels]:
     """Windows as wide as a file, from top to bottom."""
     for row in range(0, file.height, height):
-        yield Pixels(0, row, file.width, min(height, file.height - row))
+        end = min(row + height, file.height)
+        yield Pixels.from_slices((row, end), (0, file.width))
