@@ -25,6 +25,7 @@ from .datasets import ChangePairs as ChangePairs
 from .datasets import MaskDataset as MaskDataset
 from .datasets import SceneDataset as SceneDataset
 from .datasets import SyntheticScenes as SyntheticScenes
+from .datasets import prepare_scenes as prepare_scenes
 from .models import CMIDResNet50_Weights as CMIDResNet50_Weights
 from .models import CMIDSwinB_Weights as CMIDSwinB_Weights
 from .models import cmid_resnet50 as cmid_resnet50

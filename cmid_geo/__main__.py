@@ -14,7 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, auto_cli
 
 # Torch and all that is built on it take seconds to import: only the commands that run need them
 from cmid_geo.datasets.gdal import COMMAND
-from cmid_geo.options import Format, Side
+from cmid_geo.options import Compression, Format, Side
 from cmid_geo.predict.api import map_scenes
 from cmid_geo.version import __version__
 
@@ -35,6 +35,7 @@ OWN = {
     'demo': 'All of it in a few minutes: pretrain on scenes, draw, map.',
     'map': 'Map whole scenes with a checkpoint: CKPT SCENES... --out DIR',
     'export': 'Write a backbone for use elsewhere: CKPT OUT',
+    'prepare': 'Copy scenes to tiles that are read quickly: SCENES OUT',
 }
 
 
@@ -66,9 +67,9 @@ def _run(command: str, words: list[str]) -> None:
         _map(words[1:])
     elif command in OWN:
         auto_cli(
-            {'demo': demonstrate, 'export': export}[command],
+            {'demo': demonstrate, 'export': export, 'prepare': prepare}[command],
             args=words[1:],
-            as_positional=command == 'export',
+            as_positional=command != 'demo',
             prog=f'cmid-geo {command}',
         )
     elif named in LIGHTNING or (config_first and not named):
@@ -144,6 +145,25 @@ def export(
 
     path = export_backbone(checkpoint, out, source, format)
     print(f'wrote {path} ({path.stat().st_size / 1e6:.1f} MB)')
+
+
+def prepare(
+    scenes: str, out: str, compress: Compression = 'zstd', blocksize: int = 256
+) -> None:
+    """Copy scenes to tiled GeoTIFFs that random windows are quickly read from.
+
+    Args:
+        scenes: Folder, glob or file.
+        out: Folder to write to; what is there and whole is kept.
+        compress: Of the copies; none is read fastest.
+        blocksize: Side of the tiles in pixels.
+    """
+    from cmid_geo.datasets import prepare_scenes
+
+    prepared = prepare_scenes(scenes, out, compress, blocksize)
+    print(prepared)
+    if prepared.bad:
+        sys.exit(1)
 
 
 def _list_bands(words: list[str]) -> list[str]:

@@ -167,7 +167,7 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
     features, valid = embed_scene(task, dataset, 0, STRIDE, part=part)
     colours = principal_colours(features, valid, STRIDE)
     write_map(colours, dataset, 0, folder / 'features.tif', part)
-    image = dataset[Chip((0,), *part)]['image']
+    image = dataset[Chip((0,), *part)]['image'].float()
     plot_map(image, colours, bands).savefig(folder / 'features.png')
     plt.close('all')
 

@@ -19,3 +19,6 @@ Turning = Literal['none', 'flips', 'turns', 'all']
 
 #: Of the computations of a network that predicts.
 Precision = Literal['32-true', 'bf16-mixed', '16-mixed']
+
+#: Of prepared scenes.
+Compression = Literal['zstd', 'none', 'deflate']

@@ -53,7 +53,15 @@ def test_a_name_loads_what_it_needs(code: str, sought: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    'command', ['--help', '--version', 'map --help', 'demo --help', 'export --help']
+    'command',
+    [
+        '--help',
+        '--version',
+        'map --help',
+        'demo --help',
+        'export --help',
+        'prepare --help',
+    ],
 )
 def test_the_command_tells_of_itself_without_torch(command: str) -> None:
     code = f'try: main({command.split()})\nexcept SystemExit: pass'

@@ -37,6 +37,8 @@ class ScaledDataModule(BaseDataModule):
     given_by = '{split}=...'
 
     collate_fn: Any
+    #: Called in each process that loads data, with its number.
+    worker_init_fn: Any = None
     _statistics: ValueRange | None = None
     #: What is trained on, and where a restored run goes on in it.
     _served: TrainingOrder | None = None
@@ -141,6 +143,7 @@ class ScaledDataModule(BaseDataModule):
             num_workers=self.num_workers,
             collate_fn=self.collate_fn,
             drop_last=train and len(dataset if sampler is None else sampler) >= size,
+            worker_init_fn=self.worker_init_fn,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -4,8 +4,10 @@
 """Batches of random chips from folders of scenes."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Sampler
@@ -14,8 +16,9 @@ from torchgeo.datamodules import GeoDataModule
 from ..datasets import Chip, GridChips, RandomChips, SceneDataset, estimate_statistics
 from ..datasets.chips import HasScenes
 from ..datasets.filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX
+from ..datasets.gdal import bound_cache
 from ..datasets.label_fraction import draw_fraction
-from ..datasets.samplers import ListedChips
+from ..datasets.samplers import BLOCK, ListedChips
 from ..ops.bands import find_bands
 from .base import ScaledDataModule, show
 
@@ -64,6 +67,7 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
         skip_unreadable: bool = False,
         nodata: float | None = None,
         file_crs: str | None = None,
+        chips_per_region: int = 8,
     ) -> None:
         """Initialize a new SceneDataModule instance.
 
@@ -94,6 +98,9 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
             nodata: Fill value that files do not declare, such as 255 around a scene: pixels that have
                 it in all bands are invalid. Files that declare one keep theirs.
             file_crs: The CRS of files that state none, such as EPSG:32633.
+            chips_per_region: Chips of an epoch that are read from the same blocks of a file, each in another
+                batch, which saves decoding (:class:`~cmid_geo.datasets.RandomChips` tells how); 1 for
+                chips drawn each by itself.
         """
         super().__init__(
             SceneDataset, batch_size, patch_size, length, num_workers, bands=bands, crs=crs,
@@ -103,6 +110,7 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
         self.paths, self.val_paths = paths, val_paths
         self.dates, self.min_valid, self.seed = dates, min_valid, seed
         self.low, self.high = low, high
+        self.chips_per_region = chips_per_region
         # TorchGeo's patch_size may be a pair and its length None
         self.chip_size, self.epoch_length = patch_size, length
         self.val_length = val_length or max(batch_size, length // 10)
@@ -123,7 +131,9 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
         scenes = self._open()
         if stage == 'fit' and self.train_sampler is None:
             self.train_dataset = scenes
-            self.train_sampler = self._random_chips(scenes, self.epoch_length)
+            self.train_sampler = self._random_chips(
+                scenes, self.epoch_length, chips_per_region=self.chips_per_region
+            )
         if stage in ('fit', 'validate', 'test') and self.val_sampler is None:
             held = scenes
             if self.val_paths is not None:
@@ -169,10 +179,20 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
         """Open the training scenes and show their statistics, once."""
         if isinstance(self.dataset, SceneDataset):
             return self.dataset
-        self.dataset = scenes = SceneDataset(self.paths, **self.kwargs)
+        options: dict[str, Any] = {**self.kwargs, 'keep_dtype': True}
+        self.dataset = scenes = SceneDataset(self.paths, **options)
         self.bands = scenes.bands
+        self.worker_init_fn = partial(bound_cache, self._working_set(scenes))
         self._estimate(scenes, self.chip_size, f'{len(scenes)} scenes,')
         return scenes
+
+    def _working_set(self, scenes: SceneDataset) -> int:
+        """Bytes of the decoded blocks of a batch, amply: blocks reach beyond the chips."""
+        pixel = len(scenes.bands) * max(
+            np.dtype(s.dtype).itemsize for s in scenes.scenes
+        )
+        area = (self.chip_size + 2 * BLOCK) ** 2
+        return max(2**27, self.batch_size * self.dates * area * pixel)
 
     def _estimate(self, scenes: SceneDataset, size: int, told: str) -> None:
         """Estimate the value range of the training scenes, and show it."""
@@ -186,6 +206,7 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
     ) -> SceneDataset:
         """Open held-out scenes with the grid of the training scenes, and their bands by name."""
         options: dict[str, Any] = {**self.kwargs, 'crs': scenes.crs, 'res': scenes.res}
+        options['keep_dtype'] = True
         held = SceneDataset(paths, **options)
         wanted, given = scenes.bands, held.bands
         places = find_bands(wanted, given)
@@ -207,12 +228,18 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
         return SceneDataset(paths, **options)
 
     def _random_chips(
-        self, dataset: HasScenes, length: int, stream: int = 0
+        self,
+        dataset: HasScenes,
+        length: int,
+        stream: int = 0,
+        chips_per_region: int = 1,
     ) -> RandomChips:
         """Return a sampler; *stream* sets validation's chips apart from training's."""
+        processes = self.trainer.world_size if self.trainer else 1
         return RandomChips(
             dataset, self.chip_size, length, dates=self.dates, min_valid=self.min_valid,
-            seed=self.shared_seed() + stream,
+            seed=self.shared_seed() + stream, chips_per_region=chips_per_region,
+            batch_size=self.batch_size * processes, num_workers=self.num_workers,
         )  # fmt: skip
 
     def _few_chips(

@@ -9,6 +9,8 @@ from .dota import read_dota as read_dota
 from .image_folder import ImageFolders as ImageFolders
 from .masks import LabelledScenes as LabelledScenes
 from .masks import MaskDataset as MaskDataset
+from .prepare import Prepared as Prepared
+from .prepare import prepare_scenes as prepare_scenes
 from .samplers import GridChips as GridChips
 from .samplers import RandomChips as RandomChips
 from .scene import Scene as Scene

@@ -56,3 +56,17 @@ def gdal_settings(remote: bool = False) -> Generator[None]:
     given = {*os.environ, *(rasterio.env.getenv() if rasterio.env.hasenv() else ())}
     with rasterio.Env(**{k: v for k, v in wanted.items() if k not in given}):
         yield
+
+
+def bound_cache(size: int, worker: int = 0) -> None:
+    """Bound the block cache of this process for good, unless the user did.
+
+    By default it takes a twentieth of all memory, in each worker of a loader.
+
+    Args:
+        size: In bytes.
+        worker: Number of the worker, which a loader tells.
+    """
+    if 'GDAL_CACHEMAX' not in os.environ:
+        # Left on purpose: each environment within hands this one back
+        rasterio.Env(GDAL_CACHEMAX=size).__enter__()

@@ -48,23 +48,31 @@ class SceneReader:
         """Leave the open files behind, and the maps, which workers do not need."""
         return {'limit': self.limit, '_handles': {}, '_maps': {}}
 
-    def read(self, scene: Scene, target: Grid) -> tuple[Image, Bools]:
+    def read(
+        self, scene: Scene, target: Grid, dtype: npt.DTypeLike = np.float32
+    ) -> tuple[Array, Bools]:
         """Read what a scene shows on a target grid.
 
         Args:
             scene: The scene.
             target: May overhang the scene, or be in another CRS where the scene *needs_warp*.
+            dtype: Type of the values: the scene's own, or float32.
 
         Returns:
-            Raw values (bands, height, width) float32, 0 where invalid, and bool (height, width).
+            Raw values (bands, height, width), 0 where invalid, interpolated ones rounded where *dtype*
+            is of whole numbers; and bool (height, width).
 
         Raises:
             ValueError: If a file cannot be read.
         """
         offset = None if scene.needs_warp else whole_offset(scene.grid, target)
         if offset is None:
-            return self._resample(scene, target)
-        return self._read_own(scene, *offset, target.width, target.height)
+            image, valid = self._resample(scene, target)
+        else:
+            image, valid = self._read_own(scene, *offset, target.width, target.height)
+        whole = image.dtype.kind == 'f' and np.dtype(dtype).kind in 'iu'
+        image = np.rint(image) if whole else image
+        return image.astype(dtype, copy=False), valid
 
     def validity(self, scene: Scene, cells: int) -> Bools | None:
         """Map roughly where a scene is valid.
@@ -99,7 +107,7 @@ class SceneReader:
 
     def _read_own(
         self, scene: Scene, col: int, row: int, width: int, height: int
-    ) -> tuple[Image, Bools]:
+    ) -> tuple[Array, Bools]:
         """Read whole pixels of a scene's own grid; what overhangs the scene is invalid."""
         left, upper = max(col, 0), max(row, 0)
         right = min(col + width, scene.native.width)
@@ -107,7 +115,7 @@ class SceneReader:
         if right <= left or lower <= upper:
             return _nothing(scene, height, width)
         window = left, upper, right - left, lower - upper
-        image, valid = _filled(*self._read_native(scene, *window))
+        image, valid = _zeroed(*self._read_native(scene, *window))
         if valid.shape == (height, width):
             return image, valid
         beyond = (upper - row, row + height - lower), (left - col, col + width - right)
@@ -295,8 +303,12 @@ def nearest(
 
 
 def _filled(data: Array, valid: Bools | None) -> tuple[Image, Bools]:
-    """Set what is not valid to 0."""
-    image = data.astype(np.float32)
+    """Copy to float32, 0 where not valid."""
+    return _zeroed(data.astype(np.float32), valid)
+
+
+def _zeroed(image: Array, valid: Bools | None) -> tuple[Array, Bools]:
+    """Set what is not valid to 0, in place."""
     if valid is None:
         return image, np.ones(image.shape[1:], bool)
     image[:, ~valid] = 0

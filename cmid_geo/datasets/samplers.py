@@ -3,8 +3,10 @@
 
 """Samplers of chips: random windows, listed ones, and those that cover all scenes."""
 
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,14 @@ from ..ops.window_starts import window_starts
 from .chips import Chip, HasScenes
 from .coverage import Coverage
 
+#: Side in pixels of the blocks that make up a region: what most tiled files have, or a part of that.
+BLOCK = 256
+
 #: Draws in a row that may lack a second date before the sampler gives up.
 _TRIES = 1000
+
+#: Fraction of a window in another scene that is lost where the pixels do not quite coincide.
+_SLIVER = 1e-3
 
 
 class _Epochs(Sampler[Chip]):
@@ -48,8 +56,18 @@ class RandomChips(_Epochs):
 
     Scenes are drawn in proportion to their valid ground; one just as large as a chip is drawn as
     well, at its only position. Windows with too little valid ground are not drawn, as far as a
-    decimated look at each scene tells. An epoch is a function of the seed and :meth:`set_epoch`
+    decimated look at each scene tells. An epoch is a function of the arguments and :meth:`set_epoch`
     alone: every process draws the same list, which Lightning then shares out.
+
+    A window is decoded from whole blocks of a file, 3.5 of 256 pixels on average. With
+    *chips_per_region* n, a window drawn so is followed by n - 1 others that touch the same blocks of 256
+    pixels, its *region*: those are still in GDAL's cache where *batch_size* regions fit in. Regions are
+    replaced in turn, one in n with each batch, and each chip of a batch is of another region, drawn
+    by itself: a batch is as varied as without. What changes is that a region shows in n batches in a
+    row (those of one worker, so each *num_workers* batches), and that an epoch sees an n-th of the regions.
+    Each chip alone is distributed as without, evenly, since windows are drawn evenly among
+    those that touch the same blocks, and the first again where that one is not valid enough; with several
+    dates nearly so, because the others of a region are drawn once.
     """
 
     def __init__(
@@ -61,6 +79,9 @@ class RandomChips(_Epochs):
         dates: int = 1,
         min_valid: float = 0.75,
         seed: int | None = None,
+        chips_per_region: int = 1,
+        batch_size: int = 1,
+        num_workers: int = 0,
     ) -> None:
         """Initialize a new RandomChips instance.
 
@@ -73,6 +94,11 @@ class RandomChips(_Epochs):
             min_valid: Least fraction of a chip that must be valid, in [0, 1].
             seed: Of the random numbers; None for ``torch.initial_seed()``, which
                 ``seed_everything`` sets.
+            chips_per_region: Chips that are drawn from the same blocks of a file.
+            batch_size: Chips of a batch, of all processes together: each is of a region of its own.
+                Matters for several chips a region only.
+            num_workers: Processes that take the batches in turn, as those of a ``DataLoader`` do:
+                the chips of a region are then read by one of them.
 
         Raises:
             ValueError: If an argument is out of range or no scene has such a chip.
@@ -80,7 +106,9 @@ class RandomChips(_Epochs):
         Warns:
             UserWarning: If some scenes have none.
         """
-        for name, value in (('size', size), ('length', length), ('dates', dates)):
+        counts = {'size': size, 'length': length, 'dates': dates}
+        counts |= {'chips_per_region': chips_per_region, 'batch_size': batch_size}
+        for name, value in counts.items():
             if value < 1:
                 raise ValueError(
                     f'{name}={value} must be at least 1: give a larger {name}'
@@ -92,6 +120,8 @@ class RandomChips(_Epochs):
         self.dataset, self.size, self.length = dataset, size, length
         self.dates, self.min_valid = dates, min_valid
         self.seed = torch.initial_seed() if seed is None else seed
+        self.chips_per_region = chips_per_region
+        self.open_regions = batch_size * max(1, num_workers)
         self.coverage = [
             Coverage(dataset.validity(i), scene.width, scene.height)
             for i, scene in enumerate(dataset.scenes)
@@ -116,9 +146,48 @@ class RandomChips(_Epochs):
         Yields:
             Windows inside the scenes.
         """
-        rng = self._rng()
-        for _ in range(self.length):
-            yield self._draw(rng)
+        yield from itertools.islice(self._endless(self._rng()), self.length)
+
+    def _endless(self, rng: np.random.Generator) -> Iterator[Chip]:
+        """Draw from the open regions in turn, and put another in the place of one used up."""
+        regions: list[Chip] = []
+        for turn in itertools.count():
+            for place in range(self.open_regions):
+                if not turn:
+                    regions.append(self._draw(rng))
+                # Not all at once, so that each batch takes as long to read
+                elif (turn + place) % self.chips_per_region == 0:
+                    regions[place] = self._draw(rng)
+                else:
+                    yield self._near(regions[place], rng)
+                    continue
+                yield regions[place]
+
+    def _near(self, chip: Chip, rng: np.random.Generator) -> Chip:
+        """Draw a window among those that touch the same blocks; the same one if that is not valid."""
+        cover, starts = self.coverage[chip.scenes[0]], []
+        for start, extent in ((chip.col, cover.width), (chip.row, cover.height)):
+            first, last = start // BLOCK, (start + self.size - 1) // BLOCK
+            low = max(first * BLOCK, last * BLOCK - self.size + 1)
+            high = min((first + 1) * BLOCK - 1, (last + 1) * BLOCK - self.size)
+            starts.append(int(rng.integers(low, min(high, extent - self.size) + 1)))
+        moved = replace(chip, col=starts[0], row=starts[1])
+        return moved if self._holds(moved) else chip
+
+    def _holds(self, chip: Chip) -> bool:
+        """Whether a window is covered by all its scenes and valid enough there."""
+        scene, *others = chip.scenes
+        valid = self.coverage[scene].fraction(chip.col, chip.row, self.size)
+        if valid < self.min_valid - 1e-9:
+            return False
+        if not others:
+            return True
+        places, covers = self._places(scene, chip.col, chip.row)
+        return bool(covers[others].all()) and all(
+            self.coverage[other].fraction(*places[other], self.size)
+            >= self.min_valid - _SLIVER
+            for other in others
+        )
 
     def _empty(self, usable: np.ndarray) -> list[str]:
         """Say which scenes are large enough for a chip but not valid enough, if any are."""
@@ -177,15 +246,10 @@ class RandomChips(_Epochs):
         self, scene: int, col: int, row: int, rng: np.random.Generator
     ) -> list[int]:
         """Draw scenes of distinct other dates that cover a window, as many as there are."""
-        res = np.array(self.dataset.res)
-        # First pixel of the window in each scene, and the last that it could have there
-        shift = (self._boxes[scene] - self._boxes)[:, [0, 3]] * (1, -1) / res
-        places = np.array([col, row]) + shift
-        ends = (self._boxes[:, 2:] - self._boxes[:, :2]) / res - self.size
-        covers = ((places >= -0.01) & (places <= ends + 0.01)).all(1)
+        places, covers = self._places(scene, col, row)
         covers &= self._dates != self._dates[scene]
         chosen: dict[int, int] = {}
-        enough = self.min_valid - 1e-3  # a sliver is lost to the slack
+        enough = self.min_valid - _SLIVER
         for other in rng.permutation(np.flatnonzero(covers)).tolist():
             if len(chosen) == self.dates - 1:
                 break
@@ -193,6 +257,15 @@ class RandomChips(_Epochs):
             if self._dates[other] not in chosen and valid >= enough:
                 chosen[self._dates[other]] = other
         return list(chosen.values())
+
+    def _places(self, scene: int, col: int, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tell the first pixel of a scene's window in each scene, (scenes, 2), and which cover it."""
+        res = np.array(self.dataset.res)
+        shift = (self._boxes[scene] - self._boxes)[:, [0, 3]] * (1, -1) / res
+        places = np.array([col, row]) + shift
+        # The last pixel that it could begin at
+        ends = (self._boxes[:, 2:] - self._boxes[:, :2]) / res - self.size
+        return places, ((places >= -0.01) & (places <= ends + 0.01)).all(1)
 
 
 class ListedChips(_Epochs):

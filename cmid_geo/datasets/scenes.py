@@ -21,6 +21,9 @@ from .grids import Bools, Grid
 from .reader import Image, SceneReader
 from .scene import Declared, Scene, lay_out, sift_scenes, tell_bad
 
+#: Types of pixels that chips may keep: torch can do with these what a loader does.
+KEPT = {'uint8', 'uint16', 'int16'}
+
 
 class SceneDataset(GeoDataset):
     """Georeferenced rasters of any kind, with a mask of where they are valid.
@@ -30,7 +33,7 @@ class SceneDataset(GeoDataset):
     others are read as they are, a window at a time, from files that stay open.
 
     A sample holds ``image`` (C, H, W) float32, raw values, 0 where not valid, and ``valid`` (H, W)
-    bool. A pixel is not valid outside the file, where its mask or alpha band is 0, where any of the
+    bool; with *keep_dtype* chips keep the type of the files. A pixel is not valid outside the file, where its mask or alpha band is 0, where any of the
     selected bands is NaN, Inf or the nodata value that the file declares, and, for a value of 0, with
     *zero_is_nodata*, and for the *nodata* given here, where all of them have it (one band of dark
     water is 0, one of a cloud 255, too).
@@ -51,6 +54,7 @@ class SceneDataset(GeoDataset):
         cache: bool = True,
         nodata: float | None = None,
         file_crs: CRS | str | None = None,
+        keep_dtype: bool = False,
     ) -> None:
         """Initialize a new SceneDataset instance.
 
@@ -75,6 +79,9 @@ class SceneDataset(GeoDataset):
                 it in all bands are invalid. Files that declare one keep theirs.
             file_crs: The CRS of files that state none, such as EPSG:32633 (*crs* is what all are
                 warped to). Files that state one keep theirs.
+            keep_dtype: Whether the images of chips keep the type of the files, where it is uint8, uint16
+                or int16 in all of them, and values that are interpolated are rounded: for loaders that move
+                a quarter or a half of the bytes to a device, which makes float32 of them there.
 
         Raises:
             DatasetNotFoundError: If *paths* hold no raster.
@@ -83,6 +90,7 @@ class SceneDataset(GeoDataset):
         self.paths = paths
         self.transforms = transforms
         self.cache = cache
+        self.keep_dtype = keep_dtype
         files = find_rasters(paths)
         if not files:
             raise DatasetNotFoundError(self)
@@ -130,6 +138,8 @@ class SceneDataset(GeoDataset):
             crs=wkt,
         )
         self._wkt, self._crs = wkt, CRS.from_wkt(wkt)
+        # NumPy's of the same name, once: asking all scenes takes longer than a read
+        self._chip_dtype = np.dtype(str(self.dtype).removeprefix('torch.'))
         self._bounds = super().bounds
 
     @property
@@ -166,8 +176,10 @@ class SceneDataset(GeoDataset):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of ``image``."""
-        return torch.float32
+        """The type of ``image``, of chips."""
+        types = {scene.dtype for scene in self.scenes} if self.keep_dtype else set()
+        kept = len(types) == 1 and types <= KEPT
+        return getattr(torch, types.pop()) if kept else torch.float32
 
     def __and__(self, other: GeoDataset) -> IntersectionDataset:
         """Intersect with another dataset, combining ``valid`` of both.
@@ -220,7 +232,8 @@ class SceneDataset(GeoDataset):
         """Read a window, at one date or several."""
         scenes = [self.scenes[i] for i in chip.scenes]
         target = scenes[0].grid.window(*chip.window)
-        images, valids = zip(*(self._reader.read(scene, target) for scene in scenes))
+        read = (self._reader.read(scene, target, self._chip_dtype) for scene in scenes)
+        images, valids = zip(*read)
         several = len(scenes) > 1
         return {
             'image': torch.from_numpy(np.stack(images) if several else images[0]),

@@ -62,7 +62,7 @@ def estimate_statistics(
     parts = []
     for chip in RandomChips(raw, patch_size, chips, min_valid=min_valid, seed=seed):
         sample = raw[chip]
-        pixels = sample['image'][:, sample['valid']].numpy()
+        pixels = sample['image'][:, sample['valid']].float().numpy()
         if pixels.shape[1] > PIXELS:
             pixels = pixels[:, rng.integers(pixels.shape[1], size=PIXELS)]
         parts.append(pixels)

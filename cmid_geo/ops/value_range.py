@@ -29,6 +29,8 @@ def scale(
     Returns:
         The scaled image.
     """
+    # torch can do little with uint16 but make it another type
+    image = image if image.is_floating_point() else image.float()
     low, high = _per_band(image, low), _per_band(image, high)
     # In place: what is subtracted from is a copy already
     return (image - low).div_(high - low).clamp_(0, 1)
@@ -51,11 +53,12 @@ def normalize(
 
 
 def _per_band(image: Tensor, values: Limits) -> Tensor:
-    """Values (bands, 1, 1) on the image's device; integers stay exact in float32."""
-    dtype = image.dtype if image.is_floating_point() else torch.float32
+    """Values (bands, 1, 1) on the image's device and in its type."""
     if isinstance(values, tuple):
-        return _constant(values, dtype, image.device)
-    return torch.as_tensor(values, dtype=dtype, device=image.device).view(-1, 1, 1)
+        return _constant(values, image.dtype, image.device)
+    return torch.as_tensor(values, dtype=image.dtype, device=image.device).view(
+        -1, 1, 1
+    )
 
 
 # A copy to the device for each batch would make it wait

@@ -8,6 +8,7 @@ import pytest
 import rasterio
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from rasterio.env import get_gdal_config
 from rasterio.transform import from_origin
 from torch import Tensor
 
@@ -69,12 +70,41 @@ def test_scaled_without_trainer(folder: Path) -> None:
     (raw, _) = list(dm.train_dataloader())
     batch = dm.on_after_batch_transfer(raw, 0)
     low = torch.tensor([0.0, 500.0])[:, None, None]
-    expected = ((raw['image'] - low) / (1000 - low)).clamp(0, 1)
+    expected = ((raw['image'].float() - low) / (1000 - low)).clamp(0, 1)
     expected = expected * raw['valid'][:, None]
     torch.testing.assert_close(batch['image'], expected)
     dataset = SceneDataset(folder)
-    assert torch.equal(raw['image'][2], dataset[chips[2]]['image'])
+    assert raw['image'].dtype == torch.uint16
+    assert torch.equal(raw['image'][2].float(), dataset[chips[2]]['image'])
     assert dm.bands == ('B1', 'B2') and dm.statistics.high == (1000, 1000)
+
+
+def test_chips_of_a_region_are_read_by_one_worker(folder: Path) -> None:
+    dm = SceneDataModule(str(folder), 32, 40, 4, num_workers=2, seed=0)
+    dm.setup('fit')
+    assert (dm.train_sampler.chips_per_region, dm.train_sampler.open_regions) == (8, 8)
+    assert list(dm.val_sampler) == list(dm._random_chips(dm.dataset, 4, 1))
+
+
+def test_memory_of_workers_is_bounded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv('GDAL_CACHEMAX', raising=False)
+    dm = SceneDataModule(str(folder), 32, 8, 4, num_workers=1, seed=0)
+    dm.setup('fit')
+    # In the worker: this process keeps its own
+    dm.train_dataset.transforms = with_cache
+    before = get_gdal_config('GDAL_CACHEMAX')
+    batch = next(iter(dm.train_dataloader()))
+    assert batch['cache'].tolist() == [2**27] * 4
+    assert get_gdal_config('GDAL_CACHEMAX') == before
+    monkeypatch.setenv('GDAL_CACHEMAX', '64')
+    assert next(iter(dm.train_dataloader()))['cache'].tolist() == [before] * 4
+
+
+def with_cache(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A sample that tells how large GDAL's cache may be where it was read."""
+    return sample | {'cache': torch.tensor(get_gdal_config('GDAL_CACHEMAX'))}
 
 
 def test_two_dates(folder: Path) -> None:
@@ -84,7 +114,7 @@ def test_two_dates(folder: Path) -> None:
     batch = dm.on_after_batch_transfer(raw, 0)
     assert batch['image'].shape == (4, 2, 2, 32, 32)
     assert batch['valid'].shape == (4, 2, 32, 32)
-    expected = raw['image'].clamp(0, 1000) / 1000
+    expected = raw['image'].float().clamp(0, 1000) / 1000
     torch.testing.assert_close(batch['image'], expected)
     assert all(set(scenes) == {0, 1} for scenes in batch['scene'].tolist())
 

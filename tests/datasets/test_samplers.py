@@ -150,6 +150,75 @@ class TestRandomChips:
             RandomChips(dataset, 64, 1, min_valid=75.0)
 
 
+def blocks(chip: Chip) -> tuple[int, ...]:
+    """Scene, and first and last blocks of 256 pixels that a chip touches."""
+    edges = (chip.col, chip.col + chip.width - 1, chip.row, chip.row + chip.height - 1)
+    return (*chip.scenes, *(edge // 256 for edge in edges))
+
+
+class TestRegions:
+    def test_batches_of_one_worker_share_blocks(self, tmp_path: Path) -> None:
+        for name in 'ab':
+            write(tmp_path / f'{name}.tif', noise(1, 700, 900))
+        dataset = SceneDataset(tmp_path)
+        sampler = RandomChips(
+            dataset, 224, 256, seed=0, chips_per_region=4, batch_size=8, num_workers=2
+        )
+        chips = list(sampler)
+        assert chips == list(sampler)
+        # (turn, worker, place in the batch)
+        drawn = np.empty((16, 2, 8), object)
+        drawn.flat = chips
+        for worker, place in np.ndindex(2, 8):
+            region = drawn[:, worker, place]
+            # Replaced in turn: not at the same batch in all places
+            turn = worker * 8 + place
+            for start in range(-turn % 4, 13, 4):
+                same = region[start : start + 4]
+                assert len({blocks(chip) for chip in same}) == 1
+                assert len(set(same)) > 1
+        # Each chip of a batch is drawn by itself
+        assert (
+            min(len({blocks(c) for c in batch}) for batch in drawn.reshape(-1, 8)) > 3
+        )
+
+    def test_one_chip_a_region_is_drawn_by_itself(self, tmp_path: Path) -> None:
+        write(tmp_path / 'a.tif', noise(1, 700, 900))
+        dataset = SceneDataset(tmp_path)
+        alone = RandomChips(dataset, 64, 50, seed=0)
+        batched = RandomChips(dataset, 64, 50, seed=0, batch_size=8, num_workers=3)
+        assert list(alone) == list(batched)
+
+    def test_as_even_as_by_themselves(self, tmp_path: Path) -> None:
+        write(tmp_path / 'a.tif', noise(1, 512, 1000))
+        dataset = SceneDataset(tmp_path)
+        sampler = RandomChips(
+            dataset, 224, 24000, seed=0, chips_per_region=3, batch_size=64
+        )
+        for places, last in zip(
+            np.array([(c.col, c.row) for c in sampler]).T, (776, 288), strict=True
+        ):
+            assert places.min() == 0 and places.max() == last
+            counts, _ = np.histogram(places, bins=8, range=(0, last + 1))
+            assert abs(counts / 3000 - 1).max() < 0.1
+
+    def test_valid_enough_at_all_dates(self, tmp_path: Path) -> None:
+        origins = [(500000, 5000000), (500300, 4999800)]
+        for year, origin in zip((2018, 2019), origins, strict=True):
+            write(
+                tmp_path / f'{year}.tif', with_corner(400, 150), origin=origin, nodata=0
+            )
+        dataset = SceneDataset(tmp_path)
+        sampler = RandomChips(
+            dataset, 64, 200, dates=2, min_valid=0.9, seed=0, chips_per_region=5
+        )
+        chips = list(sampler)
+        assert len({(chip.col, chip.row) for chip in chips}) > 100
+        assert {len(set(chip.scenes)) for chip in chips} == {2}
+        valid = [dataset[chip]['valid'].float().mean((-1, -2)).min() for chip in chips]
+        assert min(valid) > 0.85
+
+
 class TestDates:
     def test_places_are_covered_by_all_dates(self, tmp_path: Path) -> None:
         origins = [(500000, 5000000), (500300, 4999800), (499997, 5000003)]

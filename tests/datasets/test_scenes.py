@@ -288,3 +288,30 @@ class TestDeclaredNodata:
         grid = warped.scenes[0].grid
         sample = warped[Chip((0,), 0, 0, grid.width, grid.height)]
         assert not sample['valid'][:41].any() and sample['valid'][46:-1, 1:-1].all()
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'uint16', 'int16'])
+def test_chips_keep_their_type(tmp_path: Path, dtype: str) -> None:
+    array = noise(2, 96, 96, dtype=dtype)
+    array[:, :20, :20] = 0
+    write(tmp_path / 'a.tif', array, nodata=0)
+    # Half a pixel beside the first: interpolated
+    write(tmp_path / 'b.tif', array, nodata=0, origin=(500005, 5000000), res=20)
+    plain, kept = (SceneDataset(tmp_path, keep_dtype=keep) for keep in (False, True))
+    assert plain.dtype == torch.float32 and kept.dtype == getattr(torch, dtype)
+    for chip in (Chip((0,), 3, 5, 64, 64), Chip((1,), 7, 0, 64, 64)):
+        expected, found = plain[chip], kept[chip]
+        assert found['image'].dtype == kept.dtype
+        assert torch.equal(found['image'].float(), expected['image'].round())
+        assert torch.equal(found['valid'], expected['valid'])
+    assert expected['image'].frac().any()
+    x, y, t = kept.bounds
+    assert kept[x, y, t]['image'].dtype == torch.float32
+
+
+def test_chips_of_several_types_are_float(tmp_path: Path) -> None:
+    write(tmp_path / 'a.tif', noise(2, 64, 64))
+    write(tmp_path / 'b.tif', noise(2, 64, 64, dtype='uint16'))
+    dataset = SceneDataset(tmp_path, keep_dtype=True)
+    types = {dataset[Chip((i,), 0, 0, 32, 32)]['image'].dtype for i in (0, 1)}
+    assert types == {torch.float32} == {dataset.dtype}
