@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -142,19 +143,22 @@ def draw_dihedral(
 
 
 def draw_rotations(
-    batch: int,
-    group: Sequence[Dihedral] = ALL,
-    device: torch.device | str | None = None,
+    batch: int, group: Sequence[Dihedral] = ALL
 ) -> Float[Tensor, 'batch 2 2']:
-    """Draw a rotation by quarter turns and flips for each image of a batch, on its device.
+    """Draw a rotation by quarter turns and flips for each image of a batch, on the CPU.
 
     Args:
         batch: Number of images.
         group: What to draw from, each as likely.
-        device: Where to draw.
 
     Returns:
         Matrices in float64 that move (x, y) about the image's centre; exactly 0, 1 and -1.
     """
-    matrices = torch.stack([each.matrix(0, 0)[0] for each in group]).double().to(device)
-    return matrices[torch.randint(len(group), (batch,), device=device)]
+    return _matrices(tuple(group))[torch.randint(len(group), (batch,))]
+
+
+@lru_cache(maxsize=32)
+def _matrices(group: tuple[Dihedral, ...]) -> Float[Tensor, 'group 2 2']:
+    """The matrices of a group, which are made once."""
+    with torch.inference_mode(False):
+        return torch.stack([each.matrix(0, 0)[0] for each in group]).double()

@@ -102,7 +102,7 @@ class PairAugmentation(nn.Module):
         """Draw a crop, a zoom, a rotation and flips for each pair.
 
         Args:
-            image: Only its shape and device matter.
+            image: Only its shape matters.
 
         Returns:
             Matrices in float64 that map pixel indices (x, y, 1) of the image to those of the output.
@@ -112,7 +112,7 @@ class PairAugmentation(nn.Module):
             group = dihedral_group(flip=self.flips)
         else:
             group = dihedral_group(False, self.flips, self.flips)
-        rotation = draw_rotations(batch, group, image.device)
+        rotation = draw_rotations(batch, group)
         zoom = rotation.new_empty(batch).uniform_(*self.zoom)
         height, width = image.shape[-2:]
         centre = [_centres(width, cols / zoom), _centres(height, rows / zoom)]

@@ -4,37 +4,64 @@
 """Crops, rotations and flips of batches of images, each by a matrix of its own.
 
 A matrix (3, 3) in float64 maps the pixel indices (x, y, 1) of an image to those of its output: an
-integer is the centre of a pixel.
+integer is the centre of a pixel. Matrices are drawn and inverted on the host, which is faster
+for a few numbers and lets the device go on; only where pixels come from is sent there.
 """
 
 import kornia.augmentation as K
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
-from kornia.geometry.conversions import normalize_homography
 from torch import Tensor
 
 from ..ops.cells import fill_invalid
 from ..ops.dihedral import Dihedral, draw_rotations
+from ..ops.host import send
 
 
-def draw_crops(
-    crop: K.RandomResizedCrop, image: Float[Tensor, 'batch *bands height width']
-) -> Float[Tensor, 'batch 3 3']:
-    """Draw a crop of each image in Kornia's way, from the host's generator.
+class RandomCrops:
+    """Crops in Kornia's way, from the host's generator.
 
-    Args:
-        crop: What to draw from.
-        image: Only its shape and device matter.
-
-    Returns:
-        Matrices from the image to the enlarged crop.
+    No module: what moves a task to a device would move Kornia's generator along.
     """
-    # Kornia asks an image for its shape, type and device only: this one holds one value
-    like = torch.zeros((), dtype=torch.float64, device=image.device)
-    like = like.expand(len(image), 1, *image.shape[-2:])
-    drawn = crop.forward_parameters(like.shape)
-    return crop.compute_transformation(like, drawn, crop.flags)
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+    ) -> None:
+        """Initialize a new RandomCrops instance.
+
+        Args:
+            size: (height, width) of the enlarged crops in pixels.
+            scale: Smallest and largest area of a crop, as fractions of the image's.
+            ratio: Narrowest and widest side ratio of a crop.
+        """
+        self.size = size
+        self.crop = K.RandomResizedCrop(size, scale, ratio)
+
+    def draw(
+        self, image: Float[Tensor, 'batch *bands height width']
+    ) -> Float[Tensor, 'batch 3 3']:
+        """Draw a crop of each image.
+
+        Args:
+            image: Only its shape matters.
+
+        Returns:
+            Matrices from the image to the enlarged crop.
+        """
+        shape = torch.Size([len(image), 1, *image.shape[-2:]])
+        corners = self.crop.forward_parameters(shape)['src'].double()
+        # Clockwise from the upper left: the centres of the outermost pixels
+        first, last = corners[:, 0], corners[:, 2]
+        extent = torch.tensor([self.size[1], self.size[0]]) - 1
+        zoom = extent / (last - first).clamp_min(1)
+        matrix = torch.eye(3).double().repeat(len(image), 1, 1)
+        matrix[:, :2, :2] = torch.diag_embed(zoom)
+        matrix[:, :2, 2] = -first * zoom
+        return matrix
 
 
 def around(
@@ -59,7 +86,7 @@ def around(
 
 
 def draw_dihedrals(
-    batch: int, group: tuple[Dihedral, ...], size: tuple[int, int], device: torch.device
+    batch: int, group: tuple[Dihedral, ...], size: tuple[int, int]
 ) -> Float[Tensor, 'batch 3 3']:
     """Draw rotations and flips that leave images where they are.
 
@@ -67,13 +94,12 @@ def draw_dihedrals(
         batch: Number of images.
         group: What to draw from.
         size: (height, width) of the images in pixels.
-        device: Where to draw.
 
     Returns:
         The matrices.
     """
     middle = (torch.tensor([size[1], size[0]]) - 1) / 2
-    return around(draw_rotations(batch, group, device), middle, size)
+    return around(draw_rotations(batch, group), middle, size)
 
 
 def sampling_grid(
@@ -85,17 +111,23 @@ def sampling_grid(
 
     Args:
         geometry: Matrices from image to output.
-        image: Only its shape and type matter.
+        image: Only its shape, type and device matter.
         size: (rows, cols) of the output in pixels.
 
     Returns:
-        (x, y), -1 and 1 at the centres of the outermost pixels.
+        (x, y) on the image's device, -1 and 1 at the centres of the outermost pixels.
     """
-    extent = (image.shape[-2], image.shape[-1])
     # Inverted in double precision: in single it is off by thousandths of a pixel
-    theta = torch.linalg.inv(normalize_homography(geometry, extent, size))
+    back = torch.linalg.inv(geometry)
+    # From the middle of an image to the centre of its last pixel
+    half = geometry.new_tensor([size[1] - 1, size[0] - 1]) / 2
+    height, width = image.shape[-2:]
+    reach = geometry.new_tensor([max(width - 1, 1), max(height - 1, 1)]) / 2
+    middle = back[:, :2, :2] @ half + back[:, :2, 2]
+    linear = back[:, :2, :2] * half / reach[:, None]
+    theta = torch.cat([linear, (middle / reach - 1)[..., None]], 2)
     shape = [len(theta), 1, *size]
-    return F.affine_grid(theta[:, :2].to(image.dtype), shape, align_corners=True)
+    return F.affine_grid(send(theta.to(image.dtype), image), shape, align_corners=True)
 
 
 def warp_image(
@@ -114,14 +146,51 @@ def warp_image(
         The images, clamped to [0, 1]; and True where a pixel lies on the image and all pixels
         that it was drawn from are valid.
     """
-    image, valid = fill_invalid(image, valid)
-    # Validity travels as one more band
-    layers = torch.cat([image, valid[:, None].to(image.dtype)], dim=1)
+    return warp_layers(stack_validity(image, valid), image.shape[1], grid)
+
+
+def stack_validity(
+    image: Float[Tensor, 'batch bands height width'],
+    valid: Bool[Tensor, 'batch height width'] | None,
+) -> Float[Tensor, 'batch layers height width']:
+    """Make layers that may be warped, in any number of ways.
+
+    Args:
+        image: Anything where not valid.
+        valid: True where a pixel holds data; everywhere by default.
+
+    Returns:
+        The image, where not valid the band's mean; and validity as one more band, unless all is
+        valid.
+    """
+    if valid is None:
+        return image
+    filled, _ = fill_invalid(image, valid)
+    return torch.cat([filled, valid[:, None].to(image.dtype)], dim=1)
+
+
+def warp_layers(
+    layers: Float[Tensor, 'batch layers height width'],
+    bands: int,
+    grid: Float[Tensor, 'batch rows cols 2'],
+) -> tuple[Float[Tensor, 'batch bands rows cols'], Bool[Tensor, 'batch rows cols']]:
+    """Warp images and their validity in one go, see :func:`warp_image`.
+
+    Args:
+        layers: Of :func:`stack_validity`.
+        bands: Number of bands of the images.
+        grid: Of :func:`sampling_grid`.
+
+    Returns:
+        What :func:`warp_image` does.
+    """
     # Validity ends with the image, colours go on
     warped = F.grid_sample(layers, grid, padding_mode='border', align_corners=True)
     inside = (grid.abs() <= 1 + 1e-4).all(dim=-1)
-    # Interpolated from valid pixels alone, 1 keeps 1 to rounding
-    return warped[:, :-1].clamp(0, 1), (warped[:, -1] > 1 - 1e-4) & inside
+    if layers.shape[1] > bands:
+        # Interpolated from valid pixels alone, 1 keeps 1 to rounding
+        inside = inside & (warped[:, -1] > 1 - 1e-4)
+    return warped[:, :bands].clamp(0, 1), inside
 
 
 def warp_mask(

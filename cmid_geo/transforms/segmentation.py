@@ -3,13 +3,13 @@
 
 """Augmentation of images together with their masks."""
 
-import kornia.augmentation as K
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from ..ops.dihedral import dihedral_group
-from .geometry import draw_crops, draw_dihedrals, sampling_grid, warp_image, warp_mask
+from .colour import Jitter
+from .geometry import RandomCrops, draw_dihedrals, sampling_grid, warp_image, warp_mask
 
 
 class LabelledAugmentation(nn.Module):
@@ -38,10 +38,10 @@ class LabelledAugmentation(nn.Module):
         """
         super().__init__()
         self.size = (size, size)
-        self.crop: K.RandomResizedCrop | None = None
+        self.crop: RandomCrops | None = None
         if scale is not None:
-            self.crop = K.RandomResizedCrop(self.size, scale, (3 / 4, 4 / 3))
-        self.colour = K.ColorJitter(brightness, contrast, p=0.8)
+            self.crop = RandomCrops(self.size, scale, (3 / 4, 4 / 3))
+        self.colour = Jitter(brightness, contrast, p=0.8)
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -63,9 +63,9 @@ class LabelledAugmentation(nn.Module):
         """
         size = (image.shape[2], image.shape[3]) if self.crop is None else self.size
         group = dihedral_group(square=size[0] == size[1])
-        geometry = draw_dihedrals(len(image), group, size, image.device)
+        geometry = draw_dihedrals(len(image), group, size)
         if self.crop is not None:
-            geometry = geometry @ draw_crops(self.crop, image)
+            geometry = geometry @ self.crop.draw(image)
         grid = sampling_grid(geometry, image, size)
         moved, known = warp_image(image, valid, grid)
         out = self.colour(moved).clamp(0, 1)

@@ -7,18 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import kornia.augmentation as K
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from kornia.geometry.linalg import transform_points
 from torch import Tensor, nn
 
 from ..ops.cells import CELL, random_cell_mask
 from ..ops.dihedral import dihedral_group
+from ..ops.host import send
 from ..ops.value_range import normalize
 from .colour import strong_colour
-from .geometry import draw_crops, draw_dihedrals, sampling_grid, warp_image
+from .geometry import (
+    RandomCrops,
+    draw_dihedrals,
+    sampling_grid,
+    stack_validity,
+    warp_layers,
+)
 
 #: The authors' statistics of RGB imagery in [0, 1], which they use for every pretraining set.
 RGB_MEAN = (0.33797, 0.3605, 0.3348)
@@ -67,8 +72,9 @@ class View:
 class TwoViews(nn.Module):
     """Chips in, two located and masked views out: a plain one, then a strongly altered one.
 
-    Both are cropped, rotated and flipped, each on its own draw. Everything runs batched and
-    on the chips' device. If you use this transform, please cite
+    Both are cropped, rotated and flipped, each on its own draw. What moves and colours them is
+    drawn on the host and sent without waiting; pixels are worked on batched, on the chips'
+    device. If you use this transform, please cite
     https://doi.org/10.1109/TGRS.2023.3268232.
     """
 
@@ -122,7 +128,7 @@ class TwoViews(nn.Module):
             self.register_buffer(name, buffer, False)
         self.register_load_state_dict_pre_hook(_keep_constants)
 
-        self.crop = K.RandomResizedCrop((size, size), scale, ratio)
+        self.crop = RandomCrops((size, size), scale, ratio)
         self.group = dihedral_group(quarters=turns)
         self.colours = nn.ModuleDict()
         self.colours['rgb'] = strong_colour(True, **colour)
@@ -160,67 +166,64 @@ class TwoViews(nn.Module):
         check_chips(chips, valid, self.size)
         with torch.autocast(chips.device.type, enabled=False):
             chips = chips if chips.dtype == torch.float64 else chips.float()
-            several = chips.ndim == 5
-            dates = draw_dates(chips, valid) if several else [(chips, valid)] * 2
+            if chips.ndim == 5:
+                layers = [stack_validity(*date) for date in draw_dates(chips, valid)]
+            else:
+                layers = [stack_validity(chips, valid)] * 2
             views = []
-            for place, (image, known) in enumerate(dates):
+            for place, image in enumerate(layers):
                 warp = geometries[place] if geometries else self.draw_geometry(image)
                 mask = masks[place] if masks else self.draw_mask(image)
-                views.append(self._view(image, known, warp, mask, place == 1))
+                views.append(self._view(image, chips.shape[-3], warp, mask, place == 1))
         return views[0], views[1]
 
     def draw_geometry(self, chips: Float[Tensor, 'batch bands height width']) -> Tensor:
         """Draw a crop, and a rotation and flip of it, for each chip.
 
         Args:
-            chips: Only their shape, type and device matter.
+            chips: Only their shape matters.
 
         Returns:
-            Matrices (batch, 3, 3) in float64 that map pixel indices (x, y, 1) of a chip to
+            Matrices (batch, 3, 3) in float64, on the host, that map pixel indices (x, y, 1) of a chip to
             those of its view.
         """
         size = (self.size, self.size)
-        rotation = draw_dihedrals(len(chips), self.group, size, chips.device)
-        return rotation @ draw_crops(self.crop, chips)
+        rotation = draw_dihedrals(len(chips), self.group, size)
+        return rotation @ self.crop.draw(chips)
 
     def draw_mask(self, chips: Float[Tensor, 'batch bands height width']) -> Tensor:
         """Draw the cells to hide.
 
         Args:
-            chips: Only their number and device matter.
+            chips: Only their number matters.
 
         Returns:
-            (batch, rows, cols), True where hidden.
+            (batch, rows, cols) on the host, True where hidden.
         """
         side = self.size // CELL
-        return random_cell_mask(len(chips), side, side, self.mask_ratio, chips.device)
+        return random_cell_mask(len(chips), side, side, self.mask_ratio)
 
     def _view(
-        self,
-        image: Tensor,
-        valid: Tensor | None,
-        geometry: Tensor,
-        mask: Tensor,
-        strong: bool,
+        self, layers: Tensor, bands: int, geometry: Tensor, mask: Tensor, strong: bool
     ) -> View:
-        grid = sampling_grid(geometry, image, (self.size, self.size))
-        image, known = warp_image(image, valid, grid)
+        grid = sampling_grid(geometry, layers, (self.size, self.size))
+        image, known = warp_layers(layers, bands, grid)
         if strong:
-            rgb = image.shape[1] == 3 if self.rgb is None else self.rgb
-            image = self.colours['rgb' if rgb else 'any'](image).clamp(0, 1)
-        positions = self._positions(geometry).to(image.dtype)
-        mean, std = default_mean_std(image.shape[1])
+            rgb = bands == 3 if self.rgb is None else self.rgb
+            image = self.colours['rgb' if rgb else 'any'](image).clamp_(0, 1)
+        positions = send(self._positions(geometry).to(image.dtype), image)
+        mean, std = default_mean_std(bands)
         mean = mean if self.mean is None else self.mean
         std = std if self.std is None else self.std
-        return View(normalize(image, mean, std), mask, positions, known)
+        image = normalize(image, mean, std)
+        return View(image, send(mask, image), positions, known)
 
     def _positions(self, geometry: Tensor) -> Tensor:
         side = torch.arange(self.size // CELL, device=geometry.device).to(geometry)
         centre = (side + 0.5) * CELL - 0.5 + self.field_offset
         row, col = torch.meshgrid(centre, centre, indexing='ij')
-        cells = torch.stack([col, row], dim=-1).view(1, -1, 2)
-        cells = cells.expand(len(geometry), -1, -1)
-        return transform_points(torch.linalg.inv(geometry), cells)
+        cells, back = torch.stack([col, row], dim=-1).view(-1, 2), geometry.inverse()
+        return cells @ back[:, :2, :2].mT + back[:, None, :2, 2]
 
 
 def _keep_constants(
