@@ -94,4 +94,6 @@ class Throughput(Callback):
         now, last, self._last = time.perf_counter(), self._last, time.perf_counter()
         if last is not None:
             images = outputs['keys'].shape[1] * trainer.world_size
-            pl_module.log('images_per_second', images / (now - last), prog_bar=True)
+            # Filled, not copied, which would wait for the device
+            rate = torch.full((), images / (now - last), device=pl_module.device)
+            pl_module.log('images_per_second', rate, prog_bar=True)
