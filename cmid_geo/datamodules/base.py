@@ -136,6 +136,9 @@ class ScaledDataModule(BaseDataModule):
         sampler = getattr(self, f'{split}_sampler', None)
         if train:
             sampler = self._order(dataset, sampler, size)
+        if self.num_workers and hasattr(dataset, 'close'):
+            # Forked workers would inherit what set-up opened
+            dataset.close()
         return DataLoader(
             dataset=dataset,
             batch_size=size,

@@ -132,6 +132,10 @@ class LabelledScenes(Dataset):
         """Return the number of scenes that have a mask."""
         return len(self.masks.scenes)
 
+    def close(self) -> None:
+        """Close the files that this process keeps open."""
+        self.images.close()
+
     def __getitem__(self, index: Chip) -> Sample:
         """Read a chip.
 

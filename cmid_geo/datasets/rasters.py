@@ -153,6 +153,9 @@ def _open(path: str, drivers: Sequence[str]) -> DatasetReader:
 @ensure_env_with_credentials
 def _open_by(path: str, drivers: Sequence[str]) -> DatasetReader:
     """Open a file with some of GDAL's drivers, which rasterio.open itself takes one at a time."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        # To open a pipe waits until somebody writes into it
+        raise RasterioIOError(f'{path} is a pipe, socket or device: scenes are files')
     try:
         return DatasetReader(path, driver=list(drivers))
     except RasterioIOError as error:

@@ -7,9 +7,12 @@ GDAL's WarpedVRT counts a pixel as valid where any of its sources is, and takes 
 be valid, and bands of one scene lie in files of several resolutions, interpolating ourselves is shorter.
 """
 
+import errno
 import functools
 import math
 import os
+import time
+import warnings
 import weakref
 from dataclasses import dataclass, field
 
@@ -23,6 +26,9 @@ from .rasters import FAILURES, Array, Raster, Window, all_of, open_raster, read_
 from .scene import Scene
 
 Image = npt.NDArray[np.float32]
+
+#: Seconds before a file that could not be read is tried again: network drives come back.
+WAITS = (0.1, 1.0)
 
 #: A pixel counts as valid if (up to rounding) all pixels it was interpolated from are.
 _WHOLE = 0.999
@@ -38,15 +44,22 @@ class SceneReader:
     Args:
         limit: How many files one process keeps open; the least recently used is closed. 0 to close
             every file after each read.
+        skip: Whether windows that cannot be read are invalid, with a warning, instead of an error.
+
+    Attributes:
+        skipped: Windows that could not be read, of this process.
     """
 
     limit: int = 128
+    skip: bool = False
+    skipped: int = 0
     _handles: dict[int, dict[str, DatasetReader]] = field(default_factory=dict)
     _maps: dict[tuple[Scene, int], Bits | None] = field(default_factory=dict)
+    _lost: set[str] = field(default_factory=set)
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the open files behind, and the maps, which workers do not need."""
-        return {'limit': self.limit, '_handles': {}, '_maps': {}}
+        return self.__dict__ | {'_handles': {}, '_maps': {}}
 
     def read(
         self, scene: Scene, target: Grid, dtype: npt.DTypeLike = np.float32
@@ -63,16 +76,37 @@ class SceneReader:
             is of whole numbers; and bool (height, width).
 
         Raises:
-            ValueError: If a file cannot be read.
+            ValueError: If a file cannot be read, unless such windows are to be skipped.
         """
-        offset = None if scene.needs_warp else whole_offset(scene.grid, target)
-        if offset is None:
-            image, valid = self._resample(scene, target)
-        else:
-            image, valid = self._read_own(scene, *offset, target.width, target.height)
+        try:
+            image, valid = self._read(scene, target)
+        except ValueError as error:
+            if not self.skip:
+                raise
+            self._count(error)
+            image, valid = _nothing(scene, target.height, target.width)
         whole = image.dtype.kind == 'f' and np.dtype(dtype).kind in 'iu'
         image = np.rint(image) if whole else image
         return image.astype(dtype, copy=False), valid
+
+    def close(self) -> None:
+        """Close the files of this process, so that workers forked from it inherit none."""
+        _close_all(self._handles.get(os.getpid(), {}), os.getpid())
+
+    def _count(self, error: ValueError) -> None:
+        """Count a window that is skipped, and tell it now and then."""
+        self.skipped += 1
+        if self.skipped & (self.skipped - 1) == 0:
+            warnings.warn(
+                f'{self.skipped} windows skipped so far: {error}', stacklevel=2
+            )
+
+    def _read(self, scene: Scene, target: Grid) -> tuple[Array, Bools]:
+        """Read straight where pixels coincide, else interpolate."""
+        offset = None if scene.needs_warp else whole_offset(scene.grid, target)
+        if offset is None:
+            return self._resample(scene, target)
+        return self._read_own(scene, *offset, target.width, target.height)
 
     def validity(self, scene: Scene, cells: int) -> Bools | None:
         """Map roughly where a scene is valid.
@@ -192,19 +226,26 @@ class SceneReader:
     def _read_file(
         self, raster: Raster, window: Window, shape: tuple[int, int] | None
     ) -> tuple[Array, Bools | None]:
-        """Read from the file's open handle, naming the file if that fails."""
-        try:
-            handle = self._open(raster.path)
+        """Read from the file's open handle, again if that fails, and name the file in the end."""
+        # What was given up once is not waited for again
+        waits = () if raster.path in self._lost else WAITS
+        for wait in (*waits, None):
             try:
-                return read_raster(handle, raster, window, shape)
-            finally:
-                if not self.limit:
-                    handle.close()
-        except FAILURES as error:
-            raise ValueError(
-                f'cannot read {window} of {raster.path!r} ({error.__cause__ or error}): '
-                'the file is damaged or went away; replace it, or leave it out of paths'
-            ) from error
+                handle = self._open(raster.path)
+                try:
+                    return read_raster(handle, raster, window, shape)
+                finally:
+                    if not self.limit:
+                        handle.close()
+            except FAILURES as error:
+                why = str(error.__cause__ or error)
+                # Whatever is wrong, a handle opened anew may be well; and too many may be open
+                self.close()
+                if wait is None:
+                    self._lost.add(raster.path)
+                    raise ValueError(_unreadable(raster.path, window, why)) from error
+                time.sleep(wait)
+        raise AssertionError
 
     def _open(self, path: str) -> DatasetReader:
         """Return this process's handle of a file."""
@@ -222,6 +263,14 @@ class SceneReader:
         if len(handles) > self.limit:
             handles.pop(next(iter(handles))).close()
         return handle
+
+
+def _unreadable(path: str, window: Window, why: str) -> str:
+    """Say what is wrong with a file, and what to do."""
+    cure = 'the file is damaged or went away; replace it, or leave it out of paths'
+    if os.strerror(errno.EMFILE).lower() in why.lower():
+        cure = 'this process may open no more files: raise the limit (ulimit -n), or lower num_workers'
+    return f'cannot read {window} of {path!r} ({why}): {cure}'
 
 
 def _close_all(handles: dict[str, DatasetReader], pid: int) -> None:

@@ -98,7 +98,7 @@ class SceneDataset(GeoDataset):
         found, bad = sift_scenes(
             files, bands, band_regex, date_regex, declared, thorough=skip_unreadable
         )
-        self._reader = SceneReader(128 if cache else 0)
+        self._reader = SceneReader(128 if cache else 0, skip_unreadable)
         wanted = None if crs is None else CRS.from_user_input(crs).to_wkt()
         self._place(found, wanted, res, bad, skip_unreadable)
 
@@ -227,6 +227,10 @@ class SceneDataset(GeoDataset):
             ValueError: If a file cannot be read any more.
         """
         return self._reader.validity(self.scenes[scene], cells)
+
+    def close(self) -> None:
+        """Close the files that this process keeps open; they are opened again when needed."""
+        self._reader.close()
 
     def _chip(self, chip: Chip) -> Sample:
         """Read a window, at one date or several."""

@@ -3,6 +3,7 @@
 
 """Maps of one scene or many, and the names of their options; nothing heavy is imported before it is used."""
 
+import errno
 import os
 import sys
 from collections.abc import Generator, Sequence
@@ -43,11 +44,18 @@ class Tally:
 
         Yields:
             Nothing.
+
+        Raises:
+            OSError: If the disk is full: the others would be predicted in vain.
         """
         try:
             yield
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             self.failed[name] = reason(error)
+            if disk_is_full(error):
+                raise OSError(
+                    f'{self}\nThe disk is full: free space and run the same command, maps that are there are kept'
+                ) from error
 
     def __str__(self) -> str:
         """Say it."""
@@ -66,6 +74,26 @@ def reason(error: BaseException) -> str:
         Its message; its kind if it has none.
     """
     return str(error) or type(error).__name__
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that it comes from, is of a disk without space.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        Whether so, also by the words of libraries that raise errors of their own.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT)
+    while error is not None:
+        words = str(error).lower()
+        if getattr(error, 'errno', None) in full or any(
+            os.strerror(n).lower() in words for n in full
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def check_counts(**counts: int) -> None:

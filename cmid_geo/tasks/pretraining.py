@@ -89,15 +89,25 @@ class Pretraining(Values):
         """Refuse data that do not fit, and take over their value range before anything is restored."""
         if stage == 'fit':
             check_data(getattr(self.trainer, 'datamodule', None), self.hparams)
-        strategy = self.trainer.strategy
-        on_gpu = strategy.root_device.type == 'cuda'
-        if stage == 'fit' and on_gpu and self.student.backbone.convolutional:
-            # Half again as fast in mixed precision, see benchmarks/results/gpu.md
+            self._prepare_networks()
+        super().setup(stage)
+
+    def _prepare_networks(self) -> None:
+        """Lay networks out as the device is fastest with, before anything is sent there."""
+        strategy, convolutional = (
+            self.trainer.strategy,
+            self.student.backbone.convolutional,
+        )
+        if strategy.root_device.type == 'cuda' and convolutional:
+            # 1.6 times as fast in mixed precision, see benchmarks/results/gpu.md
             self.to(memory_format=torch.channels_last)
-        if stage == 'fit' and isinstance(strategy, DDPStrategy):
+        if self.hparams.get('compiled'):
+            # In place: names of tensors, and so checkpoints, stay
+            self.student.backbone.compile()
+            self.teacher.backbone.compile()
+        if isinstance(strategy, DDPStrategy):
             # The default would send the queue to all processes at each forward
             strategy._ddp_kwargs.setdefault('broadcast_buffers', False)
-        super().setup(stage)
 
     def follow_bands(self, given: list[str], wanted: list[str], new: bool) -> None:
         """Refuse weights whose filters do not lie in the order of the data's bands."""

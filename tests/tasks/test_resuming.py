@@ -3,6 +3,7 @@
 
 """Runs that are resumed end as if they had not been stopped."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,27 @@ def test_keys_seed_independently() -> None:
 def test_sharded_parameters_are_refused() -> None:
     with pytest.raises(ValueError, match=r"FSDPStrategy .*Trainer\(strategy='ddp'\)"):
         check_strategy(FSDPStrategy(), 'CMID')
+
+
+def test_compiled_backbones_change_no_names(
+    make_task: Any, make_trainer: Any, loader: Any, tmp_path: Path
+) -> None:
+    plain, task = make_task(), make_task(compiled=True)
+    called: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        called.append(1)
+        return graph.forward
+
+    for source in (task.student, task.teacher):
+        compile_ = source.backbone.compile
+        source.backbone.compile = functools.partial(compile_, backend=backend)
+    losses = []
+    for each in (plain, task):
+        torch.manual_seed(0)
+        trainer = make_trainer(max_steps=1)
+        trainer.fit(each, loader)
+        losses.append(trainer.callback_metrics['train_loss'])
+    assert called
+    assert list(plain.state_dict()) == list(task.state_dict())
+    torch.testing.assert_close(*losses)
