@@ -97,7 +97,7 @@ class StopOnSignal(Callback):
             saved = f': cmid-geo fit ... --resume {folder} goes on from last.ckpt'
         rank_zero_warn(f'stopped by {name} at step {trainer.global_step}{saved}')
         before = self._before.get(self.received)
-        if self.received != signal.SIGINT and callable(before) and _requeues(trainer):
+        if name == 'SIGUSR1' and callable(before) and _requeues(trainer):
             before(self.received, None)
         raise SystemExit(128 + self.received)
 

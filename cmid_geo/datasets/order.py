@@ -55,8 +55,8 @@ class TrainingOrder(DistributedSampler[Any]):
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(self.serving)
         first = done * self.num_replicas + self.rank
-        # Lazy: the chips of a large epoch are drawn while training goes on
-        endless = itertools.cycle(self.sampler)
+        # Lazy: the chips of a large epoch are drawn while training goes on, and never all in memory
+        endless = itertools.chain.from_iterable(itertools.repeat(self.sampler))
         return itertools.islice(endless, first, self.total_size, self.num_replicas)
 
 
