@@ -106,9 +106,9 @@ def _find(given: Any) -> None:
     if folder:
         given.ckpt_path, given.resume = str(find_checkpoint(folder)), None
     elif path == 'last':
-        stated = [
-            each.init_args.get('dirpath') for each in given.trainer.callbacks or []
-        ]
+        callbacks = given.trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        stated = [(each.get('init_args') or {}).get('dirpath') for each in callbacks]
         root = given.trainer.default_root_dir or '.'
         folders = [each for each in stated if each] or [
             str(Path(root) / 'lightning_logs')

@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -377,3 +378,45 @@ def test_an_error_of_all_processes_is_told_once(scenes: Path, folder: Path) -> N
     assert done.returncode == 1
     assert done.stderr.count('queue_size=999 is more than') == 1
     assert 'Traceback' not in done.stderr and 'cmid-geo fit: ' in done.stderr
+
+
+ROOT = Path(__file__).parent.parent
+TINY_RUN = [
+    'fit',
+    f'--config={ROOT / "configs" / "pretrain_tiny.yaml"}',
+    '--data.paths=nowhere',
+]
+
+
+@pytest.mark.parametrize(
+    ('words', 'told'),
+    [
+        (['--ckpt_path=last'], 'runs/pretrain_tiny holds no whole checkpoint of a run'),
+        (['--resume=gone'], 'gone holds no whole checkpoint of a run'),
+        (['--resume=gone', '--ckpt_path=last'], 'both tell where to go on from'),
+        (
+            ['--trainer.callbacks=null', '--ckpt_path=last'],
+            'lightning_logs holds no whole',
+        ),
+    ],
+)
+def test_nothing_to_resume_from_ends_the_command(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=told):
+        main([*TINY_RUN, *words])
+
+
+def test_arguments_that_a_checkpoint_replaces_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'run').mkdir()
+    shutil.copy(ROOT / 'tests' / 'data' / 'old' / 'cmid_resnet.ckpt', tmp_path / 'run')
+    match = r'cmid_resnet.ckpt goes on .*lr=.* instead of 0.5.*--model.weights'
+    with (
+        pytest.warns(UserWarning, match=match),
+        pytest.raises(SystemExit, match='resnet_old'),
+    ):
+        main([*TINY_RUN, '--model.lr=0.5', '--resume=run'])
