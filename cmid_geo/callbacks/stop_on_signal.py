@@ -19,11 +19,12 @@ SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if
 
 
 class StopOnSignal(Callback):
-    """Ends a fit at SIGTERM, SIGINT or SIGUSR1 with a checkpoint, and 128 + signal as exit code.
+    """Ends a fit at SIGTERM, SIGINT or SIGUSR1 with a checkpoint.
 
-    The batch at work is ended, ``last.ckpt`` saved beside the other checkpoints, and all processes
-    end, whichever of them the signal reached. Before training there is nothing to save, and a second
-    SIGINT does not wait: the program ends at once. During validation the signal waits for its end.
+    The exit code is 143, and 130 after SIGINT. The batch at work is ended, ``last.ckpt`` saved beside
+    the other checkpoints, and all processes end, whichever of them the signal reached. Before training
+    there is nothing to save, and a second SIGINT does not wait: the program ends at once. During
+    validation the signal waits for its end.
     """
 
     def __init__(self) -> None:
@@ -72,7 +73,7 @@ class StopOnSignal(Callback):
     def _receive(self, number: int, frame: object) -> None:
         again = self.received and number == signal.SIGINT
         if again or not self.training:
-            raise SystemExit(128 + number)
+            raise SystemExit(exit_code(number))
         self.received = self.received or number
 
     def _agree(self) -> bool:
@@ -99,7 +100,19 @@ class StopOnSignal(Callback):
         before = self._before.get(self.received)
         if name == 'SIGUSR1' and callable(before) and _requeues(trainer):
             before(self.received, None)
-        raise SystemExit(128 + self.received)
+        raise SystemExit(exit_code(self.received))
+
+
+def exit_code(number: int) -> int:
+    """Exit code of a run that a signal ended.
+
+    Args:
+        number: Of the signal.
+
+    Returns:
+        What shells tell of a program that SIGINT ended, else that of SIGTERM: schedulers know it.
+    """
+    return 128 + (number if number == signal.SIGINT else signal.SIGTERM)
 
 
 def _requeues(trainer: Any) -> bool:
