@@ -417,6 +417,7 @@ def test_arguments_that_a_checkpoint_replaces_are_told(
     match = r'cmid_resnet.ckpt goes on .*lr=.* instead of 0.5.*--model.weights'
     with (
         pytest.warns(UserWarning, match=match),
-        pytest.raises(SystemExit, match='resnet_old'),
+        # Whether or not another test made the old network known to timm
+        pytest.raises(SystemExit, match='resnet_old|nowhere'),
     ):
         main([*TINY_RUN, '--model.lr=0.5', '--resume=run'])
