@@ -57,6 +57,8 @@ def run(scenes: str | None, folder: Path, steps: int) -> None:
         length=steps * BATCH,
         val_length=4 * BATCH,
         batch_size=BATCH,
+        # Neighbours would fill much of a queue as short as this, and the rank tell of them
+        chips_per_region=1,
         zero_is_nodata=True,
         seed=0,
     )
