@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import distributed
 
@@ -18,13 +18,14 @@ from .export_backbone import output_folder
 SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name)]  # fmt: skip
 
 
-class StopOnSignal(Callback):
+class StopOnSignal(Checkpoint):
     """Ends a fit at SIGTERM, SIGINT or SIGUSR1 with a checkpoint.
 
     The exit code is 143, and 130 after SIGINT. The batch at work is ended, ``last.ckpt`` saved beside
     the other checkpoints, and all processes end, whichever of them the signal reached. Before training
     there is nothing to save, and a second SIGINT does not wait: the program ends at once. During
-    validation the signal waits for its end.
+    validation the signal waits for its end, and for what other checkpoints have to save of the epoch:
+    being one itself, it comes after them.
     """
 
     def __init__(self) -> None:

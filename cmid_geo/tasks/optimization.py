@@ -108,7 +108,12 @@ def configure_recipe(
     if given['schedule'] == 'plateau':
         mode = 'min' if task.mode == 'min' else 'max'
         watched = ReduceLROnPlateau(optimizer, mode, patience=given['patience'])
-        by_metric: Any = {'scheduler': watched, 'monitor': task.monitor}
+        by_metric: Any = {
+            'scheduler': watched,
+            'monitor': task.monitor,
+            # Other epochs have no metric
+            'frequency': trainer.check_val_every_n_epoch or 1,
+        }
         return {'optimizer': optimizer, 'lr_scheduler': by_metric}
     total = count_steps(trainer, ", or choose schedule='plateau'")
     name = type(task).__name__

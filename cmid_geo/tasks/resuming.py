@@ -5,6 +5,8 @@
 
 import random
 import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,8 @@ class Resumable(BaseTask):
     seed: int | None = None
     #: Of accumulated batches, by parameter, until training goes on.
     gradients: dict[str, torch.Tensor] | None = None
+    #: Latest values by name of a run that was restored, until training goes on.
+    metrics: Mapping[str, float] = MappingProxyType({})
 
     def configure_callbacks(self) -> Any:
         """Stop at signals with a checkpoint, unless the user gave a callback for that."""
@@ -50,20 +54,16 @@ class Resumable(BaseTask):
             self.seed = self.trainer.strategy.broadcast(torch.initial_seed())
 
     def on_train_start(self) -> None:
-        """Take up accumulated gradients, and the next epoch where one had ended.
-
-        Restored from the last batch of an epoch, Lightning takes a run to be still inside it, does
-        not count the next epoch, and repeats one when the run is restored again (its issues 18060
-        and 19815).
-        """
+        """Take up accumulated gradients and metrics, and do what was left of the last step and epoch."""
         parameters = dict(self.named_parameters())
         for name, gradient in (self.gradients or {}).items():
             parameters[name].grad = gradient.to(parameters[name].device)
         self.gradients = None
-        loop = self.trainer.fit_loop
-        counted = loop.epoch_progress.current
-        if loop.restarted_mid_epoch and counted.completed == counted.ready:
-            loop.reset_restart_stage()
+        metrics = {name: torch.tensor(each) for name, each in self.metrics.items()}
+        self.trainer.callback_metrics.update(metrics)
+        self.metrics = {}
+        if self.trainer.fit_loop.is_resuming:
+            _catch_up(self.trainer.fit_loop)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Seed all that is drawn for a training batch, from here to the end of its step.
@@ -84,7 +84,7 @@ class Resumable(BaseTask):
         return batch
 
     def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Keep the seed and, between two steps of the optimizer, the accumulated gradients.
+        """Keep the seed, metrics and, between two steps of the optimizer, accumulated gradients.
 
         Args:
             checkpoint: To be saved.
@@ -93,6 +93,8 @@ class Resumable(BaseTask):
         if self._trainer is None:
             return
         trainer = self.trainer
+        latest = trainer.callback_metrics.items()
+        checkpoint['metrics'] = {name: float(each) for name, each in latest}
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
         done = progress.current.processed % trainer.accumulate_grad_batches
         if trainer.training and done and not progress.is_last_batch:
@@ -104,13 +106,59 @@ class Resumable(BaseTask):
             }
 
     def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Take over seed and accumulated gradients.
+        """Take over seed, metrics and accumulated gradients.
 
         Args:
             checkpoint: To be restored.
         """
         self.seed = checkpoint.get('seed')
         self.gradients = checkpoint.get('gradients')
+        self.metrics = checkpoint.get('metrics', {})
+
+
+def _catch_up(loop: Any) -> None:
+    """Do what an undisturbed run does between a checkpoint and its next batch.
+
+    Checkpoints are saved before the validation that is due at their batch, and before a plateau
+    schedule sees the epoch's metric. Lightning leaves out both in a restored run; from an epoch's
+    last batch it goes on in the next epoch, but does not begin it (its issues 18060 and 19815).
+    """
+    steps, epochs = (
+        loop.epoch_loop,
+        (loop.epoch_progress.current, loop.epoch_progress.total),
+    )
+    # Old checkpoints have none
+    measured = bool(loop.trainer.callback_metrics)
+    # Else a plateau schedule would not see the epoch in which the run goes on; not of the inner
+    # loops, which have batches to skip
+    loop._restarting = steps.restarted_on_last and not measured
+    if steps.restarted_on_train_batch_end and epochs[0].completed == epochs[0].ready:
+        # Lightning counted the epoch as done
+        for each in epochs:
+            each.processed -= 1
+            each.completed -= 1
+        steps.restarting = False
+        steps.batch_progress.increment_completed()
+        steps.on_advance_end(loop._data_fetcher)
+        loop.on_advance_end()
+        loop.reset_restart_stage()
+        steps.reset_restart_stage()
+    elif steps.restarted_on_train_batch_end:
+        # Lightning will count the step itself
+        stepped = steps._batches_that_stepped
+        steps.val_loop.restarting = False
+        steps.on_advance_end(loop._data_fetcher)
+        steps._batches_that_stepped = stepped
+    elif loop.resumed_on_epoch_end or loop.restarted_on_epoch_end:
+        epochs[0].completed = epochs[0].processed - 1
+        if measured:
+            steps.update_lr_schedulers('epoch', update_plateau_schedulers=True)
+        # With max_steps Lightning would end the epoch once more
+        steps.restarting = False
+        for each in epochs:
+            each.completed = each.processed
+        loop.reset_restart_stage()
+        steps.reset_restart_stage()
 
 
 def check_strategy(strategy: object, task: str) -> None:

@@ -54,6 +54,8 @@ def segmentation(folder: Path, workers: int) -> Made:
     options: dict[str, Any] = {
         'decoder_options': {'decoder_channels': 16},
         'num_classes': 2,
+        'schedule': 'plateau',
+        'patience': 0,
     }
     return tasks.SemanticSegmentation(model='upernet', **SPARE, **options), data
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from runs import RUNS, differences, run
 
@@ -34,8 +34,9 @@ def saving(folder: Path, steps: int = 1) -> list[Any]:
         (2, {}),
         (0, {'accumulate_grad_batches': 2, 'val_check_interval': 0.5}),
         (0, {'limit_train_batches': 2, 'limit_val_batches': 0}),
+        (0, {'max_steps': 5}),
     ],
-    ids=['plain', 'workers', 'accumulated', 'limited'],
+    ids=['plain', 'workers', 'accumulated', 'limited', 'by steps'],
 )
 def test_pretraining_resumes_exactly_from_every_checkpoint(
     workers: int, options: dict[str, Any], tmp_path: Path
@@ -48,6 +49,53 @@ def test_pretraining_resumes_exactly_from_every_checkpoint(
     for path in files:
         again = run('pretraining', tmp_path, path, [], workers, **options)
         assert not differences(whole, again), path.name
+
+
+class Measured(Callback):
+    """Keeps what each validation found, and after which step."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, float]] = []
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.rows.append(
+            (trainer.global_step, float(trainer.callback_metrics['val_loss']))
+        )
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'max_steps': 8},
+        {'val_check_interval': 0.34},
+        {'check_val_every_n_epoch': 2},
+    ],
+    ids=['plain', 'by steps', 'within epochs', 'every other epoch'],
+)
+def test_no_validation_is_lost(options: dict[str, Any], tmp_path: Path) -> None:
+    """Saved before a validation, after it, or before the plateau schedule knows of it."""
+    after = ModelCheckpoint(
+        tmp_path / 'kept', 'valid{step}', monitor='val_loss', save_top_k=-1,
+        save_on_train_epoch_end=False, auto_insert_metric_name=False,
+    )  # fmt: skip
+    measured, options = Measured(), {'max_epochs': 3} | options
+    callbacks = [measured, *saving(tmp_path / 'kept'), after]
+    whole = run('segmentation', tmp_path, None, callbacks, **options)
+    # After the end there is no training that a schedule could change
+    files = sorted(
+        set(tmp_path.glob('kept/*.ckpt')) - {tmp_path / 'kept' / 'epoch9.ckpt'}
+    )
+    assert len(files) >= 12
+    for path in files:
+        again, step = (
+            Measured(),
+            int(path.stem[5:] if 'step' not in path.stem else path.stem[4:]),
+        )
+        ended = run('segmentation', tmp_path, path, [again], **options)
+        assert not differences(whole, ended), path.name
+        due = [row for row in measured.rows if row[0] > step - ('step' in path.stem)]
+        assert again.rows == due, path.name
 
 
 def test_runs_resume_again_after_the_last_batch_of_an_epoch(tmp_path: Path) -> None:
