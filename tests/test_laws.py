@@ -34,7 +34,7 @@ FLOORS = (
 
 #: Library: the parts that alone may import it.
 HOMES = {
-    'filelock': ('models/weights/download', 'predict'),
+    'filelock': ('models/weights/download', 'callbacks', 'predict'),
     'geopandas': ('datasets', 'predict/vectors'),
     'jsonargparse': ('tasks/restoring', '__main__'),
     'kornia': ('transforms',),

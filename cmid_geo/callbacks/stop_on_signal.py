@@ -3,7 +3,9 @@
 
 """Stop at a signal, with a checkpoint to resume from."""
 
+import os
 import signal
+import subprocess
 import threading
 from typing import Any
 
@@ -98,9 +100,8 @@ class StopOnSignal(Checkpoint):
             trainer.save_checkpoint(path)
             saved = f': cmid-geo fit ... --resume {folder} goes on from last.ckpt'
         rank_zero_warn(f'stopped by {name} at step {trainer.global_step}{saved}')
-        before = self._before.get(self.received)
-        if name == 'SIGUSR1' and callable(before) and _requeues(trainer):
-            before(self.received, None)
+        if name == 'SIGUSR1' and trainer.is_global_zero and _requeues(trainer):
+            _requeue()
         raise SystemExit(exit_code(self.received))
 
 
@@ -117,6 +118,28 @@ def exit_code(number: int) -> int:
 
 
 def _requeues(trainer: Any) -> bool:
-    """Whether Lightning's own handler asks SLURM to start the job again."""
+    """Whether SLURM shall start the job again."""
     environment = trainer._accelerator_connector.cluster_environment
     return getattr(environment, 'auto_requeue', False)
+
+
+def _requeue() -> None:
+    """Ask SLURM to start the job again.
+
+    Not by Lightning's handler: it leaves a checkpoint in the folder in which the job began, with
+    which any later job goes on that begins there, whatever it is to train.
+    """
+    array, job = (
+        os.environ.get('SLURM_ARRAY_JOB_ID'),
+        os.environ.get('SLURM_JOB_ID', ''),
+    )
+    if array:
+        job = f'{array}_{os.environ["SLURM_ARRAY_TASK_ID"]}'
+    try:
+        code = subprocess.run(['scontrol', 'requeue', job], check=False).returncode
+    except OSError as error:
+        code = error.strerror
+    if code:
+        rank_zero_warn(
+            f'scontrol requeue {job} failed ({code}): start the job again yourself'
+        )

@@ -7,7 +7,7 @@ import random
 import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.strategies.model_parallel import ModelParallelStrategy
 from torchgeo.tasks import BaseTask
 
+from ..callbacks.run_folder import RunFolder
 from ..callbacks.stop_on_signal import StopOnSignal
 from .types import Batch, Checkpoint
 
@@ -41,10 +42,12 @@ class Resumable(BaseTask):
     metrics: Mapping[str, float] = MappingProxyType({})
 
     def configure_callbacks(self) -> Any:
-        """Stop at signals with a checkpoint, unless the user gave a callback for that."""
-        given: Any = self.trainer
-        listens = any(isinstance(each, StopOnSignal) for each in given.callbacks)
-        return [] if listens else [StopOnSignal()]
+        """Guard the checkpoints and stop at signals with one, unless the user gave such callbacks.
+
+        They are called in this order, after all that save.
+        """
+        given = {type(each) for each in cast(Any, self.trainer).callbacks}
+        return [kind() for kind in (RunFolder, StopOnSignal) if kind not in given]
 
     def on_fit_start(self) -> None:
         """Agree on a seed, where none was restored."""

@@ -176,6 +176,8 @@ def main() -> None:
     saving = ModelCheckpoint(kept, every_n_train_steps=1, save_last=True)
     options: dict[str, Any] = {'max_epochs': int(epochs), 'devices': int(devices)}
     workers = 2 if devices == '1' else 0
+    # Three batches an epoch, of all processes together
+    LOADING['length'] = max(7, 6 * int(devices))
     ended = run(name, Path(folder), path, [saving, Told()], workers, **options)
     if os.environ.get('LOCAL_RANK', '0') == '0':
         torch.save(ended, Path(kept) / 'ended.pt')
