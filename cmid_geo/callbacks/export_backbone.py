@@ -13,6 +13,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from ..models.weights.export import export_backbone
 
+#: How to choose another folder for a run.
+ELSEWHERE = 'ModelCheckpoint(dirpath=...) or Trainer(default_root_dir=...)'
+
 
 class ExportBackbone(Callback):
     """Ends each fit with a backbone file, beside the checkpoints or else the logs."""
@@ -24,7 +27,7 @@ class ExportBackbone(Callback):
         # Asked by all processes: it is agreed upon between them
         folder = output_folder(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            check_writable(folder, 'Trainer(default_root_dir=...)')
+            check_writable(folder, ELSEWHERE)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write ``backbone.ckpt``."""

@@ -9,6 +9,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from .export_backbone import ELSEWHERE, check_writable
+
 #: Stays in the folder; the kernel lets go of it with the process.
 LOCK = '.fit.lock'
 
@@ -25,7 +27,7 @@ class RunFolder(Checkpoint):
         self._lock: FileLock | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Refuse a folder to which another run saves."""
+        """Refuse a folder that cannot be written, or to which another run saves."""
         callback = trainer.checkpoint_callback
         given = getattr(callback, 'dirpath', None)
         if not given or '://' in str(given) or trainer.fast_dev_run:
@@ -63,9 +65,10 @@ class RunFolder(Checkpoint):
 
     def _take(self, folder: Path) -> bool:
         """Take the lock; where a file system knows none, go on without."""
+        # At once, not when the first checkpoint is due
+        check_writable(folder, ELSEWHERE)
         lock = FileLock(folder / LOCK)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
             self._lock = lock
         except Timeout:

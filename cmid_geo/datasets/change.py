@@ -93,6 +93,7 @@ class ChangePairs(Dataset[Sample]):
         self.binary, self.ignore_index = binary, ignore_index
 
         def scenes_of(files: list[str], is_mask: bool) -> list[Scene]:
+            """Scenes of files: masks have one band, in which 0 is a class."""
             wanted, zero = ([1], False) if is_mask else (bands, zero_is_nodata)
             declared = Declared(zero, None if is_mask else nodata, file_crs)
             return find_scenes(files, wanted, band_regex, date_regex, declared)

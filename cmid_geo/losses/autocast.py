@@ -25,12 +25,14 @@ def in_full_precision[**P, R](function: Callable[P, R]) -> Callable[P, R]:
     """
 
     def widen(value: Any) -> Any:
+        """Give a tensor of 16 bits in 32."""
         if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
             return value.float()
         return value
 
     @wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function outside autocast."""
         tensors = [value for value in args if isinstance(value, Tensor)]
         device = tensors[0].device.type if tensors else 'cpu'
         with torch.autocast(device, enabled=False):

@@ -63,6 +63,7 @@ def write_components(file: RasterFile, count: int) -> RasterFile:
     """
 
     def known() -> Iterator[np.ndarray]:
+        """Vectors (places, dim) of each block, but those without data."""
         for _, block in file.blocks():
             vectors = block.reshape(len(block), -1).T.astype(np.float64)
             yield vectors[np.isfinite(vectors).all(1)]
@@ -118,6 +119,7 @@ def embed_scene(
     corner_row, corner_col = (first - edge - stride // 2 for first in (row, col))
 
     def see(top: int, left: int) -> Tensor:
+        """Features of the window whose corner is so far from the first."""
         read = source.read(corner_row + top, corner_col + left, side + 2 * edge)
         batch = (torch.from_numpy(each)[None].to(task.device) for each in read)
         return mapper(*batch)[0, :, inner, inner].cpu()

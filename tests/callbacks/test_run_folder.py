@@ -93,3 +93,10 @@ def test_file_systems_without_locks_are_written(
         max_steps=1,
     )
     assert list((tmp_path / 'kept').glob('*.ckpt'))
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / 'kept').write_text('a file')
+    match = r'kept cannot be written \(.*exists\).*ModelCheckpoint\(dirpath=...\)'
+    with pytest.raises(ValueError, match=match):
+        run('segmentation', tmp_path, None, [ModelCheckpoint(tmp_path / 'kept')])

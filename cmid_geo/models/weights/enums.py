@@ -130,6 +130,7 @@ class CMIDWeights(WeightsEnum):
             url, known = self.meta['full_url'], self.meta['full_sha256']
 
         def check(file: Path) -> None:
+            """Refuse a file that does not hold these weights."""
             fault = self._find_fault(_read_tensors(file), kind)
             if fault:
                 raise ValueError(

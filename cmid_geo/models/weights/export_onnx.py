@@ -123,6 +123,7 @@ def write_onnx(raw: RawBackbone, metadata: dict[str, Any], file: Path) -> None:
     session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
 
     def run(image: Tensor) -> Tensor:
+        """Features of images (batch, bands, height, width), by ONNX."""
         (features,) = session.run(None, {'image': image.numpy()})
         return torch.from_numpy(np.asarray(features))
 

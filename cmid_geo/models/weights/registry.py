@@ -201,6 +201,7 @@ class _OnImport(importlib.abc.MetaPathFinder):
             execute = spec.loader.exec_module
 
             def execute_and_register(module: ModuleType) -> None:
+                """Register once the module is imported."""
                 execute(module)
                 register(module)
 
