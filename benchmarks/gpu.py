@@ -642,6 +642,8 @@ def trainer(report: Report, sizes: Sizes, device: str) -> None:
         where = Path(folder)
         check = partial(fit_twice, sizes, device, where)
         report.attempt('trainer', 'fit and resume', check)
+        check = partial(stop_and_resume, sizes, device, where)
+        report.attempt('trainer', 'stop and resume', check)
         check = partial(map_twice, sizes, device, where)
         report.attempt('trainer', 'maps', check)
     for name in DOWNSTREAM:
@@ -686,6 +688,53 @@ def fit_twice(sizes: Sizes, device: str, folder: Path) -> dict[str, Any]:
     export_backbone(folder / 'epoch2.ckpt', folder / 'exported.ckpt', 'student')
     found['exported bytes'] = (folder / 'exported.ckpt').stat().st_size
     return found
+
+
+def stop_and_resume(sizes: Sizes, device: str, folder: Path) -> dict[str, Any]:
+    """Compare six steps with the same again, and with those resumed after the third."""
+    scenes = folder / 'scenes' / 'images'
+    batch = min(sizes.batches[0], 32)
+    before = torch.are_deterministic_algorithms_enabled()
+
+    def ended(start: Path | None) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        data = SceneDataModule(
+            str(scenes), patch_size=side_of_chips(sizes.size), length=6 * batch,
+            batch_size=batch, seed=0,
+        )  # fmt: skip
+        task = CMID(
+            sizes.models[0], in_channels=4, size=sizes.size, queue_size=2 * batch,
+            warmup_steps=2, teacher_temp_steps=2, **sizes.heads,
+        )  # fmt: skip
+        saved = ModelCheckpoint(
+            folder / 'stopped', every_n_train_steps=3, filename='{step}', save_top_k=-1
+        )
+        fit = Trainer(
+            accelerator='gpu' if device == 'cuda' else 'cpu', devices=1,
+            precision='bf16-mixed', max_epochs=1, logger=False, deterministic='warn',
+            default_root_dir=folder, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[saved] if start is None else [],
+            enable_checkpointing=start is None,
+        )  # fmt: skip
+        fit.fit(task, data, ckpt_path=start)
+        return {name: each.detach().cpu() for name, each in task.state_dict().items()}
+
+    try:
+        whole = ended(None)
+        again = ended(None)
+        resumed = ended(folder / 'stopped' / 'step=3.ckpt')
+    finally:
+        torch.use_deterministic_algorithms(before)
+    return {
+        'largest difference of the same run': difference_of(whole, again),
+        'largest difference of the resumed run': difference_of(whole, resumed),
+    }
+
+
+def difference_of(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """Largest absolute difference of two networks."""
+    pairs = [(first[name].double(), second[name].double()) for name in first]
+    return max((one - two).abs().max().item() for one, two in pairs if one.numel())
 
 
 def map_twice(sizes: Sizes, device: str, folder: Path) -> dict[str, Any]:

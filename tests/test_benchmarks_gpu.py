@@ -61,10 +61,27 @@ def test_a_fit_is_resumed_and_its_maps_are_compared(gpu: Any, tmp_path: Path) ->
     fits = gpu.fit_twice(gpu.TINY, 'cpu', tmp_path)
     assert [fits[f'after epoch {epoch}']['step'] for epoch in (1, 2)] == [6, 12]
     assert fits['after epoch 2']['keys as many as chips']
+    stopped = gpu.stop_and_resume(gpu.TINY, 'cpu', tmp_path)
+    assert set(stopped.values()) == {0.0}
+    assert not torch.are_deterministic_algorithms_enabled()
     maps = gpu.map_twice(gpu.TINY, 'cpu', tmp_path)
     for found in maps.values():
         assert found['largest difference'] == 0 and found['nodata alike']
         assert found['spread of the CPU map'] > 0
+
+
+def test_a_run_that_is_resumed_otherwise_is_told(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.SyntheticScenes(tmp_path / 'scenes', scenes=1, size=256)
+
+    def forget(task: Any, checkpoint: dict[str, Any]) -> None:
+        task.seed = 7
+
+    monkeypatch.setattr(gpu.CMID, 'on_load_checkpoint', forget)
+    found = gpu.stop_and_resume(gpu.TINY, 'cpu', tmp_path)
+    assert found['largest difference of the same run'] == 0
+    assert found['largest difference of the resumed run'] > 0
 
 
 @pytest.mark.parametrize('name', ['segmentation', 'change', 'classification'])
