@@ -11,6 +11,10 @@ of 256 px; then readers are measured, in turns, each in a process of its own, wi
 
 Before each measurement the kernel is asked to forget the files (posix_fadvise, which needs no rights of its own).
 What is named ``ours:2:16`` reads with two workers and 16 chips a region.
+
+How the memory of one worker grows, of chips of 64 px, in MB, every 1,000 chips:
+
+    python benchmarks/cold_reading.py grow <folder>/uint16 --chips 100000 --seconds 480
 """
 
 import argparse
@@ -110,11 +114,12 @@ def read_raw(files: list[Path], windows: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     with rasterio.Env(GDAL_CACHEMAX=2**24):
         handles = [rasterio.open(path) for path in files]
-        begin = time.perf_counter()
+        begin, spent = time.perf_counter(), time.process_time()
         for _ in range(windows):
             col, row = rng.integers(0, SIDE - 256, 2)
             handles[rng.integers(len(handles))].read(window=Window(col, row, 256, 256))
-        return {'rate': windows / (time.perf_counter() - begin)}
+        rate = windows / (time.perf_counter() - begin)
+        return {'rate': rate, 'CPU ms': 1e3 * (time.process_time() - spent) / windows}
 
 
 def memory(pids: list[int]) -> int:
@@ -128,22 +133,37 @@ def memory(pids: list[int]) -> int:
     )
 
 
+def cpu_seconds(pids: list[int]) -> float:
+    """CPU time of some processes so far, which other programs change less than the time on the clock."""
+    lines = [Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1] for pid in pids]
+    ticks = sum(int(time) for line in lines for time in line.split()[11:13])
+    return ticks / os.sysconf('SC_CLK_TCK')
+
+
 def drain(loader: DataLoader[Any], skip: int) -> dict[str, Any]:
     """Count the chips of a loader a second, but for its first batches."""
     iterator = iter(loader)
     workers = [each.pid for each in getattr(iterator, '_workers', [])] or [os.getpid()]
     for _ in range(skip):
         next(iterator)
-    begin, chips, sizes, scenes = time.perf_counter(), 0, [], []
+    begin, chips, counted, sizes, scenes = time.perf_counter(), 0, 1, [], []
+    everyone = [os.getpid(), *(pid for pid in workers if pid != os.getpid())]
+    spent = cpu_seconds(everyone)
     for number, batch in enumerate(iterator):
         chips += len(batch['image'])
         if number % max(1, (len(loader) - skip) // 8) == 0:
             sizes.append(memory(workers))
         if 'scene' in batch:
             scenes.append(batch['scene'].tolist())
+        if number == len(loader) - skip - 2:
+            # Workers end with the last batch
+            spent, counted = cpu_seconds(everyone) - spent, chips
     rate = chips / (time.perf_counter() - begin)
     dtype = str(batch['image'].dtype)
-    return {'rate': rate, 'chips': chips, 'MB': sizes, 'scenes': scenes, 'dtype': dtype}
+    return {
+        'rate': rate, 'chips': chips, 'CPU ms': 1e3 * spent / counted, 'MB': sizes,
+        'scenes': scenes, 'dtype': dtype,
+    }  # fmt: skip
 
 
 def read_torchgeo(files: list[Path], chips: int, workers: int) -> dict[str, Any]:
@@ -195,6 +215,23 @@ def one(folder: Path, what: str, chips: int) -> dict[str, Any]:
     return read_ours(files, chips, int(workers), int(per_region))
 
 
+def grow(folder: Path, chips: int, seconds: float, size: int) -> None:
+    """Print the memory of a worker, in MB: its own, that of files, and what it shares with the reader."""
+    files = [str(path) for path in sorted(folder.glob('*.tif'))]
+    data = SceneDataModule(files, size, chips, BATCH, 1, seed=0, low=0, high=255)
+    data.setup('fit')
+    iterator: Any = iter(data.train_dataloader())
+    status, begin, told = Path(f'/proc/{iterator._workers[0].pid}/status'), time.perf_counter(), 0  # fmt: skip
+    for number, _ in enumerate(iterator, 1):
+        if number * BATCH // 1000 > told or number == 1:
+            told, past = number * BATCH // 1000, time.perf_counter() - begin
+            lines = (line.split() for line in status.read_text().splitlines())
+            parts = {line[0]: int(line[1]) // 1024 for line in lines if line[0].startswith('Rss')}  # fmt: skip
+            print(number * BATCH, f'{past:.0f} s', *parts.values(), flush=True)
+            if past > seconds:
+                break
+
+
 def measure(folder: Path, readers: list[str], turns: int, chips: int) -> None:
     """Measure readers in turns and print medians, and the ratio to the first."""
     found: dict[str, list[dict[str, Any]]] = {reader: [] for reader in readers}
@@ -227,7 +264,7 @@ def measure(folder: Path, readers: list[str], turns: int, chips: int) -> None:
 def main() -> None:
     """Make scenes, or measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('command', choices=('make', 'measure', 'one'))
+    parser.add_argument('command', choices=('make', 'measure', 'one', 'grow'))
     parser.add_argument('folder', type=Path)
     parser.add_argument(
         'readers',
@@ -237,11 +274,15 @@ def main() -> None:
     parser.add_argument('--gigabytes', type=float, default=12)
     parser.add_argument('--turns', type=int, default=3)
     parser.add_argument('--chips', type=int, default=2048)
+    parser.add_argument('--seconds', type=float, default=480, help='grow: at most')
+    parser.add_argument('--size', type=int, default=64, help='grow: of the chips')
     args = parser.parse_args()
     if args.command == 'make':
         make(args.folder, args.gigabytes)
     elif args.command == 'measure':
         measure(args.folder, args.readers, args.turns, args.chips)
+    elif args.command == 'grow':
+        grow(args.folder, args.chips, args.seconds, args.size)
     else:
         print(json.dumps(one(args.folder, args.readers[0], args.chips)))
 

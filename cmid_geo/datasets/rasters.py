@@ -254,7 +254,9 @@ def _check_size(path: str, handle: DatasetReader) -> None:
             f'holds no bands of its own but data sets ({inside}): a scene is one raster; write the wanted '
             'ones to files named alike but for the band, such as: rio convert NAME scene_B02.tif',
         )
-    together = handle.count if handle.profile.get('interleave') == 'pixel' else 1
+    # Asked for by name: to list all that GDAL knows, it parses the whole of a JP2, damaged or not
+    interleave = handle.get_tag_item('INTERLEAVE', 'IMAGE_STRUCTURE')
+    together = handle.count if interleave == 'PIXEL' else 1
     for (rows, cols), dtype in zip(handle.block_shapes, handle.dtypes, strict=True):
         size = rows * cols * np.dtype(dtype).itemsize * together
         if size > MOST_BLOCK:

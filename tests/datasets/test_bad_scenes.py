@@ -5,6 +5,8 @@ import os
 import resource
 import socket
 import struct
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -519,3 +521,26 @@ def test_no_program_is_started_by_a_picture(tmp_path: Path) -> None:
         ValueError, match=r'a\.jpg.*cannot be read as an image \(cannot identify'
     ):
         read_image(tmp_path / 'a.jpg')
+
+
+def test_jp2_with_a_box_without_end_is_read_at_once(tmp_path: Path) -> None:
+    # Where all that GDAL knows of the file is listed, it was in there for more than 100 s
+    path = tmp_path / 'scene.jp2'
+    write(tmp_path / 'sound.tif', noise(2, 64, 64))
+    rasterio.shutil.copy(tmp_path / 'sound.tif', path, driver='JP2OpenJPEG')
+    data = path.read_bytes()
+    assert data.count(b'\0\0\0\x19lbl gml') == 1
+    path.write_bytes(data.replace(b'\0\0\0\x19lbl gml', b'\0\0\0\0\x03bl gml'))
+    # In a process of its own, which can be ended
+    reads = (
+        'from cmid_geo.datasets.rasters import describe_raster; '
+        f'print(describe_raster({str(path)!r}).bands)'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', reads],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "('B1', 'B2')\n", done.stderr
