@@ -16,7 +16,8 @@ from affine import Affine
 from pyproj import CRS
 from pyproj.exceptions import ProjError
 
-from .filenames import group_bands, parse_dates
+from .dates import parse_dates
+from .filenames import group_bands
 from .grids import Grid, fit_grid, natural_res, same_crs, whole_offset
 from .rasters import Raster, UnreadableError, as_dtype, describe_raster
 
