@@ -42,9 +42,11 @@ class Grid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """The box (xmin, ymin, xmax, ymax) around the grid, in units of the CRS."""
-        cols, rows = np.array([0.0, self.width]), np.array([0.0, self.height])
-        x, y = _apply(self.transform, cols, rows[:, None])
-        return float(x.min()), float(y.min()), float(x.max()), float(y.max())
+        t, w, h = self.transform, self.width, self.height
+        # Arrays of four numbers would take several times as long
+        x = [t.a * col + t.b * row + t.c for col in (0, w) for row in (0, h)]
+        y = [t.d * col + t.e * row + t.f for col in (0, w) for row in (0, h)]
+        return min(x), min(y), max(x), max(y)
 
     @functools.cached_property
     def inverse(self) -> Affine:
