@@ -98,15 +98,14 @@ def mark_files(files: Sequence[str]) -> dict[str, str]:
     marks = {}
     for folder, paths in folders.items():
         beside: dict[str, list[os.DirEntry[str]]] = {}
+        own: dict[str, str] = {}
         with suppress(OSError), os.scandir(folder or '.') as entries:
             for entry in entries:
-                beside.setdefault(_own_name(entry.name), []).append(entry)
+                own[entry.name] = _own_name(entry.name)
+                beside.setdefault(own[entry.name], []).append(entry)
         for path in paths:
-            name = os.path.basename(path)
-            alike = beside.get(_own_name(name), [])
-            if any(entry.name == name for entry in alike):
-                with suppress(OSError):
-                    marks[path] = _mark(alike)
+            with suppress(OSError, KeyError):
+                marks[path] = _mark(beside[own[os.path.basename(path)]])
     return marks
 
 

@@ -7,6 +7,7 @@ import itertools
 import operator
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -214,7 +215,8 @@ def sift_scenes(
     if not found:
         return [], bad
     counts = [len(_names(rasters)) for rasters in found]
-    usual = found[counts.index(max(counts, key=counts.count))]
+    # Of several that are as frequent, the first
+    usual = found[counts.index(Counter(counts).most_common(1)[0][0])]
     wanted = _wanted_bands(usual, bands)
     scenes = []
     for rasters in found:

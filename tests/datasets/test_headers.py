@@ -1,6 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import gc
 import os
 import signal
 import subprocess
@@ -322,3 +323,15 @@ def test_small_data_keep_nothing(
     monkeypatch.setenv('CMID_GEO_CACHE', str(tmp_path / 'cache'))
     SceneDataset(folder)
     assert not (tmp_path / 'cache').exists()
+
+
+def test_the_collector_is_left_as_it_was(folder: Path, bad: Path) -> None:
+    with pytest.raises(ValueError, match='bad.tif'):
+        SceneDataset(folder)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        SceneDataset(folder / 'zone.tif')
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
