@@ -20,7 +20,7 @@ TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in FILE
 
 #: The floors of the package, lowest first: a part knows its own files and the floors below.
 FLOORS = (
-    ('ops', 'version', 'options'),
+    ('ops', 'version', 'options', 'atomic_files'),
     # Datasets and tasks draw samples and predictions: these figures know tensors only
     ('metrics', 'plots/predictions', 'plots/boxes'),
     ('losses', 'transforms'),

@@ -1,17 +1,16 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""File names: rasters of folders, their dates, and bands of one scene."""
+"""File names: rasters of folders, and bands of one scene."""
 
-import functools
 import glob
 import os
 import re
 import warnings
 from collections.abc import Iterable
 
-import pandas as pd
-from torchgeo.datasets.utils import Path, disambiguate_timestamp
+#: TorchGeo's of the same name, whose import takes seconds.
+Path = str | os.PathLike[str]
 
 #: Extensions that a folder is searched for, lower case.
 EXTENSIONS = ('.tif', '.tiff', '.gtiff', '.jp2', '.img')
@@ -31,21 +30,6 @@ DEFAULT_DATE_REGEX = (
 
 #: A band token that stands alone: B02, B8A, b4, or a radar polarisation.
 DEFAULT_BAND_REGEX = r'(?i)(?<![a-z0-9])(?P<band>B\d{1,2}A?|VV|VH|HH|HV)(?![a-z0-9])'
-
-#: Names of Sentinel-2 until 2016 begin with when a product was made; when it was sensed follows a V
-#: in the name of a product, and is not in those of its files.
-_OLD_SENTINEL = re.compile(r'(?i)^S2[A-D]_OPER_')
-_SENSED = re.compile(r'(?i)S2[A-D]_OPER_PRD_[^/\\]*_V(\d{8}T\d{6})')
-
-#: The strptime format of a date by its number of digits.
-_FORMATS = {
-    4: '%Y',
-    6: '%Y%m',
-    7: '%Y%j',
-    8: '%Y%m%d',
-    12: '%Y%m%d%H%M',
-    14: '%Y%m%d%H%M%S',
-}
 
 
 def is_remote(path: str) -> bool:
@@ -146,41 +130,6 @@ def without_query(path: str) -> str:
     return path.split('?')[0] if '://' in path else path
 
 
-def parse_dates(path: str, regex: str) -> tuple[pd.Timestamp, pd.Timestamp]:
-    """Read the interval of time that a file's name states.
-
-    Args:
-        path: A path or URL.
-        regex: A regular expression with a group ``date``, searched for in the stem. The group
-            holds, apart from separators, YYYY, YYYYMM, YYYYDDD, YYYYMMDD or that and a time.
-
-    Returns:
-        First and last instant of the day (month, year). All of time if there is no date. With the
-        default *regex*, old names of Sentinel-2, such as S2A_OPER_MSI_L1C_TL_SGS__20151206T...,
-        give the day of sensing that the name or that of a folder above states after a V, and
-        no date otherwise: that in the name is when the product was made.
-
-    Raises:
-        ValueError: If *regex* has no group ``date``.
-    """
-    pattern, name = _compile(regex, 'date'), stem(path)
-    if regex == DEFAULT_DATE_REGEX and _OLD_SENTINEL.match(name):
-        name = ''.join(_SENSED.findall(path)[-1:])
-    for match in pattern.finditer(name):
-        digits = re.sub(r'\D', '', match['date'] or '')
-        try:
-            return _day(digits)
-        except (KeyError, ValueError):
-            continue  # such as 20190231: digits that only look like a date
-    return pd.Timestamp.min, pd.Timestamp.max
-
-
-@functools.lru_cache(maxsize=2**16)
-def _day(digits: str) -> tuple[pd.Timestamp, pd.Timestamp]:
-    """Read the interval of digits; many scenes are of one day."""
-    return disambiguate_timestamp(digits, _FORMATS[len(digits)])
-
-
 def group_bands(files: Iterable[str], regex: str) -> list[dict[str, str]]:
     """Group the files whose names are equal apart from the band's token.
 
@@ -196,7 +145,7 @@ def group_bands(files: Iterable[str], regex: str) -> list[dict[str, str]]:
     Raises:
         ValueError: If *regex* has no group ``band``.
     """
-    pattern = _compile(regex, 'band')
+    pattern = compile_regex(regex, 'band')
     groups: dict[tuple[str, ...], dict[str, str]] = {}
     for path in files:
         key, band, name = (path,), '', stem(path)
@@ -215,8 +164,19 @@ def group_bands(files: Iterable[str], regex: str) -> list[dict[str, str]]:
     ]
 
 
-def _compile(regex: str, group: str) -> re.Pattern[str]:
-    """Compile the expression that finds the date or the band, which a group must hold."""
+def compile_regex(regex: str, group: str) -> re.Pattern[str]:
+    """Compile the expression that finds the date or the band.
+
+    Args:
+        regex: The expression.
+        group: Name of the group that must hold what is found: date or band.
+
+    Returns:
+        The compiled expression.
+
+    Raises:
+        ValueError: If there is no such group.
+    """
     pattern = re.compile(regex)
     if group not in pattern.groupindex:
         raise ValueError(

@@ -255,7 +255,8 @@ def _check_size(path: str, handle: DatasetReader) -> None:
             'ones to files named alike but for the band, such as: rio convert NAME scene_B02.tif',
         )
     # Asked for by name: to list all that GDAL knows, it parses the whole of a JP2, damaged or not
-    interleave = handle.get_tag_item('INTERLEAVE', 'IMAGE_STRUCTURE')
+    several = handle.count > 1
+    interleave = several and handle.get_tag_item('INTERLEAVE', 'IMAGE_STRUCTURE')
     together = handle.count if interleave == 'PIXEL' else 1
     for (rows, cols), dtype in zip(handle.block_shapes, handle.dtypes, strict=True):
         size = rows * cols * np.dtype(dtype).itemsize * together
@@ -396,10 +397,11 @@ def as_dtype(nodata: float | None, dtype: str) -> float | int | None:
 
 def _read_ends(handle: DatasetReader) -> None:
     """Read the first block of the first band and the last block of the last band."""
-    handle.read(1, window=handle.block_window(1, 0, 0))
     rows, cols = handle.block_shapes[-1]
     last = (handle.height - 1) // rows, (handle.width - 1) // cols
-    handle.read(handle.count, window=handle.block_window(handle.count, *last))
+    # One and the same in small files, of which there are many
+    for band, *block in dict.fromkeys([(1, 0, 0), (handle.count, *last)]):
+        handle.read(band, window=handle.block_window(band, *block))
 
 
 def read_raster(

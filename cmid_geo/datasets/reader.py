@@ -21,8 +21,9 @@ import numpy.typing as npt
 from rasterio.io import DatasetReader
 
 from .coverage import Bits
-from .grids import Bools, Floats, Grid, bilinear, positions_on, shrink, whole_offset
+from .grids import Bools, Floats, Grid, positions_on, whole_offset
 from .rasters import FAILURES, Array, Raster, Window, all_of, open_raster, read_raster
+from .resampling import bilinear, shrink
 from .scene import Scene
 
 Image = npt.NDArray[np.float32]

@@ -7,6 +7,7 @@ import itertools
 import operator
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,9 +17,12 @@ from affine import Affine
 from pyproj import CRS
 from pyproj.exceptions import ProjError
 
-from .filenames import group_bands, parse_dates
+from .dates import parse_dates
+from .filenames import group_bands
 from .grids import Grid, fit_grid, natural_res, same_crs, whole_offset
-from .rasters import Raster, UnreadableError, as_dtype, describe_raster
+from .header_cache import kept_headers
+from .headers import Headers
+from .rasters import Raster, UnreadableError, as_dtype
 
 #: Names of bands that only count.
 _COUNTED = re.compile(r'(?i)(band|layer|channel)?\W*_?\d+')
@@ -198,14 +202,21 @@ def sift_scenes(
     """
     found: list[tuple[Raster, ...]] = []
     bad: dict[str, str] = {}
-    for group in group_bands(files, band_regex):
-        rasters = _describe_group(group, declared, thorough, bad)
+    groups = group_bands(files, band_regex)
+    crs = declared.crs.to_wkt() if isinstance(declared.crs, CRS) else None
+    paths = [path for group in groups for path in group.values()]
+    headers = kept_headers(paths, thorough, crs)
+    for remark in (text for texts in headers.remarks.values() for text in texts):
+        warnings.warn(remark, stacklevel=2)
+    for group in groups:
+        rasters = _usable_group(group, headers, bad)
         if rasters:
             found += _one_or_several(rasters)
     if not found:
         return [], bad
     counts = [len(_names(rasters)) for rasters in found]
-    usual = found[counts.index(max(counts, key=counts.count))]
+    # Of several that are as frequent, the first
+    usual = found[counts.index(Counter(counts).most_common(1)[0][0])]
     wanted = _wanted_bands(usual, bands)
     scenes = []
     for rasters in found:
@@ -239,12 +250,15 @@ def compose_scene(
         UnreadableError: If it has not all of these bands.
     """
     chosen = _select(rasters, _wanted_bands(rasters, bands))
-    native = min((raster.grid for raster in chosen), key=_pixel_area)
+    native = chosen[0].grid
+    if len(chosen) > 1:
+        native = min((raster.grid for raster in chosen), key=_pixel_area)
     start, stop = parse_dates(chosen[0].path, date_regex)
     zero = declared.zero_is_nodata or any(r.zero_is_nodata for r in chosen)
     scene = Scene(chosen, native, native, start, stop, False, zero)
-    fill = None if all(r.declares_nodata for r in chosen) else declared.nodata
-    return replace(scene, fill=as_dtype(fill, scene.dtype))
+    if declared.nodata is None or all(r.declares_nodata for r in chosen):
+        return scene
+    return replace(scene, fill=as_dtype(declared.nodata, scene.dtype))
 
 
 def tell_bad(bad: Mapping[str, str], skip: bool | None = None) -> None:
@@ -294,9 +308,16 @@ def place(
     try:
         size = res or natural_res(native, crs)
         if native.is_north_up and same_crs(native.crs, crs):
-            own, t = replace(native, crs=crs), native.transform
+            own = native if native.crs == crs else replace(native, crs=crs)
+            t = native.transform
             wished = Affine(size[0], 0.0, t.c, 0.0, -size[1], t.f)
-            if whole_offset(native, replace(own, transform=wished)) == (0, 0):
+            # All but a few scenes end here: they need no copy, nor any sums
+            alike = wished == t or whole_offset(
+                native, replace(own, transform=wished)
+            ) == (0, 0)
+            if alike and scene.grid is own and not scene.needs_warp:
+                return scene
+            if alike:
                 return replace(scene, grid=own, needs_warp=False)
         return replace(scene, grid=fit_grid(native, crs, size, origin), needs_warp=True)
     # Coordinates that the CRS does not know are infinite: no whole number of pixels fits
@@ -342,17 +363,14 @@ def lay_out(
     return [laid[number] for number in sorted(laid)], crs or '', res or (1.0, 1.0), bad
 
 
-def _describe_group(
-    group: dict[str, str], declared: Declared, thorough: bool, bad: dict[str, str]
+def _usable_group(
+    group: dict[str, str], headers: Headers, bad: dict[str, str]
 ) -> dict[str, Raster]:
-    """Describe the files of a candidate scene; none of them if one cannot be used."""
-    rasters, failed = {}, {}
-    crs = declared.crs if isinstance(declared.crs, CRS) else None
-    for band, path in group.items():
-        try:
-            rasters[band] = describe_raster(path, thorough, crs)
-        except UnreadableError as error:
-            failed[path] = error.why
+    """Return the files of a candidate scene; none of them if one cannot be used."""
+    failed = {path: headers.bad[path] for path in group.values() if path in headers.bad}
+    rasters = {
+        b: headers.rasters[path] for b, path in group.items() if path not in failed
+    }
     also = f' (and with it go {len(rasters)} other bands of its scene)'
     bad |= {path: why + (also if rasters else '') for path, why in failed.items()}
     return {} if failed else rasters
@@ -428,6 +446,9 @@ def check_same_count(first: tuple[Raster, ...], other: tuple[Raster, ...]) -> No
 def _select(rasters: tuple[Raster, ...], wanted: list[str | int]) -> tuple[Raster, ...]:
     """Return the rasters that read the wanted bands in their order."""
     names = _names(rasters)
+    distinct = len({*names}) == len(names)
+    if wanted == [*range(1, len(names) + 1)] or (distinct and wanted == names):
+        return rasters
     owners = [(r, i) for r in rasters for i in range(len(r.bands))]
     chosen = []
     for band in wanted:

@@ -3,7 +3,9 @@
 
 """Scenes as a TorchGeo dataset: folders of georeferenced rasters."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -95,12 +97,13 @@ class SceneDataset(GeoDataset):
         if not files:
             raise DatasetNotFoundError(self)
         declared = Declared(zero_is_nodata, nodata, file_crs)
-        found, bad = sift_scenes(
-            files, bands, band_regex, date_regex, declared, thorough=skip_unreadable
-        )
         self._reader = SceneReader(128 if cache else 0, skip_unreadable)
         wanted = None if crs is None else CRS.from_user_input(crs).to_wkt()
-        self._place(found, wanted, res, bad, skip_unreadable)
+        with _nothing_collected():
+            found, bad = sift_scenes(
+                files, bands, band_regex, date_regex, declared, thorough=skip_unreadable
+            )
+            self._place(found, wanted, res, bad, skip_unreadable)
 
     def _place(
         self,
@@ -294,3 +297,15 @@ class SceneDataset(GeoDataset):
             image[:, gained] = more[:, gained]
             valid |= gained
         return image, valid
+
+
+@contextmanager
+def _nothing_collected() -> Generator[None]:
+    """Keep the garbage collector off: of a million new objects all stay, and it takes a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

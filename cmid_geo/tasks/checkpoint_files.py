@@ -15,12 +15,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
+from ..atomic_files import write_atomically
 from ..models.weights.checkpoint import (
     check_archive,
     check_finite,
     open_checkpoint,
     refuse_url,
-    write_atomically,
 )
 
 

@@ -4,11 +4,11 @@
 import pandas as pd
 import pytest
 
+from cmid_geo.datasets.dates import parse_dates
 from cmid_geo.datasets.filenames import (
     DEFAULT_BAND_REGEX,
     DEFAULT_DATE_REGEX,
     group_bands,
-    parse_dates,
 )
 
 #: An old name of a band of Sentinel-2.

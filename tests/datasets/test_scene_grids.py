@@ -13,8 +13,8 @@ from rasterio.vrt import WarpedVRT
 from torchgeo.samplers import GriddedPatchSampler, RandomPatchSampler
 
 from cmid_geo.datasets import Chip, SceneDataset
-from cmid_geo.datasets.grids import shrink
 from cmid_geo.datasets.reader import SceneReader
+from cmid_geo.datasets.resampling import shrink
 
 
 def in_next_zone(x: float, y: float) -> tuple[float, float]:

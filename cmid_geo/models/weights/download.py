@@ -22,7 +22,8 @@ import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from .checkpoint import MAGIC, write_atomically
+from ...atomic_files import write_atomically
+from .checkpoint import MAGIC
 
 #: Times that a download is tried, each going on where the last one broke off.
 ATTEMPTS = 3

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...atomic_files import write_atomically
 from ...ops.value_range import ValueRange
 from ...options import Format, Side
 from ...version import __version__
 from ..backbones import create_backbone
-from .checkpoint import save_safetensors, write_atomically
+from .checkpoint import save_safetensors
 from .export_onnx import RawBackbone, write_onnx, write_torchscript
 from .loading import load_backbone
 from .sources import VERSION, Source, read_source
