@@ -1009,13 +1009,19 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     from matplotlib import pyplot as plt
 
     names = list(dict.fromkeys(row['factor'] for row in rows))
+    models = dict.fromkeys(row.get('model') for row in rows)
     figure, axes = plt.subplots(1, len(names), figsize=(3.5 * len(names), 3), squeeze=False, layout='constrained')  # fmt: skip
     for axis, name in zip(axes[0], names, strict=True):
-        curve = [
-            (row['value'], row['step ms']) for row in rows if row['factor'] == name
-        ]
-        axis.plot(*zip(*curve, strict=True), 'o-')
+        for model in models:
+            curve = [
+                (row['value'], row['step ms'])
+                for row in rows
+                if (row['factor'], row.get('model')) == (name, model)
+            ]
+            axis.plot(*zip(*curve, strict=True), 'o-', label=model)
         axis.set(xlabel=name, ylabel='ms a step', ylim=(0, None))
+    if len(models) > 1:
+        axes[0, 0].legend()
     figure.savefig(path)
     plt.close(figure)
 

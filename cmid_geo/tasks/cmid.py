@@ -229,10 +229,11 @@ class CMID(Pretraining):
         Returns:
             The losses, each the mean over both directions, and what went into them.
         """
-        seen_first, seen_second = self.see(first), self.see(second)
+        # First, as it keeps nothing for a backward: the student then reuses its memory
         with torch.no_grad():
             whole_first = self.teacher(first.image)
             whole_second = self.teacher(second.image)
+        seen_first, seen_second = self.see(first), self.see(second)
         shown = (first.valid_cells.any(1) & second.valid_cells.any(1)).float()
 
         pixels = self.reconstruct(first, seen_first)

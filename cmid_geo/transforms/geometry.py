@@ -8,6 +8,10 @@ integer is the centre of a pixel. Matrices are drawn and inverted on the host, w
 for a few numbers and lets the device go on; only where pixels come from is sent there.
 """
 
+import math
+from collections.abc import Sequence
+from functools import partial
+
 import kornia.augmentation as K
 import torch
 import torch.nn.functional as F
@@ -119,15 +123,60 @@ def sampling_grid(
     """
     # Inverted in double precision: in single it is off by thousandths of a pixel
     back = torch.linalg.inv(geometry)
-    # From the middle of an image to the centre of its last pixel
-    half = geometry.new_tensor([size[1] - 1, size[0] - 1]) / 2
-    height, width = image.shape[-2:]
-    reach = geometry.new_tensor([max(width - 1, 1), max(height - 1, 1)]) / 2
+    half, reach = _reach(geometry, size), _reach(geometry, image.shape[-2:])
     middle = back[:, :2, :2] @ half + back[:, :2, 2]
     linear = back[:, :2, :2] * half / reach[:, None]
     theta = torch.cat([linear, (middle / reach - 1)[..., None]], 2)
     shape = [len(theta), 1, *size]
     return F.affine_grid(send(theta.to(image.dtype), image), shape, align_corners=True)
+
+
+def sampling_shifts(
+    geometry: Float[Tensor, 'batch 3 3'],
+    image: Float[Tensor, 'batch *bands height width'],
+    size: tuple[int, int],
+) -> Float[Tensor, 'shifts batch 1 1 2'] | None:
+    r"""Shifts of a sampling grid between which shrunk images are averaged, against aliasing.
+
+    Bilinear sampling sees two pixels along an axis, however many become one. With :math:`k`
+    samples a pixel and axis, the sides' quotient rounded, an axis that shrinks :math:`f` times
+    has them
+
+    .. math::
+
+        \sqrt{(f^2 - 1) / (k^2 - 1)}
+
+    pixels of the image apart: their spread is that of an average over the pixel's area, which
+    they are where :math:`f = k`, and nothing where nothing shrinks.
+
+    Args:
+        geometry: Matrices from image to output.
+        image: Only its shape, type and device matter.
+        size: (rows, cols) of the output in pixels.
+
+    Returns:
+        What to add to :func:`sampling_grid`, on the image's device; None if images are
+        at most 1.5 times as large as the output. The number hangs on the sizes alone, so that
+        shapes stay fixed whatever is drawn.
+    """
+    larger = max(image.shape[-2] / size[0], image.shape[-1] / size[1])
+    samples = math.ceil(larger - 0.5)
+    if samples < 2:
+        return None
+    linear = torch.linalg.inv(geometry)[:, :2, :2]
+    # Pixels of the image from one of the output to the next, along its x and its y
+    shrinking = torch.linalg.vector_norm(linear, dim=1).clamp_min(1)
+    spacing = ((1 - shrinking**-2) / (samples**2 - 1)).sqrt()
+    steps = torch.arange(samples).to(geometry) - (samples - 1) / 2
+    offsets = spacing * torch.cartesian_prod(steps, steps)[:, None]
+    shifts = (linear @ offsets[..., None])[..., 0]
+    shifts = shifts / _reach(geometry, image.shape[-2:])
+    return send(shifts.to(image.dtype), image)[:, :, None, None]
+
+
+def _reach(like: Tensor, size: Sequence[int]) -> Tensor:
+    """From the middle of an image of (height, width) pixels to the centre of its last one, (x, y)."""
+    return like.new_tensor([max(side - 1, 1) for side in reversed(size)]) / 2
 
 
 def warp_image(
@@ -173,6 +222,7 @@ def warp_layers(
     layers: Float[Tensor, 'batch layers height width'],
     bands: int,
     grid: Float[Tensor, 'batch rows cols 2'],
+    shifts: Float[Tensor, 'shifts batch 1 1 2'] | None = None,
 ) -> tuple[Float[Tensor, 'batch bands rows cols'], Bool[Tensor, 'batch rows cols']]:
     """Warp images and their validity in one go, see :func:`warp_image`.
 
@@ -180,16 +230,27 @@ def warp_layers(
         layers: Of :func:`stack_validity`.
         bands: Number of bands of the images.
         grid: Of :func:`sampling_grid`.
+        shifts: Of :func:`sampling_shifts`; by default images are sampled once.
 
     Returns:
         What :func:`warp_image` does.
     """
     # Validity ends with the image, colours go on
-    warped = F.grid_sample(layers, grid, padding_mode='border', align_corners=True)
+    sample = partial(F.grid_sample, padding_mode='border', align_corners=True)
+    if shifts is None:
+        warped = sample(layers, grid)
+    else:
+        # As far to one side as to the other, at the image's edge too: places stay true
+        room = (1 - grid.abs()).clamp_min(0)
+        places = (grid + shift.clamp(-room, room) for shift in shifts)
+        warped = torch.zeros_like(grid[:, None, ..., 0])
+        for place in places:
+            warped = warped + sample(layers, place) / len(shifts)
+    count = 1 if shifts is None else len(shifts)
     inside = (grid.abs() <= 1 + 1e-4).all(dim=-1)
     if layers.shape[1] > bands:
         # Interpolated from valid pixels alone, 1 keeps 1 to rounding
-        inside = inside & (warped[:, -1] > 1 - 1e-4)
+        inside = inside & (warped[:, -1] > 1 - 1e-4 / count)
     return warped[:, :bands].clamp(0, 1), inside
 
 

@@ -21,6 +21,7 @@ from .geometry import (
     RandomCrops,
     draw_dihedrals,
     sampling_grid,
+    sampling_shifts,
     stack_validity,
     warp_layers,
 )
@@ -74,7 +75,8 @@ class TwoViews(nn.Module):
 
     Both are cropped, rotated and flipped, each on its own draw. What moves and colours them is
     drawn on the host and sent without waiting; pixels are worked on batched, on the chips'
-    device. If you use this transform, please cite
+    device. From chips more than 1.5 times as large as the views they are antialiased: what shrinks
+    is averaged over the area of each pixel. If you use this transform, please cite
     https://doi.org/10.1109/TGRS.2023.3268232.
     """
 
@@ -206,8 +208,10 @@ class TwoViews(nn.Module):
     def _view(
         self, layers: Tensor, bands: int, geometry: Tensor, mask: Tensor, strong: bool
     ) -> View:
-        grid = sampling_grid(geometry, layers, (self.size, self.size))
-        image, known = warp_layers(layers, bands, grid)
+        size = (self.size, self.size)
+        grid = sampling_grid(geometry, layers, size)
+        shifts = sampling_shifts(geometry, layers, size)
+        image, known = warp_layers(layers, bands, grid, shifts)
         if strong:
             rgb = bands == 3 if self.rgb is None else self.rgb
             image = self.colours['rgb' if rgb else 'any'](image).clamp_(0, 1)

@@ -8,6 +8,7 @@ from kornia.geometry.transform import warp_affine
 
 from cmid_geo.transforms import TwoViews, View
 from cmid_geo.transforms.colour import strong_colour
+from cmid_geo.transforms.geometry import sampling_grid, sampling_shifts, warp_layers
 from cmid_geo.transforms.views import check_chips, draw_dates
 
 #: Coordinates are written in units of this, to lie in [0, 1].
@@ -112,6 +113,84 @@ def test_one_warp_is_kornias_warp() -> None:
     first, _ = views(chips, geometries=(geometry, geometry))
     expected = warp_affine(chips, geometry[:, :2], (64, 64), align_corners=True)
     torch.testing.assert_close(first.image, expected)
+
+
+def area_mean(image: torch.Tensor, places: torch.Tensor, side: float) -> torch.Tensor:
+    """Mean over a square of so many pixels around places (cells, 2), pixels being squares."""
+    weights = []
+    for axis, length in ((0, image.shape[1]), (1, image.shape[0])):
+        pixels, middle = torch.arange(length).double(), places[:, axis, None]
+        over = (pixels + 0.5).minimum(middle + side / 2)
+        weights.append((over - (pixels - 0.5).maximum(middle - side / 2)).clamp_min(0))
+    across, down = weights
+    return torch.einsum('cy,yx,cx->c', down, image, across) / side**2
+
+
+@pytest.mark.parametrize(('chip', 'zoom'), [(448, 447 / 223), (448, 1.6), (700, 3.0)])
+def test_shrunk_noise_keeps_the_variance_of_areas(chip: int, zoom: float) -> None:
+    """Sampled bilinearly without antialiasing it has up to several times as much."""
+    torch.manual_seed(0)
+    noise = torch.rand(1, 1, chip, chip, dtype=torch.float64)
+    geometry = torch.eye(3).double()[None].clone()
+    geometry[:, [0, 1], [0, 1]] = 1 / zoom
+    grid = sampling_grid(geometry, noise, (224, 224))
+    shifts = sampling_shifts(geometry, noise, (224, 224))
+    image, _ = warp_layers(noise, 1, grid, shifts)
+    sharp, _ = warp_layers(noise, 1, grid)
+    side = torch.arange(1, 223).double() * zoom
+    places = torch.cartesian_prod(side, side).flip(1)
+    areas = area_mean(noise[0, 0], places, zoom)
+    inner = image[0, 0, 1:-1, 1:-1]
+    assert 0.9 < inner.var() / areas.var() < 1.1
+    assert sharp.var() / areas.var() > 1.3
+    assert torch.corrcoef(torch.stack([inner.flatten(), areas]))[0, 1] > 0.97
+
+
+@pytest.mark.parametrize('times', [2, 3, 4])
+def test_whole_factors_shrink_to_the_mean_of_squares(times: int) -> None:
+    chips, views = torch.rand(2, 2, 64 * times, 64 * times), plain_views(64)
+    geometry = torch.eye(3).double().repeat(2, 1, 1)
+    geometry[:, [0, 1], [0, 1]] = 1 / times
+    # The middle of the first square of pixels is the first pixel
+    geometry[:, :2, 2] = (1 - times) / (2 * times)
+    first, _ = views(chips, geometries=(geometry, geometry))
+    expected = F.avg_pool2d(chips, times)
+    torch.testing.assert_close(first.image, expected, atol=1e-4, rtol=0)
+
+
+def test_a_crop_that_does_not_shrink_stays_sharp_on_large_chips() -> None:
+    chips, views = torch.rand(2, 2, 200, 200), plain_views(64)
+    geometry = torch.eye(3).double().repeat(2, 1, 1)
+    geometry[:, :2, 2] = -50
+    first, _ = views(chips, geometries=(geometry, geometry))
+    expected = chips[:, :, 50:114, 50:114]
+    torch.testing.assert_close(first.image, expected, atol=1e-4, rtol=0)
+
+
+def test_no_invalid_pixel_bleeds_into_a_shrunk_view() -> None:
+    views = plain_views(64)
+    valid = torch.rand(4, 200, 200) < 0.995
+    chips = torch.rand(4, 2, 200, 200)
+    geometries = views.draw_geometry(chips), views.draw_geometry(chips)
+    first, _ = views(chips, valid, geometries)
+    # With another fill of what is not valid the valid pixels are the same
+    other = warp_layers(
+        torch.cat([chips.where(valid[:, None], 1.0), valid[:, None]], 1), 2,
+        sampling_grid(geometries[0], chips, (64, 64)),
+        sampling_shifts(geometries[0], chips, (64, 64)),
+    )  # fmt: skip
+    assert torch.equal(first.valid, other[1])
+    assert 0.2 < first.valid.float().mean() < 0.98
+    known = first.valid[:, None].expand_as(first.image)
+    torch.testing.assert_close(first.image[known], other[0][known], atol=1e-4, rtol=0)
+    assert (first.image - other[0])[~known].abs().max() > 0.1
+
+
+@pytest.mark.parametrize(('chip', 'size'), [(256, 224), (128, 96), (144, 96)])
+def test_chips_hardly_larger_than_views_are_sampled_once(chip: int, size: int) -> None:
+    chips, views = torch.rand(2, 3, chip, chip), TwoViews(size)
+    geometry = views.draw_geometry(chips)
+    assert sampling_shifts(geometry, chips, (size, size)) is None
 
 
 def test_given_geometry_and_masks_are_used() -> None:
