@@ -29,7 +29,7 @@ from ..models.encoder import Encoder
 from ..models.teacher import KeyQueue
 from ..ops.bands import find_bands
 from ..ops.value_range import normalize
-from ..transforms.views import TwoViews, View, default_mean_std
+from ..transforms.views import TwoViews, View, check_size, default_mean_std
 from .base import Values
 from .checks import check_batch, check_data, check_start
 from .optimization import follow_schedule, make_optimizer
@@ -124,10 +124,17 @@ class Pretraining(Values):
         super().share_values()
 
     def prepare_augmentations(self) -> None:
-        """Tell our augmentations the task's values, and where its backbone looks."""
+        """Tell our augmentations the task's values, and where its backbone looks.
+
+        Raises:
+            ValueError: If their views do not divide into the task's cells.
+        """
         if isinstance(self.augmentations, TwoViews):
+            backbone = self.student.backbone
+            check_size(self.augmentations.size, backbone.cell)
+            self.augmentations.cell = backbone.cell
             self.augmentations.mean, self.augmentations.std = self.mean, self.std
-            self.augmentations.field_offset = self.student.backbone.field_offset
+            self.augmentations.field_offset = backbone.field_offset
 
     @abstractmethod
     def compare(self, first: View, second: View) -> Comparison:
