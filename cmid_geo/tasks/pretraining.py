@@ -28,6 +28,7 @@ from ..losses import (
 from ..models.encoder import Encoder
 from ..models.teacher import KeyQueue
 from ..ops.bands import find_bands
+from ..ops.cells import CELL
 from ..ops.value_range import normalize
 from ..transforms.views import TwoViews, View, check_size, default_mean_std
 from .base import Values
@@ -94,12 +95,13 @@ class Pretraining(Values):
 
     def _prepare_networks(self) -> None:
         """Lay networks out as the device is fastest with, before anything is sent there."""
-        strategy, convolutional = (
-            self.trainer.strategy,
-            self.student.backbone.convolutional,
-        )
-        if strategy.root_device.type == 'cuda' and convolutional:
-            # 1.6 times as fast in mixed precision, see benchmarks/results/gpu.md
+        strategy, precision = self.trainer.strategy, self.trainer.precision
+        device, backbone = strategy.root_device.type, self.student.backbone
+        # On a CPU it pays in bfloat16 alone, and dilated convolutions are slower so
+        pays_on_cpu = precision == 'bf16-mixed' and backbone.cell == CELL
+        laid_out = device == 'cuda' or (device == 'cpu' and pays_on_cpu)
+        if laid_out and backbone.convolutional:
+            # See benchmarks/results/gpu.md and, for the CPU, pretraining.md
             self.to(memory_format=torch.channels_last)
         if self.hparams.get('compiled'):
             # In place: names of tensors, and so checkpoints, stay

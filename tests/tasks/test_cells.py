@@ -7,15 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import rasterio
 import safetensors.torch
 import timm
 import torch
 from chips import Chips
 from lightning.pytorch.callbacks import ModelCheckpoint
+from rasterfiles import noise, write
 from torch.utils.data import DataLoader
 
 from cmid_geo.models import create_backbone, export_backbone, load_backbone
+from cmid_geo.plots.pretraining import plot_views
+from cmid_geo.predict import predict_scene
 from cmid_geo.predict.checkpoint import open_task
 from cmid_geo.tasks import CMID
 from cmid_geo.transforms import TwoViews
@@ -79,6 +84,34 @@ def test_exports_are_those_of_the_plain_network(
     report = load_backbone(backbone, tmp_path / '16.safetensors')
     assert len(report.loaded) == report.total
     assert backbone(torch.rand(1, 3, 64, 96)).shape[2:] == (2, 3)
+
+
+@pytest.mark.parametrize('model', ['resnet_test', 'convnext_atto', 'vit_test'])
+@pytest.mark.parametrize('stride', [32, 16])
+def test_maps_are_those_of_the_plain_network(
+    model: str, stride: int, make_task: Make, tmp_path: Path
+) -> None:
+    task = make_task(model=model, cell=16)
+    task.high.fill_(255)
+    exported = export_backbone(task, tmp_path / 'backbone.ckpt')
+    scene = write(tmp_path / 'scene.tif', noise(3, 130, 100))
+    found = []
+    for name, each in {'task': task, 'exported': exported}.items():
+        out = tmp_path / f'{name}.tif'
+        options: Any = {'size': 96, 'overlap': 32, 'stride': stride}
+        with rasterio.open(predict_scene(each, scene, out, **options)) as file:
+            found.append(file.read())
+    assert found[0].shape == found[1].shape and np.ptp(found[0]) > 0.01
+    np.testing.assert_allclose(*found, atol=4e-3)
+
+
+def test_lines_of_matched_cells_end_in_fine_cells(make_task: Make) -> None:
+    task = make_task(cell=16)
+    first, second = task.augmentations(torch.rand(2, 3, 64, 64))
+    figure = plot_views(first, second, ('red', 'green', 'blue'), samples=1)
+    ends = [line.get_xydata()[0] for line in figure.axes[0].lines]
+    assert len(ends) == 6, 'of 16 cells'
+    assert {float(side) for end in ends for side in end} <= {7.5, 23.5, 39.5, 55.5}
 
 
 def test_other_cells_are_refused_with_their_cure() -> None:

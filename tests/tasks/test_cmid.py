@@ -291,6 +291,31 @@ def test_mixed_precision_and_accumulation(
     torch.testing.assert_close(task.queue.keys.norm(dim=1), torch.ones(24))
 
 
+@pytest.mark.parametrize(
+    ('precision', 'model', 'cell', 'expected'),
+    [
+        ('32-true', 'resnet_test', 32, False),
+        ('bf16-mixed', 'resnet_test', 32, True),
+        ('bf16-mixed', 'resnet_test', 16, False),
+        ('bf16-mixed', 'vit_test', 32, False),
+    ],
+)
+def test_convolutions_in_bfloat16_have_channels_last(
+    precision: str, model: str, cell: int, expected: bool, make_task: Make,
+    make_trainer: Callable[..., Trainer], loader: DataLoader,
+) -> None:  # fmt: skip
+    task = make_task(model=model, cell=cell)
+    make_trainer(max_steps=1, precision=precision).fit(task, loader)
+    weights = [
+        p
+        for p in task.student.parameters()
+        if p.ndim == 4 and p.shape[2] > 1 < p.shape[1]
+    ]
+    assert weights
+    layouts = {p.is_contiguous(memory_format=torch.channels_last) for p in weights}
+    assert layouts == {expected}
+
+
 def test_compiles(
     make_task: Make, make_trainer: Callable[..., Trainer], loader: DataLoader
 ) -> None:
