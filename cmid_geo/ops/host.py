@@ -27,7 +27,7 @@ def send(values: Shaped[Tensor, '*shape'], like: Tensor) -> Shaped[Tensor, '*sha
 def has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 by instructions of its own.
 
-    PyTorch computes in bfloat16 on any processor, on those without at a fraction of float32's speed.
+    PyTorch computes in bfloat16 on any processor.
 
     Returns:
         True for AVX-512 BF16, AMX and Arm's BF16 where PyTorch has oneDNN, which uses them; False where
