@@ -88,20 +88,23 @@ def check_name(name: str, supported: str = '') -> None:
     raise ValueError(f'backbone {name!r} is not known to timm{hint}: {supported}')
 
 
-def check_sides(image: Float[Tensor, 'batch bands height width']) -> None:
+def check_sides(
+    image: Float[Tensor, 'batch bands height width'], cell: int = CELL
+) -> None:
     """Refuse images that are not made of whole cells.
 
     Args:
         image: Of any size.
+        cell: Side of a cell in pixels.
 
     Raises:
-        ValueError: If a side is no multiple of 32.
+        ValueError: If a side is no multiple of *cell*.
     """
     height, width = image.shape[2:]
-    if height % CELL or width % CELL:
+    if height % cell or width % cell:
         raise ValueError(
-            f'images of {height}x{width} pixels: both sides must be multiples of {CELL}, pad or crop '
-            f'them to {-(-height // CELL) * CELL}x{-(-width // CELL) * CELL}'
+            f'images of {height}x{width} pixels: both sides must be multiples of {cell}, pad or crop '
+            f'them to {-(-height // cell) * cell}x{-(-width // cell) * cell}'
         )
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Cells of 32x32 pixels: random masks, and filling of hidden or invalid pixels."""
+"""Cells of 32x32 or 16x16 pixels: random masks, and filling of hidden or invalid pixels."""
 
 import math
 
@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-#: Side of a cell in pixels: the stride of the last feature map of all usual backbones.
+#: Side of a cell in pixels, unless said otherwise: the stride of the last feature map of all usual
+#: backbones.
 CELL = 32
 
 
@@ -59,7 +60,7 @@ def expand_mask(
     if height % rows or width % cols:
         raise ValueError(
             f'a mask of {rows}x{cols} cells does not divide a grid of {height}x{width}: '
-            'the grid must be a whole multiple of the cells, pass images of 32 pixels a cell'
+            'the grid must be a whole multiple of the cells, pass images of whole cells'
         )
     return mask.repeat_interleave(height // rows, 1).repeat_interleave(width // cols, 2)
 

@@ -1,8 +1,9 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""Tensors from the host to a device that does not wait for them."""
+"""Tensors from the host to a device that does not wait for them, and the host's instructions."""
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -21,3 +22,17 @@ def send(values: Shaped[Tensor, '*shape'], like: Tensor) -> Shaped[Tensor, '*sha
     if like.is_cuda and not values.is_cuda:
         values = values.pin_memory()
     return values.to(like.device, non_blocking=True)
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 by instructions of its own.
+
+    PyTorch computes in bfloat16 on any processor.
+
+    Returns:
+        True for AVX-512 BF16, AMX and Arm's BF16 where PyTorch has oneDNN, which uses them; False where
+        PyTorch cannot tell.
+    """
+    known = getattr(torch.cpu, 'get_capabilities', dict)()
+    names = ('avx512_bf16', 'amx_bf16', 'bf16')
+    return torch.backends.mkldnn.is_available() and any(map(known.get, names))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..losses import nearest_cells
 from ..ops.bands import find_bands
-from ..ops.cells import CELL, expand_mask, hide_cells
+from ..ops.cells import expand_mask, hide_cells
 from ..tasks import CMID
 from ..transforms import View
 from .predictions import show, stretch, subplots
@@ -108,8 +108,10 @@ def plot_views(
 
 def _centre(cell: Tensor, view: View, offset: float) -> tuple[float, float]:
     """Centre (x, y) of what a cell's vector sees, in pixel indices of the view."""
-    row, col = divmod(int(cell), view.mask.shape[2])
-    return (col + 0.5) * CELL - 0.5 + offset, (row + 0.5) * CELL - 0.5 + offset
+    cols = view.mask.shape[2]
+    row, col = divmod(int(cell), cols)
+    side = view.image.shape[3] // cols
+    return (col + 0.5) * side - 0.5 + offset, (row + 0.5) * side - 0.5 + offset
 
 
 def _show_columns(

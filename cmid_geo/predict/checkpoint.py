@@ -31,7 +31,7 @@ TASKS: tuple[Any, ...] = (
 )
 
 #: Arguments that came after tasks named themselves in their checkpoints.
-LATER = {'compiled', 'global_pool', 'num_filters', 'num_labels'}
+LATER = {'cell', 'compiled', 'global_pool', 'num_filters', 'num_labels'}
 
 
 class Backbone(nn.Module):

@@ -102,7 +102,7 @@ class SceneMapper(Restored, LightningModule):
         A ResNet's vector sees the upper left corner of its cell (``field_offset``): shown pixels
         so much further, it sees the cell's centre, to within half a pixel.
         """
-        return round(-backbone_of(self.task).field_offset)
+        return round(-backbone_of(self.task).coarse_offset)
 
     @property
     def margin(self) -> int:
@@ -330,8 +330,9 @@ class SceneMapper(Restored, LightningModule):
         size, first = image.shape[-1] - 2 * self.margin, 2 * self._shift
         # Whichever way the image is rotated, it is the right and lower margin that is seen
         starts = range(first, first + CELL, self.product.stride)
+        coarsen = backbone_of(self.task).coarsen
         parts = [
-            self.task(image[..., row : row + size, col : col + size]).float()
+            coarsen(self.task(image[..., row : row + size, col : col + size])).float()
             for row in starts
             for col in starts
         ]

@@ -28,8 +28,9 @@ from ..losses import (
 from ..models.encoder import Encoder
 from ..models.teacher import KeyQueue
 from ..ops.bands import find_bands
+from ..ops.cells import CELL
 from ..ops.value_range import normalize
-from ..transforms.views import TwoViews, View, default_mean_std
+from ..transforms.views import TwoViews, View, check_size, default_mean_std
 from .base import Values
 from .checks import check_batch, check_data, check_start
 from .optimization import follow_schedule, make_optimizer
@@ -94,12 +95,13 @@ class Pretraining(Values):
 
     def _prepare_networks(self) -> None:
         """Lay networks out as the device is fastest with, before anything is sent there."""
-        strategy, convolutional = (
-            self.trainer.strategy,
-            self.student.backbone.convolutional,
-        )
-        if strategy.root_device.type == 'cuda' and convolutional:
-            # 1.6 times as fast in mixed precision, see benchmarks/results/gpu.md
+        strategy, precision = self.trainer.strategy, self.trainer.precision
+        device, backbone = strategy.root_device.type, self.student.backbone
+        # On a CPU it pays in bfloat16 alone, and dilated convolutions are slower so
+        pays_on_cpu = precision == 'bf16-mixed' and backbone.cell == CELL
+        laid_out = device == 'cuda' or (device == 'cpu' and pays_on_cpu)
+        if laid_out and backbone.convolutional:
+            # See benchmarks/results/gpu.md and, for the CPU, pretraining.md
             self.to(memory_format=torch.channels_last)
         if self.hparams.get('compiled'):
             # In place: names of tensors, and so checkpoints, stay
@@ -124,10 +126,17 @@ class Pretraining(Values):
         super().share_values()
 
     def prepare_augmentations(self) -> None:
-        """Tell our augmentations the task's values, and where its backbone looks."""
+        """Tell our augmentations the task's values, and where its backbone looks.
+
+        Raises:
+            ValueError: If their views do not divide into the task's cells.
+        """
         if isinstance(self.augmentations, TwoViews):
+            backbone = self.student.backbone
+            check_size(self.augmentations.size, backbone.cell)
+            self.augmentations.cell = backbone.cell
             self.augmentations.mean, self.augmentations.std = self.mean, self.std
-            self.augmentations.field_offset = self.student.backbone.field_offset
+            self.augmentations.field_offset = backbone.field_offset
 
     @abstractmethod
     def compare(self, first: View, second: View) -> Comparison:

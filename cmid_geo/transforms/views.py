@@ -66,7 +66,8 @@ class View:
     @property
     def valid_cells(self) -> Bool[Tensor, 'batch cells']:
         """Whether at least half of a cell is valid."""
-        fraction = F.avg_pool2d(self.valid[:, None].float(), CELL)
+        cell = self.valid.shape[1] // self.mask.shape[1]
+        fraction = F.avg_pool2d(self.valid[:, None].float(), cell)
         return (fraction >= 0.5).flatten(1)
 
 
@@ -94,12 +95,13 @@ class TwoViews(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         field_offset: float = 0.0,
+        cell: int = CELL,
         **colour: Any,
     ) -> None:
         """Initialize a new TwoViews instance.
 
         Args:
-            size: Side of the views in pixels, a multiple of 32.
+            size: Side of the views in pixels, a multiple of *cell*.
             mask_ratio: Fraction of the cells to hide, from 0 to 1.
             scale: Smallest and largest area of a crop, as fractions of the chip's.
             ratio: Narrowest and widest side ratio of a crop.
@@ -113,14 +115,16 @@ class TwoViews(nn.Module):
                 of the view to the right and downwards: a backbone's
                 :attr:`~cmid_geo.models.MaskedBackbone.field_offset`. The authors match the cells'
                 own centres, whatever the network.
+            cell: Side of a cell in pixels, 32 or 16.
             **colour: Constants of :func:`~cmid_geo.transforms.colour.strong_colour`.
 
         Raises:
-            ValueError: If *size* is no multiple of 32.
+            ValueError: If *size* is no multiple of *cell*.
         """
         super().__init__()
-        check_size(size)
+        check_size(size, cell)
         self.size = size
+        self.cell = cell
         self.mask_ratio = mask_ratio
         self.rgb = rgb
         self.field_offset = field_offset
@@ -202,7 +206,7 @@ class TwoViews(nn.Module):
         Returns:
             (batch, rows, cols) on the host, True where hidden.
         """
-        side = self.size // CELL
+        side = self.size // self.cell
         return random_cell_mask(len(chips), side, side, self.mask_ratio)
 
     def _view(
@@ -223,8 +227,8 @@ class TwoViews(nn.Module):
         return View(image, send(mask, image), positions, known)
 
     def _positions(self, geometry: Tensor) -> Tensor:
-        side = torch.arange(self.size // CELL, device=geometry.device).to(geometry)
-        centre = (side + 0.5) * CELL - 0.5 + self.field_offset
+        side = torch.arange(self.size // self.cell, device=geometry.device).to(geometry)
+        centre = (side + 0.5) * self.cell - 0.5 + self.field_offset
         row, col = torch.meshgrid(centre, centre, indexing='ij')
         cells, back = torch.stack([col, row], dim=-1).view(-1, 2), geometry.inverse()
         return cells @ back[:, :2, :2].mT + back[:, None, :2, 2]
@@ -239,20 +243,21 @@ def _keep_constants(
     state.update({f'{prefix}{name}': own for name, own in views.state_dict().items()})
 
 
-def check_size(size: int) -> None:
+def check_size(size: int, cell: int = CELL) -> None:
     """Refuse views that do not divide into cells.
 
     Args:
         size: Side of the views in pixels.
+        cell: Side of a cell in pixels.
 
     Raises:
-        ValueError: If *size* is no positive multiple of 32.
+        ValueError: If *size* is no positive multiple of *cell*.
     """
-    if size < CELL or size % CELL:
-        below, above = max(size // CELL, 1) * CELL, (max(size, 0) // CELL + 1) * CELL
+    if size < cell or size % cell:
+        below, above = max(size // cell, 1) * cell, (max(size, 0) // cell + 1) * cell
         raise ValueError(
-            f'size={size} is no positive multiple of {CELL}: views divide into cells of '
-            f'{CELL}x{CELL} pixels, use {below} or {above}'
+            f'size={size} is no positive multiple of {cell}: views divide into cells of '
+            f'{cell}x{cell} pixels, use {below} or {above}'
         )
 
 

@@ -16,6 +16,8 @@ NAMES = [
     'vit_small_patch32_224',
 ]
 SWINS = ['swin_test', 'swinv2_test']
+#: With cells of 16 pixels.
+FINE = ['resnet18', 'resnet50d', 'convnext_atto', *SWINS, 'vit_test']
 
 
 def timms(name: str, bands: int, image: torch.Tensor, state: dict) -> torch.Tensor:
@@ -77,27 +79,97 @@ FIELDS = {name: 2 for name in NAMES + SWINS} | {
 }
 
 
-@pytest.mark.parametrize('name', FIELDS)
-def test_a_cell_sees_what_is_around_its_field_offset(name: str) -> None:
+@pytest.mark.parametrize(
+    ('name', 'size'), [*((name, 32) for name in FIELDS), *((name, 16) for name in FINE)]
+)
+def test_a_cell_sees_what_is_around_its_field_offset(name: str, size: int) -> None:
     """Squared gradients of a cell with respect to the image, drawn over networks and images."""
     # In the middle, or the image's edges would cut one side of the field
-    size, cell = 288, 4
-    places, weight = torch.arange(size) + 0.0, torch.zeros(size, size)
+    side, cell = 288, 144 // size
+    places, weight = torch.arange(side) + 0.0, torch.zeros(side, side)
     for seed in range(2):
         torch.manual_seed(seed)
-        backbone = create_backbone(name).eval()
+        backbone = create_backbone(name, cell=size).eval()
         for module in backbone.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 # timm closes the residual branches at first
                 torch.nn.init.ones_(module.weight)
-        image = torch.randn(2, 3, size, size, requires_grad=True)
+        image = torch.randn(2, 3, side, side, requires_grad=True)
         features = backbone(image)[:, :, cell, cell]
         (features * torch.randn_like(features)).sum().backward()
         weight += image.grad.square().sum((0, 1))
     weight /= weight.sum()
     centre = torch.stack([weight.sum(1) @ places, weight.sum(0) @ places])
-    expected = cell * 32 + 15.5 + backbone.field_offset
+    expected = cell * size + (size - 1) / 2 + backbone.field_offset
     assert (centre - expected).abs().max() < FIELDS[name]
+
+
+@pytest.mark.parametrize(
+    ('name', 'sides'),
+    # On odd sides timm's other networks round otherwise than ours
+    [(name, (128, 192)) for name in ('resnet50', *FINE[:-1])]
+    + [(name, (112, 80)) for name in ('resnet18', *SWINS)],
+)
+@torch.no_grad()
+def test_every_other_fine_cell_is_a_cell_of_the_plain_network(
+    name: str, sides: tuple[int, int]
+) -> None:
+    plain, fine = create_backbone(name).eval(), create_backbone(name, cell=16).eval()
+    for module in plain.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            # timm closes the residual branches at first
+            torch.nn.init.ones_(module.weight)
+    fine.load_state_dict(plain.state_dict())
+    image = torch.rand(2, 3, *sides)
+    features = fine(image)
+    assert features.shape[2:] == (sides[0] // 16, sides[1] // 16)
+    expected = plain.encode(image, None)
+    torch.testing.assert_close(fine.coarsen(features), expected, rtol=1e-4, atol=1e-3)
+    assert fine.coarse_offset == plain.field_offset
+    assert not torch.allclose(features[:, :, 0, 0], features[:, :, 0, 1], rtol=0.01)
+
+
+@torch.no_grad()
+def test_a_vits_fine_cells_are_parts_of_its_cells() -> None:
+    for name in ('vit_test', 'vit_small_patch8_224'):
+        plain = create_backbone(name).eval()
+        fine = create_backbone(name, cell=16).eval()
+        fine.load_state_dict(plain.state_dict())
+        image = torch.rand(1, 3, 96, 64)
+        features = fine(image)
+        assert features.shape[2:] == (6, 4)
+        assert not torch.allclose(features[:, :, 0], features[:, :, 1])
+        torch.testing.assert_close(fine.coarsen(features), plain(image))
+        assert fine.coarse_offset == plain.field_offset == 0
+
+
+@pytest.mark.parametrize(
+    ('name', 'cell', 'message'),
+    [
+        ('vit_small_patch32_224', 16, 'cell=16.*patches are 32 pixels.*choose cell=32'),
+        ('resnet18', 8, 'cell=8.*32x32 or 16x16.*cell=16'),
+    ],
+)
+def test_cells_that_a_network_does_not_have_are_refused(
+    name: str, cell: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_backbone(name, cell=cell)
+
+
+@pytest.mark.parametrize('name', FINE)
+@torch.no_grad()
+def test_fine_cells_are_hidden_where_the_mask_says(name: str) -> None:
+    backbone = create_backbone(name, cell=16).eval()
+    backbone.mask_token.fill_(3.0)
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, 1, 2] = True
+    image = torch.rand(1, 3, 64, 64)
+    assert not torch.allclose(backbone(image, mask), backbone(image))
+    stem = torch.zeros(1, len(backbone.mask_token), 16, 16)
+    hidden = backbone.hide(stem, mask)
+    assert (hidden[:, :, 4:8, 8:12] == 3).all()
+    assert hidden.sum() == hidden[:, :, 4:8, 8:12].sum()
 
 
 @pytest.mark.parametrize('name', [*NAMES, SWINS[0]])

@@ -49,11 +49,11 @@ def test_defaults_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize('name', ['resnet_test', 'convnext_atto'])
-def test_matched_cells_see_the_same_ground(name: str) -> None:
+@pytest.mark.parametrize('cell', [32, 16])
+def test_matched_cells_see_the_same_ground(name: str, cell: int) -> None:
     """Of views that are flipped and turned, too, and of small ones."""
-    task = CMID(
-        name, size=96, queue_size=8, hidden_dim=8, output_dim=8, num_prototypes=8
-    )
+    small = {'queue_size': 8, 'hidden_dim': 8, 'output_dim': 8, 'num_prototypes': 8}
+    task = CMID(name, size=96, cell=cell, **small)
     offset = task.student.backbone.field_offset
     # A chip that shows its own coordinates
     y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing='ij')
@@ -69,16 +69,16 @@ def test_matched_cells_see_the_same_ground(name: str) -> None:
     apart = []
     for view, chosen in ((first, cells), (second, partners)):
         # What the network sees, of the view's own pixels
-        where = torch.arange(3) * 32 + 15.5 + offset
+        where = torch.arange(96 // cell) * cell + (cell - 1) / 2 + offset
         low = where.floor().long().clamp(0, 95)
         high = where.ceil().long().clamp(0, 95)
         parts = [view.image[:, :2, a][..., b] for a in (low, high) for b in (low, high)]
         ground = torch.stack(parts).mean(0).flatten(2).mT * 256
         apart.append(take_cells(ground, chosen))
     distance = (apart[0] - apart[1]).norm(dim=-1)
-    assert cells.shape == (256, 3)
-    # A view's cell is 18 to 34 pixels of the chip wide
-    assert (distance > 16).float().mean() < 0.15
+    assert cells.shape == (256, (96 // cell) ** 2 * 20 // 49)
+    # A view's cell of 32 pixels is 18 to 34 pixels of the chip wide
+    assert (distance > cell / 2).float().mean() < 0.15
 
 
 def test_losses_equal_the_method_written_out(make_task: Make) -> None:
@@ -289,6 +289,31 @@ def test_mixed_precision_and_accumulation(
     assert trainer.callback_metrics['train_loss'].isfinite()
     assert task.queue.keys.dtype == torch.float32
     torch.testing.assert_close(task.queue.keys.norm(dim=1), torch.ones(24))
+
+
+@pytest.mark.parametrize(
+    ('precision', 'model', 'cell', 'expected'),
+    [
+        ('32-true', 'resnet_test', 32, False),
+        ('bf16-mixed', 'resnet_test', 32, True),
+        ('bf16-mixed', 'resnet_test', 16, False),
+        ('bf16-mixed', 'vit_test', 32, False),
+    ],
+)
+def test_convolutions_in_bfloat16_have_channels_last(
+    precision: str, model: str, cell: int, expected: bool, make_task: Make,
+    make_trainer: Callable[..., Trainer], loader: DataLoader,
+) -> None:  # fmt: skip
+    task = make_task(model=model, cell=cell)
+    make_trainer(max_steps=1, precision=precision).fit(task, loader)
+    weights = [
+        p
+        for p in task.student.parameters()
+        if p.ndim == 4 and p.shape[2] > 1 < p.shape[1]
+    ]
+    assert weights
+    layouts = {p.is_contiguous(memory_format=torch.channels_last) for p in weights}
+    assert layouts == {expected}
 
 
 def test_compiles(

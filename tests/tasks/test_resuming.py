@@ -35,8 +35,9 @@ def saving(folder: Path, steps: int = 1) -> list[Any]:
         (0, {'accumulate_grad_batches': 2, 'val_check_interval': 0.5}),
         (0, {'limit_train_batches': 2, 'limit_val_batches': 0}),
         (0, {'max_steps': 5}),
+        (0, {'precision': 'bf16-mixed'}),
     ],
-    ids=['plain', 'workers', 'accumulated', 'limited', 'by steps'],
+    ids=['plain', 'workers', 'accumulated', 'limited', 'by steps', 'bfloat16'],
 )
 def test_pretraining_resumes_exactly_from_every_checkpoint(
     workers: int, options: dict[str, Any], tmp_path: Path

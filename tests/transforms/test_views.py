@@ -22,8 +22,9 @@ def coordinates(batch: int, height: int, width: int) -> torch.Tensor:
 
 
 def cell_means(view: View) -> torch.Tensor:
+    cell = view.image.shape[2] // view.mask.shape[1]
     # Summed in double precision: the sum of 1024 singles is off by more than the positions
-    return F.avg_pool2d(view.image.double(), 32).flatten(2).mT * UNIT
+    return F.avg_pool2d(view.image.double(), cell).flatten(2).mT * UNIT
 
 
 def plain_views(size: int, **options: object) -> TwoViews:
@@ -39,10 +40,11 @@ def plain_views(size: int, **options: object) -> TwoViews:
 
 
 @pytest.mark.parametrize('shape', [(224, 224), (300, 260), (512, 700)])
-def test_cell_means_equal_positions(shape: tuple[int, int]) -> None:
-    views = plain_views(224)
+@pytest.mark.parametrize('cell', [32, 16])
+def test_cell_means_equal_positions(shape: tuple[int, int], cell: int) -> None:
+    views = plain_views(224, cell=cell)
     for view in views(coordinates(24, *shape)):
-        assert view.positions.shape == (24, 49, 2)
+        assert view.positions.shape == (24, (224 // cell) ** 2, 2)
         error = (cell_means(view) - view.positions).abs().max()
         assert error < 1e-3, f'{error} px'
     # The same in the single precision that training uses
@@ -51,11 +53,12 @@ def test_cell_means_equal_positions(shape: tuple[int, int]) -> None:
     assert (cell_means(view) - view.positions).abs().max() < 1e-3
 
 
-def test_positions_move_with_what_a_cell_sees() -> None:
-    """What lies 15.5 pixels up and left of a cell's centre in the view, wherever that is."""
-    views = plain_views(96, field_offset=-15.5)
+@pytest.mark.parametrize('cell', [32, 16])
+def test_positions_move_with_what_a_cell_sees(cell: int) -> None:
+    """What lies half a cell up and left of its centre in the view, wherever that is."""
+    views = plain_views(96, field_offset=(1 - cell) / 2, cell=cell)
     for view in views(coordinates(24, 140, 130)):
-        seen = view.image.double()[:, :, ::32, ::32].flatten(2).mT * UNIT
+        seen = view.image.double()[:, :, ::cell, ::cell].flatten(2).mT * UNIT
         assert (seen - view.positions).abs().max() < 1e-3
 
 
@@ -330,12 +333,27 @@ def test_a_checkpoint_changes_no_constants() -> None:
     assert views.mean is not None and views.mean.item() == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize('size', [200, 0, -32, 31])
-def test_size_that_is_no_multiple_of_cells(size: int) -> None:
+@pytest.mark.parametrize(
+    ('size', 'cell'), [(200, 32), (0, 32), (-32, 32), (31, 32), (72, 16), (8, 16)]
+)
+def test_size_that_is_no_multiple_of_cells(size: int, cell: int) -> None:
     with pytest.raises(
-        ValueError, match=rf'size={size} .*multiple of 32.* use \d+ or \d+'
+        ValueError, match=rf'size={size} .*multiple of {cell}.* use \d+ or \d+'
     ):
-        TwoViews(size)
+        TwoViews(size, cell=cell)
+
+
+def test_fine_cells_are_hidden_and_counted_one_by_one() -> None:
+    valid = torch.ones(8, 80, 80, dtype=torch.bool)
+    valid[:, :, 40:] = False
+    whole = torch.eye(3).double().expand(8, 3, 3)
+    views = TwoViews(80, cell=16)
+    view, _ = views(torch.rand(8, 3, 80, 80), valid, (whole, whole))
+    assert view.mask.shape == (8, 5, 5)
+    assert (view.mask.sum((1, 2)) == 15).all(), '0.6 of 25'
+    # Of the third column 8 of 16 pixels
+    assert view.valid_cells.view(8, 5, 5)[:, :, :3].all()
+    assert not view.valid_cells.view(8, 5, 5)[:, :, 3:].any()
 
 
 def test_bad_chips() -> None:
