@@ -1,16 +1,18 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What makes CMID learn from a few thousand small chips, beside SimCLR and MoCo v2 of TorchGeo.
+"""What CMID learns from a few thousand small chips, beside what users have.
 
     python benchmarks/quality.py pack aid/train --out aid_train.npz
-    python benchmarks/quality.py study aid_train.npz --plan benchmarks/quality_plan.json \
-        --total-seconds 300 --out results.json
+    python benchmarks/quality.py run cmid aid/train --scale cpu --epochs 25 --out runs/quality
+    python benchmarks/quality.py run simclr aid/train --scale cpu --seconds 3600 --set lr=1.0 --out runs/quality
+    python benchmarks/quality.py study benchmarks/quality_plan.json aid/train --scale cpu --epochs 10 --jobs 2 --out runs/quality
+    python benchmarks/quality.py table runs/quality
 
 Only AID's training images are used: 15 % of each class are held out and judged, the others train
-networks without labels, and then probes with labels. All trials see equally many images; what each
-cost in seconds is told too, but trials that run side by side share the device. Without --samples the
-number is what fits into the time, by CMID's rate measured with all processes at work.
+networks without labels, and then probes with labels. Budgets are epochs, or seconds of one thread
+or card, which become steps by the method's rate measured first. A trial writes its state every few
+minutes and goes on from there when it is called again. Judging costs are not counted.
 """
 
 import argparse
@@ -19,7 +21,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,39 +30,49 @@ from typing import Any
 os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1'
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 from aid_probe import fit, right
 from PIL import Image
+from quality_methods import Memory, backbones, last_norms, make, optimize
 from student_or_teacher import accuracy
 from torch import Tensor, multiprocessing
-from torchgeo.tasks import MoCo, SimCLR
-from torchgeo.tasks.simclr import LARS
 from torchvision.datasets import ImageFolder
 
-from cmid_geo.callbacks.remember import Remember
 from cmid_geo.tasks import CMID
-from cmid_geo.tasks.optimization import follow_schedule, make_optimizer
-from cmid_geo.tasks.schedules import Horizon
-from cmid_geo.transforms.views import TwoViews
 
-DECAYS = (1e-2, 1e-1)
+#: Small enough for two cores, and what an accelerator can do in the same time.
+SCALES = {
+    'cpu': SimpleNamespace(
+        model='resnet18', vit='vit_tiny_patch16_224', size=64, chip=96, cell=16,
+        batch=64, queue=4096, device='cpu',
+    ),
+    'gpu': SimpleNamespace(
+        model='resnet50', vit='vit_small_patch16_224', size=128, chip=128, cell=16,
+        batch=256, queue=8192, device='cuda',
+    ),
+}  # fmt: skip
+DECAYS = (1e-3, 1e-2, 1e-1)
 #: Of L-BFGS: a probe has to be cheap beside a trial of half a minute.
 ITERATIONS = 50
+#: Side in pixels at which the exported network is judged, at its usual stride.
+EXPORTED_SIZE = 128
 #: The data and the options, in each process.
 HERE: dict[str, Any] = {}
 
 
-class Stepped(CMID):
-    """CMID in a plain loop: the step comes from there instead of a Trainer."""
+class Loop:
+    """What tasks ask of a Trainer."""
 
-    at = 0
+    def __init__(self, total: int) -> None:
+        self.global_step, self.max_epochs = 0, total
+        self.optimizers: list[Any] = []
 
-    def _step(self) -> int:
-        return self.at
-
-    def all_gather(self, data: Any, *_: Any, **__: Any) -> Any:
-        return data
+    @property
+    def current_epoch(self) -> int:
+        """Schedules of TorchGeo move by the epoch: a step is one here."""
+        return self.global_step
 
 
 # ---------------------------------------------------------------------- data
@@ -80,19 +91,25 @@ def pack(folder: str, out: Path, quality: int) -> None:
     print(f'{len(parts)} images, {out.stat().st_size / 1e6:.1f} MB')
 
 
-def unpack(path: Path, limit: int | None, threads: int = 16) -> tuple[Any, Any]:
-    """Images (number, 3, height, width) of bytes, and labels."""
-    held = np.load(path)
-    joined, ends = held['joined'].tobytes(), held['ends']
-    starts = np.concatenate([[0], ends[:-1]])
-    order = np.random.default_rng(0).permutation(len(ends))[:limit]
+def read(path: Path, limit: int | None) -> tuple[Any, Any]:
+    """Images (number, 3, height, width) of bytes, and labels, of a folder or a packed file."""
+    if path.is_dir():
+        found = ImageFolder(str(path))
+        files, labels = zip(*found.samples)
+        opened: Any = files
+    else:
+        held = np.load(path)
+        joined, ends, labels = held['joined'].tobytes(), held['ends'], held['labels']
+        starts = np.concatenate([[0], ends[:-1]])
+        opened = [io.BytesIO(joined[a:b]) for a, b in zip(starts, ends)]
+    order = np.random.default_rng(0).permutation(len(opened))[:limit]
 
     def decode(index: int) -> Any:
-        image = Image.open(io.BytesIO(joined[starts[index] : ends[index]]))
+        image = Image.open(opened[index]).convert('RGB')
         return np.asarray(image).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor(threads) as pool:
-        return np.stack(list(pool.map(decode, order))), held['labels'][order]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.stack(list(pool.map(decode, order))), np.array(labels)[order]
 
 
 def split(labels: Tensor, part: float) -> tuple[Tensor, Tensor]:
@@ -108,135 +125,157 @@ def split(labels: Tensor, part: float) -> tuple[Tensor, Tensor]:
     return torch.cat(first), torch.cat(rest)
 
 
-def batches(images: Tensor, batch: int) -> Iterator[Tensor]:
-    """Batches in [0, 1] without end, each epoch in a new order."""
-    while True:
-        order = torch.randperm(len(images), device=images.device)
-        for chosen in order.split(batch):
-            if len(chosen) == batch:
-                yield images[chosen].float() / 255
+def resized(images: Tensor, side: int) -> Tensor:
+    """Bytes at another size, averaged over areas."""
+    if images.shape[-1] == side:
+        return images
+    return torch.cat(
+        [
+            F.interpolate(
+                part.float(), (side, side), mode='bilinear', antialias=True
+            ).round().clamp(0, 255).byte()
+            for part in images.split(512)
+        ]
+    )  # fmt: skip
 
 
-# ---------------------------------------------------------------------- methods
+def batch_at(images: Tensor, batch: int, step: int, seed: int) -> Tensor:
+    """The batch of a step in [0, 1]; each epoch has its own order and leaves out what fills no batch."""
+    each = len(images) // batch
+    generator = torch.Generator().manual_seed(seed * 100_003 + step // each)
+    order = torch.randperm(len(images), generator=generator)
+    chosen = order[step % each * batch :][:batch]
+    return images[chosen.to(images.device)].float() / 255
 
 
-def make(trial: Any, images: Tensor, size: int) -> Any:
-    """The task of a trial."""
-    given = dict(trial.get('set', {}))
-    if trial['method'] == 'simclr':
-        # Negatives of the batch alone: the default bank is larger than the data
-        constants = {'memory_bank_size': 0, 'lr': 0.3, **given}
-        return SimCLR('resnet18', size=size, **constants)
-    if trial['method'] == 'mocov2':
-        constants = {
-            'layers': 2, 'hidden_dim': 2048, 'output_dim': 128, 'lr': 0.03, 'weight_decay': 1e-4,
-            'temperature': 0.07, 'memory_bank_size': 4096, 'moco_momentum': 0.999, **given,
-        }  # fmt: skip
-        return MoCo('resnet18', version=2, size=size, **constants)
-    pixels = images[:1024].float() / 255
-    # The default queue is longer than two epochs of these data, which a fit refuses
-    constants = {
-        'size': size, 'queue_size': 8192, 'mean': pixels.mean((0, 2, 3)).tolist(),
-        'std': pixels.std((0, 2, 3)).tolist(), **given,
-    }  # fmt: skip
-    if 'views' in trial:
-        ratio = constants.get('mask_ratio', 0.6)
-        views = TwoViews(constants['size'], ratio, **trial['views'])
-        return Stepped('resnet18', augmentations=views, **constants)
-    return Stepped('resnet18', **constants)
+# ---------------------------------------------------------------------- training
 
 
-def backbones(task: Any) -> dict[str, Any]:
-    """Networks of a task that could be exported."""
-    if isinstance(task, CMID):
-        return {'student': task.student.backbone, 'teacher': task.teacher.backbone}
-    return {'student': task.backbone} | (
-        {'teacher': task.backbone_momentum} if isinstance(task, MoCo) else {}
-    )
+def train(
+    trial: Any, images: Tensor, steps: int, kept: Path | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Train a task for some steps, from where a killed run stopped.
 
-
-def last_norms(task: Any) -> list[Tensor]:
-    """Weights of the last batch norms of ResNet-18's residual branches, of the student first."""
-    return [
-        weight
-        for network in backbones(task).values()
-        for name, weight in network.named_parameters()
-        if name.endswith('bn2.weight')
-    ]
-
-
-def optimize(task: Any, total: int, batch: int, chips: int) -> tuple[Any, Any]:
-    """Optimizer and schedule: 5 % warm-up, then a cosine."""
-    given, warmup = task.hparams, max(1, total // 20)
-    if isinstance(task, CMID):
-        # The paper's rise of the temperature: a quarter of the run
-        task.horizon = Horizon(total, warmup, total // 4, batch, chips)
-        rate = given['lr'] * batch / given['lr_batch_size']
-        optimizer = make_optimizer(
-            task, 'adan', rate, given['weight_decay'], betas=given['betas']
-        )
-        end = given['lr_end'] / rate
-    else:
-        kind: Any = LARS if isinstance(task, SimCLR) else torch.optim.SGD
-        learned = [p for p in task.parameters() if p.requires_grad]
-        decay, momentum = given['weight_decay'], given['momentum']
-        optimizer = kind(learned, lr=given['lr'], momentum=momentum, weight_decay=decay)
-        end = 0.0
-    found: Any = follow_schedule(optimizer, 'cosine', total, warmup, end)
-    return optimizer, found['lr_scheduler']['scheduler']
-
-
-def train(task: Any, images: Tensor, steps: int, batch: int) -> dict[str, Any]:
-    """Train for some steps; tell the seconds and the last loss."""
+    Returns:
+        The task; seconds of the processor or card, and means of what was logged over twentieths.
+    """
+    options, scale, seed = HERE['options'], HERE['scale'], trial['seed']
     device = images.device
-    optimizer, schedule = optimize(task, steps, batch, len(images))
-    remember, trainer = Remember(), SimpleNamespace(global_step=0)
+    torch.manual_seed(seed)
+    task = make(trial, images, scale).to(device)
+    task = task.to(memory_format=torch.channels_last)
+    optimizer, schedule = optimize(task, steps, scale.batch, len(images))
+    loop, memory, logged = Loop(steps), Memory(), {}
+    loop.optimizers, task.trainer = [optimizer], loop
+    task.all_gather = lambda data, *_, **__: data
+    current: dict[str, Any] = {}
+    task.log = lambda name, value, **_: current.__setitem__(name, value)
+    task.log_dict = lambda values, **_: current.update(values)
+    spent = restore(kept, task, optimizer, schedule, loop, logged)
+    memory.remember.step = loop.global_step
     task.train()
-    last: Any = None
-    start = now(device)
-    for step, image in zip(range(steps), batches(images, batch)):
-        task.at = step
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
-            last = task.training_step({'image': image}, step)
-        loss = last['loss'] if isinstance(last, dict) else last
+    mark, saved = now(device), time.time()
+    for step in range(loop.global_step, steps):
+        torch.manual_seed((seed * 1_000_003 + step) % 2**31)
+        image = batch_at(images, scale.batch, step, seed)
+        with torch.autocast(device.type, torch.bfloat16):
+            outputs = task.training_step({'image': image}, step)
+        loss = outputs['loss'] if isinstance(outputs, dict) else outputs
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-        if isinstance(task, CMID):
-            trainer.global_step = step + 1
-            remember.on_train_batch_end(trainer, task, last, None, step)
-    seconds = now(device) - start
-    losses = last['losses'].tolist() if isinstance(last, dict) else [float(last)]
-    if not all(map(math.isfinite, losses)):
+        loop.global_step = step + 1
+        memory(loop, task, outputs)
+        if step % 10 == 0:
+            current.setdefault('train_loss', loss.detach())
+            part = logged.setdefault(str(20 * step // steps), {})
+            for name, value in current.items():
+                part.setdefault(name, []).append(float(value))
+        if kept and time.time() - saved > options.every:
+            spent, mark, saved = spent + now(device) - mark, now(device), time.time()
+            keep(kept, task, optimizer, schedule, loop, logged, spent)
+    spent += now(device) - mark
+    if not math.isfinite(float(loss)):
         raise ValueError(
-            f'the losses ended as {losses}, not finite: lower the rate of the trial'
+            f'the loss ended as {float(loss)}: lower the rate of the trial'
         )
-    return {'seconds': seconds, 'rate': steps * batch / seconds, 'losses': losses}
+    curves = {
+        part: {name: float(np.mean(values)) for name, values in each.items()}
+        for part, each in logged.items()
+    }
+    return task, {
+        'seconds': spent,
+        'rate': steps * scale.batch / spent,
+        'curves': curves,
+    }
+
+
+def keep(path: Path, task: Any, optimizer: Any, schedule: Any, loop: Loop, logged: Any, spent: float) -> None:  # fmt: skip
+    """Write the state of a run; banks of lightly are buffers that no state dict holds."""
+    parts = task, optimizer, schedule
+    state = {
+        'state': [part.state_dict() for part in parts],
+        'buffers': dict(task.named_buffers()),
+        'step': loop.global_step, 'logged': logged, 'spent': spent,
+    }  # fmt: skip
+    torch.save(state, path.with_suffix('.part'))
+    path.with_suffix('.part').replace(path)
+
+
+def restore(path: Path | None, task: Any, optimizer: Any, schedule: Any, loop: Loop, logged: Any) -> float:  # fmt: skip
+    """Read the state of a run, if there is one; return the seconds it took so far."""
+    if not (path and path.exists()):
+        return 0.0
+    state = torch.load(path, map_location='cpu', weights_only=True)
+    for part, held in zip((task, optimizer, schedule), state['state']):
+        part.load_state_dict(held)
+    for name, buffer in state['buffers'].items():
+        owner, _, own = name.rpartition('.')
+        held = task.get_submodule(owner)._buffers
+        if held[own] is not None and held[own].shape != buffer.shape:
+            held[own] = buffer.to(held[own].device)
+        elif held[own] is not None:
+            held[own].copy_(buffer)
+    loop.global_step = state['step']
+    logged.update(state['logged'])
+    return state['spent']
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done its work."""
+    """Seconds of this process, or of the card once it has done its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    # The machine may be shared: time that others took is not the method's cost
+    return time.process_time()
 
 
 # ---------------------------------------------------------------------- judging
 
 
 @torch.no_grad()
-def features(task: Any, network: Any, images: Tensor) -> Tensor:
-    """Pooled features of whole images in evaluation mode, in float32."""
+def features(network: Any, images: Tensor, mean: Any, std: Any) -> Tensor:
+    """Pooled features of whole images in evaluation mode."""
     network.eval()
     out = []
     for part in images.split(256):
-        pixels = part.float() / 255
-        if isinstance(task, CMID):
-            pixels = (pixels - task.mean[:, None, None]) / task.std[:, None, None]
-        found = network(pixels)
-        out.append(found.mean((2, 3)) if found.ndim == 4 else found)
+        pixels = ((part.float() / 255 - mean) / std).contiguous(
+            memory_format=torch.channels_last
+        )
+        with torch.autocast(part.device.type, torch.bfloat16):
+            found = network(pixels)
+        out.append((found.mean((2, 3)) if found.ndim == 4 else found).float())
     return torch.cat(out)
+
+
+def plain(network: Any, model: str) -> Any:
+    """The network as a user of the exported file has it: timm's, at its usual stride."""
+    own = timm.create_model(model, num_classes=0)
+    # Ours hold timm's; the classifier is Identity in both
+    own.load_state_dict(getattr(network, 'network', network).state_dict())
+    first = next(network.parameters())
+    return own.to(first.device, memory_format=torch.channels_last)
 
 
 def rank_me(found: Tensor) -> float:
@@ -271,10 +310,9 @@ def neighbours(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> f
     return float((votes.argmax(1) == truth).float().mean())
 
 
-def judge(
-    found: Tensor, labels: Tensor, held: Tensor, rest: Tensor
-) -> dict[str, float]:
+def judge(found: Tensor) -> dict[str, float]:
     """All scores of one kind of features, on the held-out images."""
+    labels, held, rest = (HERE[name] for name in ('labels', 'held', 'rest'))
     known, asked = found[rest], found[held]
     given = known, labels[rest], asked, labels[held]
     few, _ = split(labels[rest], 0.1)
@@ -287,110 +325,119 @@ def judge(
     }
 
 
+def judge_all(task: Any, trial: Any) -> dict[str, Any]:
+    """Scores of all networks of a task: as it trained, and the student as it would be exported."""
+    scale, result = HERE['scale'], {}
+    mean, std = 0.0, 1.0
+    if isinstance(task, CMID):
+        mean, std = task.mean[:, None, None], task.std[:, None, None]
+    found = backbones(task)
+    own = resized(HERE['images'], scale.size)
+    for name, network in found.items():
+        result[name] = judge(features(network, own, mean, std))
+    if trial['method'] != 'mae':
+        exported = plain(found['student'], scale.model)
+        large = resized(HERE['images'], EXPORTED_SIZE)
+        result['exported'] = judge(features(exported, large, mean, std))
+    return result
+
+
 # ---------------------------------------------------------------------- trials
 
 
 def prepare(images: Any, labels: Any, options: Any) -> None:
     """Give a process the data and the options."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.jobs))
-    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    HERE['options'], HERE['scale'] = options, SCALES[options.scale]
+    for name in ('model', 'size', 'chip', 'cell', 'batch', 'queue', 'device'):
+        if getattr(options, name) is not None:
+            setattr(HERE['scale'], name, getattr(options, name))
+    device = torch.device(HERE['scale'].device)
     HERE['images'] = torch.from_numpy(images).to(device)
     HERE['labels'] = torch.from_numpy(labels).long().to(device)
     HERE['held'], HERE['rest'] = (
         part.to(device) for part in split(HERE['labels'], 0.15)
     )
-    HERE['options'] = options
 
 
-def build(trial: Any) -> Any:
-    """The task of a trial on its device, always from the same seed."""
-    torch.manual_seed(0)
-    options, images = HERE['options'], HERE['images'][HERE['rest']]
-    task = make(trial, images, options.size).to(images.device)
-    if images.device.type == 'cuda':
-        task = task.to(memory_format=torch.channels_last)
-    if trial.get('open'):
-        # Residual branches count from the start, where timm starts them at 0
-        for weight in last_norms(task):
-            torch.nn.init.ones_(weight)
-    return task
-
-
-def rate(trial: Any) -> float:
-    """Images a second, once warm."""
-    options, images = HERE['options'], HERE['images'][HERE['rest']]
-    task = build(trial)
-    train(task, images, 5, options.batch)
-    return train(task, images, options.probe_steps, options.batch)['rate']
-
-
-def perform(trial: Any) -> dict[str, Any]:
+def perform(trial: Any, kept: Path) -> dict[str, Any]:
     """Train and judge one trial."""
-    options, images, labels = (HERE[name] for name in ('options', 'images', 'labels'))
-    split_of = labels, HERE['held'], HERE['rest']
+    options, scale = HERE['options'], HERE['scale']
     if trial['method'] == 'stats':
-        pixels = images.float().flatten(2) / 255
-        found = torch.cat([pixels.mean(2), pixels.std(2)], 1)
-        return {'student': judge(found, *split_of)}
-    seconds = trial.get('seconds')
-    samples = rate(trial) * seconds if seconds else trial['samples']
-    task, result = build(trial), {}
-    if trial['method'] != 'random':
-        steps = max(1, int(samples) // options.batch)
-        result = {'steps': steps}
-        result |= train(task, images[HERE['rest']], steps, options.batch)
-    for name, network in backbones(task).items():
-        result[name] = judge(features(task, network, images), *split_of)
-    half = last_norms(task)[: 8 if isinstance(task, (CMID, MoCo)) else None]
-    result['last_norm'] = float(torch.stack([w.abs().mean() for w in half]).mean())
+        pixels = HERE['images'].float().flatten(2) / 255
+        return {'student': judge(torch.cat([pixels.mean(2), pixels.std(2)], 1))}
+    images = resized(HERE['images'][HERE['rest']], scale.chip)
+    if trial['method'] == 'random':
+        torch.manual_seed(trial['seed'])
+        return judge_all(make({**trial, 'method': 'cmid'}, images, scale), trial)
+    each = len(images) // scale.batch
+    steps = round(options.epochs * each) if options.epochs else None
+    plan = kept.with_suffix('.steps')
+    if steps is None and plan.exists():
+        steps = int(plan.read_text())
+    if steps is None:
+        train(trial, images, 3)
+        rate = train(trial, images, options.probe_steps)[1]['rate']
+        steps = max(1, round(options.seconds * rate / scale.batch))
+        plan.write_text(str(steps))
+    task, result = train(trial, images, steps, kept)
+    result |= {'steps': steps, 'epochs': steps / each, **judge_all(task, trial)}
+    norms = [float(weight.abs().mean()) for weight in last_norms(task)]
+    result['last_norm'] = float(np.mean(norms or [math.nan]))
     return result
 
 
 def attempt(trial: Any) -> dict[str, Any]:
-    """Perform a trial; an error is a result too."""
-    if time.time() > HERE['options'].deadline:
+    """Perform a trial, unless its result is there; an error is a result too."""
+    options = HERE['options']
+    name = ''.join(c if c.isalnum() or c in '.-' else '_' for c in trial['name'])
+    out = options.out / f'{name}-{trial["seed"]}.json'
+    if out.exists():
+        return json.loads(out.read_text())
+    if time.time() > options.deadline:
         return {**trial, 'error': 'not started: the time was up'}
-    start = time.time()
+    start, kept = time.time(), out.with_suffix('.ckpt')
+    scale = {n: v for n, v in vars(HERE['scale']).items()}
     try:
-        result = perform(trial)
+        result = perform(trial, kept)
     except Exception as error:  # noqa: BLE001 (the other trials go on)
-        result = {'error': f'{type(error).__name__}: {error}'}
-    return {**trial, **result, 'wall': time.time() - start}
+        return {**trial, 'error': f'{type(error).__name__}: {error}'}
+    found = {**trial, **result, 'wall': time.time() - start, 'scale': scale}
+    out.write_text(json.dumps(found, indent=1))
+    kept.unlink(missing_ok=True)
+    return found
 
 
-def study(options: Any) -> None:
+def study(options: Any, plan: list[Any]) -> None:
     """Run the trials of a plan side by side, in order, until the time is up."""
+    options.out.mkdir(parents=True, exist_ok=True)
     end = time.time() + options.total_seconds
     # A trial begun later would be cut off
     options.deadline = end - options.reserve
-    plan, results = json.loads(options.plan.read_text()), []
-    images, labels = unpack(options.data, options.limit)
+    images, labels = read(options.data, options.limit)
+    trials = [{'seed': seed, **each} for seed in options.seeds for each in plan]
+    if options.jobs == 1:
+        prepare(images, labels, options)
+        for trial in trials:
+            print(line(attempt(trial)), flush=True)
+        return
     context = multiprocessing.get_context(options.start)
     with context.Pool(options.jobs, prepare, (images, labels, options)) as pool:
-        if not (options.samples or options.seconds):
-            rates = pool.map(rate, [{'method': 'cmid'}] * options.jobs, 1)
-            left = 0.75 * (end - time.time()) * sum(rates)
-            options.samples = int(left / max(1, len(plan) - 2))
-            print(f'{rates} images a second, {options.samples} a trial', flush=True)
-        budget = {'samples': options.samples, 'seconds': options.seconds}
-        found = pool.imap_unordered(attempt, [{**budget, **each} for each in plan], 1)
-        for _ in plan:
+        found = pool.imap_unordered(attempt, trials, 1)
+        for _ in trials:
             try:
-                result = found.next(timeout=max(0.1, end - time.time()))
+                print(line(found.next(timeout=max(0.1, end - time.time()))), flush=True)
             except multiprocessing.TimeoutError:
                 print('the time is up', flush=True)
                 break
-            results.append(result)
-            print(line(result), flush=True)
-            options.out.write_text(json.dumps(results, indent=1))
 
 
 def line(result: Any) -> str:
-    """One trial in one line: per cent, student / teacher."""
+    """One trial in one line: per cent."""
+    said = [f'{result["name"]} ({result["seed"]})']
     if 'error' in result:
-        return f'{result["name"]}: {result["error"]}'
-    said = [result['name']]
-    for name in ('student', 'teacher'):
+        return f'{said[0]}: {result["error"]}'
+    for name in ('student', 'teacher', 'exported'):
         if name in result:
             scores = {
                 k: v if k == 'rank_me' else 100 * v for k, v in result[name].items()
@@ -398,40 +445,92 @@ def line(result: Any) -> str:
             said.append(
                 name + ' ' + ' '.join(f'{k} {v:.1f}' for k, v in scores.items())
             )
-    others = ('last_norm', 'steps', 'seconds', 'rate', 'losses', 'wall')
-    said += [
-        f'{k} {np.round(result[k], 3)}' for k in others if result.get(k) is not None
-    ]
+    others = ('last_norm', 'steps', 'epochs', 'seconds', 'rate', 'wall')
+    said += [f'{k} {result[k]:.4g}' for k in others if result.get(k) is not None]
+    if 'curves' in result:
+        last = result['curves'][max(result['curves'], key=int)]
+        said.append(' '.join(f'{k} {v:.3g}' for k, v in last.items()))
     return ' | '.join(said)
 
 
+def table(folder: Path) -> None:
+    """All results of a folder as a table in Markdown, the best linear probe first."""
+    found = [json.loads(path.read_text()) for path in folder.glob('*.json')]
+    print(
+        '| trial | seed | epochs | seconds | linear | linear, 10 % | kNN-5 | RankMe '
+        '| exported: linear, kNN-5 | teacher: linear, kNN-5 |'
+    )
+    print('| --- |' + ' ---: |' * 9)
+    for each in sorted(found, key=lambda each: -each['student']['linear']):
+        own = each['student']
+        cells = [each['name'], each['seed'], f'{each.get("epochs", 0):.0f}']
+        cells += [f'{each.get("seconds", 0):.0f}']
+        cells += [f'{100 * own[k]:.1f}' for k in ('linear', 'linear_10', 'knn')]
+        cells += [f'{own["rank_me"]:.0f}']
+        for other in ('exported', 'teacher'):
+            cells.append(
+                f'{100 * each[other]["linear"]:.1f}, {100 * each[other]["knn"]:.1f}'
+                if other in each
+                else ''
+            )
+        print('| ' + ' | '.join(map(str, cells)) + ' |')
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``name=value`` of the command line, the value in JSON."""
+    name, _, value = text.partition('=')
+    return name, json.loads(value)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest='command', required=True)
     packing = commands.add_parser('pack')
     packing.add_argument('folder')
     packing.add_argument('--out', type=Path, required=True)
     packing.add_argument('--quality', type=int, default=85)
-    running = commands.add_parser('study')
-    running.add_argument('data', type=Path)
-    running.add_argument('--plan', type=Path, required=True)
-    running.add_argument('--out', type=Path, required=True)
-    running.add_argument('--total-seconds', type=float, default=300)
-    running.add_argument('--reserve', type=float, default=15)
-    running.add_argument('--samples', type=int, help='images a trial')
-    running.add_argument('--seconds', type=float, help='a trial, instead of images')
-    running.add_argument('--jobs', type=int, default=4)
-    running.add_argument('--start', default='spawn', choices=['fork', 'spawn'])
-    running.add_argument('--batch', type=int, default=256)
-    running.add_argument('--size', type=int, default=96)
-    running.add_argument('--probe-steps', type=int, default=20)
-    running.add_argument('--limit', type=int, help='images to read')
-    running.add_argument('--device', default='cuda')
+    commands.add_parser('table').add_argument('folder', type=Path)
+    one, many = commands.add_parser('run'), commands.add_parser('study')
+    one.add_argument('method')
+    one.add_argument('--set', type=setting, nargs='*', default=[])
+    one.add_argument('--views', type=setting, nargs='*', default=[])
+    one.add_argument('--name')
+    many.add_argument('plan', type=Path)
+    for running in (one, many):
+        running.add_argument('data', type=Path, help="AID's training folder, or a pack")
+        running.add_argument('--scale', choices=SCALES, default='cpu')
+        budget = running.add_mutually_exclusive_group(required=True)
+        budget.add_argument('--epochs', type=float)
+        budget.add_argument('--seconds', type=float, help='of one thread or card')
+        running.add_argument('--out', type=Path, required=True)
+        running.add_argument('--seeds', type=int, nargs='+', default=[0])
+        running.add_argument('--total-seconds', type=float, default=1e9)
+        running.add_argument('--reserve', type=float, default=15)
+        running.add_argument('--every', type=float, default=180, help='seconds')
+        running.add_argument('--jobs', type=int, default=1)
+        running.add_argument('--threads', type=int, default=1)
+        running.add_argument('--start', default='spawn', choices=['fork', 'spawn'])
+        running.add_argument('--probe-steps', type=int, default=20)
+        running.add_argument('--limit', type=int, help='images to read')
+        for name in ('size', 'chip', 'cell', 'batch', 'queue'):
+            running.add_argument(f'--{name}', type=int)
+        for name in ('model', 'device'):
+            running.add_argument(f'--{name}')
     options = parser.parse_args()
     if options.command == 'pack':
         pack(options.folder, options.out, options.quality)
+    elif options.command == 'table':
+        table(options.folder)
+    elif options.command == 'study':
+        study(options, json.loads(options.plan.read_text()))
     else:
-        study(options)
+        trial = {'name': options.name or options.method, 'method': options.method}
+        trial |= {'set': dict(options.set)} if options.set else {}
+        trial |= {'views': dict(options.views)} if options.views else {}
+        options.jobs = 1
+        study(options, [trial])
 
 
 if __name__ == '__main__':

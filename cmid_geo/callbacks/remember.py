@@ -30,7 +30,7 @@ class Remember(Callback):
         self.step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Remember a batch.
 

@@ -3,7 +3,13 @@
 
 """Losses of CMID: mathematics without Lightning, TorchGeo or side effects."""
 
-from ..metrics.collapse import entropy, key_rank, pairwise_cosine, standard_deviation
+from ..metrics.collapse import (
+    entropy,
+    fresh_rank,
+    key_rank,
+    pairwise_cosine,
+    standard_deviation,
+)
 from .contrastive import info_nce
 from .distillation import PrototypeLoss
 from .masked import DenseLoss
@@ -17,6 +23,7 @@ __all__ = (
     'entropy',
     'focal_frequency',
     'focal_l1',
+    'fresh_rank',
     'info_nce',
     'key_rank',
     'nearest_cells',

@@ -73,3 +73,26 @@ def key_rank(
     if filled is not None:
         better = better & (torch.arange(len(queue), device=queue.device) < filled)
     return 1 + better.sum(dim=1).float().mean()
+
+
+@torch.no_grad()
+def fresh_rank(
+    query: Float[Tensor, 'batch dim'], key: Float[Tensor, 'batch dim']
+) -> Float[Tensor, '']:
+    """Share of the batch's other images whose key beats the true one.
+
+    All these keys are of one teacher, so that only what images show can tell them apart;
+    those of a queue can be told by their age too.
+
+    Args:
+        query: Unit vectors of the student.
+        key: Unit vectors of the teacher, one for each query.
+
+    Returns:
+        Mean over the batch: 0 is the best, 0.5 is chance; 0 for one image.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        cosines = query.float() @ key.float().mT
+        better = cosines > cosines.diagonal()[:, None]
+    number = len(query)
+    return better.sum() / max(number * (number - 1), 1)

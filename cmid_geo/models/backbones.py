@@ -113,6 +113,17 @@ class MaskedBackbone(nn.Module, ABC):
         """The :attr:`field_offset` of cells of 32 pixels, see :meth:`coarsen`."""
         return self.field_offset - (CELL - self.cell) / 2
 
+    def residual_weight(self) -> Tensor | None:
+        """Mean weight of what scales the residual branches, where the network has such."""
+        scales = self.residual_scales()
+        if not scales:
+            return None
+        return torch.stack([scale.detach().abs().mean() for scale in scales]).mean()
+
+    def residual_scales(self) -> list[Tensor]:
+        """Weights of each residual branch's last norm, or its layer scale."""
+        return []
+
     def hide(self, stem: Tensor, mask: Tensor | None) -> Tensor:
         """Add the mask token at the hidden places of a stem's output, channels first."""
         if mask is None:
@@ -142,6 +153,12 @@ class MaskedResNet(MaskedBackbone):
         means = any(each.kernel_size == 2 for each in pools)
         self.field_offset = (7.0 if means else 0.0) - (cell - 1) / 2
 
+    def residual_scales(self) -> list[Tensor]:
+        """Weights of the last batch norm of each block."""
+        blocks = [each for each in self.network.modules() if hasattr(each, 'conv2')]
+        last = (getattr(each, 'bn3', getattr(each, 'bn2', None)) for each in blocks)
+        return [norm.weight for norm in last if norm is not None]
+
     def encode(self, image: Tensor, mask: Tensor | None) -> Tensor:
         """Run stem, mask and the four stages."""
         net = self.network
@@ -153,6 +170,11 @@ class MaskedConvNeXt(MaskedBackbone):
     """ConvNeXt: the token is added after the stem; its last stage is dilated for cells of 16 pixels."""
 
     convolutional = True
+
+    def residual_scales(self) -> list[Tensor]:
+        """Layer scale of each block."""
+        found = (getattr(each, 'gamma', None) for each in self.network.modules())
+        return [scale for scale in found if isinstance(scale, Tensor)]
 
     def encode(self, image: Tensor, mask: Tensor | None) -> Tensor:
         """Run stem, mask and stages."""

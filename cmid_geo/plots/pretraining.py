@@ -31,7 +31,8 @@ LABELS = {
     'global_chance': 'guessing: log(1 + keys in the queue)',
     'train_local': 'local loss',
     'teacher_entropy': "teacher's entropy",
-    'key_rank': 'mean rank',
+    'fresh_rank': 'share of them',
+    'chance': 'guessing: 0.5',
 }
 
 
@@ -185,22 +186,23 @@ def plot_curves(metrics: Path, queue_size: int) -> Figure:
         queue_size: Keys in a full queue.
 
     Returns:
-        The three losses, each beside the value that tells what to make of it, and the rank of
-        the true key.
+        The three losses, each beside the value that tells what to make of it, and how well images
+        are told apart.
     """
     value, full = read_metrics(metrics, queue_size)
+    value['chance'] = np.full(len(value['step']), 0.5)
     step = value['step']
     since = step[full][0] if full.any() else None
     panels = {
         'reconstruction': ['train_reconstruction'],
         'global: rises while the queue fills': ['train_global', 'global_chance'],
         "local: stays above the teacher's entropy": ['train_local', 'teacher_entropy'],
-        f'rank of the true key among {queue_size} (1 is best)': ['key_rank'],
+        'fresh keys of other images that beat the true one': ['fresh_rank', 'chance'],
     }
     figure, axes = subplots(2, 2, 11, 7, sharex=True)
     for axis, (title, names) in zip(axes.flat, panels.items(), strict=True):
         _panel(axis, step, {LABELS[name]: value[name] for name in names})
-        if since is not None and title.startswith(('global', 'rank')):
+        if since is not None and title.startswith('global'):
             axis.axvline(since, color='grey', ls=':', label='queue full')
         axis.set_title(title)
         axis.legend()

@@ -15,12 +15,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from ..callbacks.export_backbone import ExportBackbone
+from ..callbacks.feature_rank import FeatureRank
+from ..callbacks.loss_gradients import LossGradients
 from ..callbacks.monitoring import CollapseAlarm, Throughput
 from ..callbacks.nonfinite import StopOnNonFinite
 from ..callbacks.remember import Remember
 from ..losses import (
     PrototypeLoss,
     entropy,
+    fresh_rank,
     key_rank,
     pairwise_cosine,
     standard_deviation,
@@ -34,7 +37,7 @@ from ..transforms.views import TwoViews, View, check_size, default_mean_std
 from .base import Values
 from .checks import check_batch, check_data, check_start
 from .optimization import follow_schedule, make_optimizer
-from .schedules import Horizon, momentum_at, temperature_at
+from .schedules import Horizon, momentum_at, tell_span, temperature_at
 from .types import Batch
 
 #: In the order of a comparison's losses.
@@ -181,10 +184,15 @@ class Pretraining(Values):
             value = temperature_at(self._step(), self.horizon.temperature, start, end)
         return self._fill(value)
 
+    def weighted(self, losses: Float[Tensor, '3']) -> dict[str, Tensor]:
+        """The three losses by name, each times its weight."""
+        named = zip(LOSSES, losses)
+        return {name: self.hparams[f'{name}_weight'] * loss for name, loss in named}
+
     def weigh(self, losses: Float[Tensor, '3']) -> Tensor:
         """Sum of the three losses by their weights."""
-        weights = [self.hparams[f'{name}_weight'] for name in LOSSES]
-        return sum(weight * loss for weight, loss in zip(weights, losses))
+        first, *others = self.weighted(losses).values()
+        return sum(others, first)
 
     def _step(self) -> int:
         return self.trainer.global_step if self._trainer is not None else 0
@@ -219,6 +227,13 @@ class Pretraining(Values):
             first, second = self.augmentations(batch['image'], batch.get('valid'))
         self.log_comparison(self.compare(first, second), split)
 
+    def on_train_start(self) -> None:
+        """Say how old the queue's keys become beside the teacher."""
+        super().on_train_start()
+        trainer: Any = self.trainer
+        if self.horizon is not None and not trainer.fast_dev_run:
+            tell_span(self.hparams, self.horizon.batch)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Refuse chips that are not what the task was made for, at the first of an epoch."""
         if batch_idx == 0:
@@ -244,7 +259,11 @@ class Pretraining(Values):
         self.log_dict(values, prog_bar=True, batch_size=batch, sync_dist=not training)
         if training:
             self.log_dict(self.diagnose(compared), batch_size=batch)
-            self.log('key_rank', self._rank(compared), prog_bar=True, batch_size=batch)
+            ranks = {
+                'key_rank': self._rank(compared),
+                'fresh_rank': fresh_rank(compared.embedding, compared.keys[1]),
+            }
+            self.log_dict(ranks, prog_bar=True, batch_size=batch)
 
     def diagnose(self, compared: Comparison) -> dict[str, Tensor]:
         """Signs of health: what collapses would show in, and where the schedules are."""
@@ -273,7 +292,10 @@ class Pretraining(Values):
 
     def configure_callbacks(self) -> list[Callback]:
         """Memory first, then what watches; all before any checkpoint is saved."""
-        ours = StopOnNonFinite, Remember, CollapseAlarm, Throughput, ExportBackbone
+        ours = (
+            StopOnNonFinite, Remember, CollapseAlarm, Throughput, LossGradients, FeatureRank,
+            ExportBackbone,
+        )  # fmt: skip
         # Lightning would replace a user's own of the same class
         given = {type(callback) for callback in cast(Any, self.trainer).callbacks}
         kept = [kind() for kind in ours if kind not in given]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from .checks import refuse
 from .types import Hyperparameters
@@ -141,6 +142,39 @@ def length_of(name: str, given: Hyperparameters, epoch: float, task: str) -> int
         )
     # A last, smaller group of accumulated batches is a step too
     return round(epochs * math.ceil(epoch)) if epochs else 0
+
+
+#: Of a queue, in time constants of the teacher, above which keys can be told by their age.
+MOST_SPAN = 0.6
+
+
+def tell_span(given: Hyperparameters, batch: int) -> None:
+    """Say for how long the queue keeps keys, in time constants of the teacher, and warn if it is too long.
+
+    A teacher that moved on since a key was made tells it from fresh ones by its age: then the global
+    loss falls though images are hardly told apart, which ``fresh_rank`` shows. The paper's span is 0.51.
+
+    Args:
+        given: ``queue_size`` and ``momentum``.
+        batch: Images a step, over all processes and accumulated batches.
+    """
+    size, momentum = given['queue_size'], given['momentum']
+    steps, constant = size / (2 * batch), 1 / max(1 - momentum, 1e-12)
+    span = steps / constant
+    told = (
+        f'the queue holds the keys of {steps:.4g} steps, {span:.2f} time constants of the teacher '
+        f'(1 / (1 - momentum) = {constant:.4g} steps)'
+    )
+    if span <= MOST_SPAN:
+        rank_zero_info(told)
+        return
+    fewer = max(int(MOST_SPAN * constant * 2 * batch), 1)
+    slower = 1 - MOST_SPAN / steps
+    rank_zero_warn(
+        f'{told}: above {MOST_SPAN} the loss tells keys by their age, not by what images show (watch '
+        f'fresh_rank; chance is 0.5). Use CMID(queue_size={fewer}) or less, CMID(momentum={slower:.4f}) or '
+        'more, or a larger batch'
+    )
 
 
 def warmup_faults(warmup: int, total: int, task: str) -> list[str]:

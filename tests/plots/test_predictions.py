@@ -109,10 +109,10 @@ def test_logged_figures_are_closed() -> None:
     assert [each[0] for each in seen] == ['a'] and not plt.get_fignums()
 
 
-METRICS = """step,train_loss,train_reconstruction,train_global,train_local,global_chance,teacher_entropy,key_rank
-0,3,1,1,1,0.7,2,1
+METRICS = """step,train_loss,train_reconstruction,train_global,train_local,global_chance,teacher_entropy,fresh_rank
+0,3,1,1,1,0.7,2,0.5
 1,,,,,,,
-2,2,1,0.5,1,1.6094379,2,2
+2,2,1,0.5,1,1.6094379,2,0.4
 """
 
 

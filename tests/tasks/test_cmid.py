@@ -20,6 +20,9 @@ from cmid_geo.transforms import TwoViews, View, hide_cells
 Make = Callable[..., CMID]
 
 
+RANKS = 'rankme_student', 'rankme_teacher', 'lidar_student', 'lidar_teacher'
+
+
 def views(task: CMID, batch: int = 4, bands: int = 3) -> tuple[View, View]:
     chips = Chips(batch, bands).chips
     torch.manual_seed(1)
@@ -229,6 +232,7 @@ def test_validation_sees_the_same_views_each_time(
         'val_global',
         'val_local',
         'val_loss',
+        *RANKS,
     }
     assert make_trainer().test(task, loader, verbose=False)[0].keys() == {
         'test_reconstruction', 'test_global', 'test_local', 'test_loss'
@@ -246,7 +250,8 @@ def test_everything_is_logged(
     for name in (
         'train_loss', 'train_reconstruction', 'train_global', 'train_local', 'teacher_momentum',
         'teacher_temp', 'lr', 'images_per_second', 'embedding_std', 'embedding_cosine',
-        'assignment_entropy', 'teacher_entropy', 'key_rank', 'global_chance',
+        'assignment_entropy', 'teacher_entropy', 'key_rank', 'fresh_rank',
+        'global_chance',
     ):  # fmt: skip
         assert logged[name].isfinite(), name
     assert logged['global_chance'] == pytest.approx(math.log(25))

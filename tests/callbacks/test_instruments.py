@@ -1,0 +1,109 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from chips import Chips
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cmid_geo.callbacks.feature_rank import FeatureRank
+from cmid_geo.callbacks.loss_gradients import LossGradients
+from cmid_geo.models import create_backbone
+from cmid_geo.tasks import CMID
+from cmid_geo.tasks.schedules import tell_span
+
+RANKS = ('rankme_student', 'lidar_student', 'rankme_teacher', 'lidar_teacher')
+
+
+class Seen(Callback):
+    """What was logged, by name."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._note(trainer)
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self._note(trainer)
+
+    def _note(self, trainer: Trainer) -> None:
+        for name, value in trainer.callback_metrics.items():
+            self.values.setdefault(name, []).append(float(value))
+
+
+class Nothing(Callback):
+    """Stands where an instrument would."""
+
+
+def test_a_run_is_the_same_with_and_without(
+    make_task: Callable[..., CMID], make_trainer: Callable[..., Trainer]
+) -> None:
+    ends: list[dict[str, Tensor]] = []
+    for used in (True, False):
+        task, seen = make_task(queue_size=8), Seen()
+        watching: list[Callback] = [FeatureRank(6, 1), LossGradients(2)]
+        given = [seen, *(watching if used else [])]
+        trainer = make_trainer(max_epochs=2, log_every_n_steps=1, callbacks=given)
+        configured = task.configure_callbacks
+
+        def ours(configured: Any = configured) -> Any:
+            kinds = (FeatureRank, LossGradients)
+            return [each for each in configured() if not isinstance(each, kinds)]
+
+        task.configure_callbacks = ours  # ty: ignore[invalid-assignment]
+        torch.manual_seed(3)
+        trainer.fit(task, DataLoader(Chips(8), 4), DataLoader(Chips(8), 4))
+        ends.append({k: v.clone() for k, v in task.state_dict().items()})
+        assert (set(RANKS) <= set(seen.values)) == used
+        assert ('gradient_norm_local' in seen.values) == used
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_cosines_and_norms_are_those_of_the_losses(
+    make_task: Callable[..., CMID], make_trainer: Callable[..., Trainer]
+) -> None:
+    task = make_task(queue_size=8, local_weight=0.0)
+    trainer = make_trainer(
+        max_steps=2, log_every_n_steps=1, callbacks=[LossGradients(1)]
+    )
+    trainer.fit(task, DataLoader(Chips(8), 4))
+    found = trainer.callback_metrics
+    assert found['gradient_norm_local'] == 0
+    assert found['gradient_norm_global'] > 0 < found['gradient_norm_reconstruction']
+    norms = [found[f'gradient_norm_{name}'] for name in ('reconstruction', 'global')]
+    cosines = [
+        found[f'gradient_cosine_{name}'] for name in ('reconstruction', 'global')
+    ]
+    # The parts along the sum add up to it: |g1| cos1 + |g2| cos2 = |g1 + g2|
+    along = sum(n * c for n, c in zip(norms, cosines))
+    assert max(norms) - min(norms) - 1e-4 <= along <= sum(norms) + 1e-4
+    assert 0 <= found['residual_weight'] < 0.1
+
+
+def test_residual_weights_are_those_of_the_last_norms() -> None:
+    for name, first in (('resnet18', 0.0), ('resnet50', 0.0), ('convnext_atto', 1e-6)):
+        backbone = create_backbone(name)
+        blocks = 16 if name == 'resnet50' else 8 if name == 'resnet18' else 12
+        assert len(backbone.residual_scales()) == blocks
+        assert backbone.residual_weight() == pytest.approx(first)
+    assert create_backbone('vit_test').residual_weight() is None
+
+
+def test_a_queue_too_long_is_told_with_a_cure(recwarn: pytest.WarningsRecorder) -> None:
+    tell_span({'queue_size': 65536, 'momentum': 0.996}, 256)
+    assert not recwarn
+    with pytest.warns(
+        UserWarning, match=r'2\.05 time constants.*queue_size=19199'
+    ) as told:
+        tell_span({'queue_size': 65536, 'momentum': 0.996}, 64)
+    slower = float(str(told[0].message).split('momentum=')[-1].split(')')[0])
+    tell_span({'queue_size': 65536, 'momentum': slower + 1e-4}, 64)
+    tell_span({'queue_size': 19199, 'momentum': 0.996}, 64)
+    assert not recwarn

@@ -1,0 +1,98 @@
+# Copyright (c) cmid_geo contributors. All rights reserved.
+# Licensed under the MIT License.
+
+"""The comparison with other methods, at tiny sizes."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import networks  # noqa: F401
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+FOLDER = Path(__file__).parent.parent / 'benchmarks'
+TINY: dict[str, Any] = {
+    'model': 'resnet18', 'vit': 'vit_tiny_patch16_224', 'size': 32, 'chip': 48, 'cell': 16,
+    'batch': 4, 'queue': 16, 'device': 'cpu',
+}  # fmt: skip
+HEADS = {'hidden_dim': 16, 'output_dim': 8, 'num_prototypes': 12}
+
+
+@pytest.fixture
+def quality(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import quality
+
+    data = tmp_path / 'data'
+    for number in range(24):
+        path = data / 'abc'[number % 3] / f'{number}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    monkeypatch.setitem(quality.SCALES, 'tiny', SimpleNamespace(**TINY))
+    options = SimpleNamespace(
+        scale='tiny', threads=1, every=0.0, epochs=1.0, out=tmp_path / 'out', deadline=1e12,
+        **dict.fromkeys(TINY),
+    )  # fmt: skip
+    options.out.mkdir()
+    quality.prepare(*quality.read(data, None), options)
+    yield quality
+    for name in ('quality', 'quality_methods', 'aid_probe', 'student_or_teacher'):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    'method', ['cmid', 'simclr', 'mocov2', 'mocov3', 'byol', 'mae', 'dino', 'random', 'stats']
+)  # fmt: skip
+def test_every_method_trains_and_is_judged(quality: Any, method: str) -> None:
+    given = HEADS if method == 'cmid' else {}
+    trial = {'name': method, 'method': method, 'seed': 0, 'set': given}
+    found = quality.attempt(trial)
+    assert 'error' not in found
+    assert 0 <= found['student']['linear'] <= 1
+    if method not in ('random', 'stats'):
+        assert found['steps'] == 5 and found['seconds'] > 0
+    # A second call finds the result instead of training again
+    path = quality.HERE['options'].out / f'{method}-0.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'steps': 99}))
+    assert quality.attempt(trial)['steps'] == 99
+    assert quality.line(found).startswith(f'{method} (0)')
+
+
+@pytest.mark.parametrize('method', ['cmid', 'mocov2', 'byol'])
+def test_a_killed_trial_goes_on_exactly(
+    quality: Any, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = HEADS if method == 'cmid' else {}
+    trial = {'name': method, 'method': method, 'seed': 0, 'set': given}
+    images, kept = quality.HERE['images'][quality.HERE['rest']], tmp_path / 'a.ckpt'
+    whole, _ = quality.train(trial, images, 6)
+    keep, calls = quality.keep, []
+
+    def killed(*arguments: Any) -> None:
+        keep(*arguments)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(quality, 'keep', killed)
+    with pytest.raises(KeyboardInterrupt):
+        quality.train(trial, images, 6, kept)
+    resumed, _ = quality.train(trial, images, 6, kept)
+    assert len(calls) == 6
+    one, other = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_networks_of_baselines_are_two(quality: Any) -> None:
+    images = quality.HERE['images']
+    for method in ('byol', 'mocov2', 'mocov3', 'dino', 'cmid'):
+        trial = {'method': method, 'set': HEADS if method == 'cmid' else {}}
+        found = quality.backbones(quality.make(trial, images, quality.HERE['scale']))
+        pointers = [{p.data_ptr() for p in net.parameters()} for net in found.values()]
+        assert len(pointers) == 2 and not pointers[0] & pointers[1]
