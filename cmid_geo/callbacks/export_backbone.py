@@ -47,10 +47,23 @@ def output_folder(trainer: Trainer) -> Path:
     Returns:
         That of the checkpoints, else of the logs, else the root.
     """
-    callback = trainer.checkpoint_callback
-    if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+    callback = model_checkpoint(trainer)
+    if callback is not None and callback.dirpath:
         return Path(callback.dirpath)
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def model_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
+    """The first callback of a run that saves by Lightning's rules.
+
+    Args:
+        trainer: Of the run; its ``checkpoint_callback`` may be one of ours.
+
+    Returns:
+        The callback, or None.
+    """
+    found = trainer.checkpoint_callbacks
+    return next((each for each in found if isinstance(each, ModelCheckpoint)), None)
 
 
 def check_writable(folder: Path, cure: str) -> None:

@@ -3,6 +3,7 @@
 
 """Effective rank of student's and teacher's features on fixed chips, once a validation."""
 
+import math
 from typing import Any
 
 import torch
@@ -61,17 +62,19 @@ class FeatureRank(Callback):
             for name, found in self._found.items():
                 network = getattr(pl_module, name).backbone
                 seen = [network(view.image).mean((2, 3)) for view in views]
-                found.append(torch.stack(seen, dim=1).float())
+                # Their ranks are calculated in double precision, which not every device has
+                found.append(torch.stack(seen, dim=1).float().cpu())
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the ranks of what was taken in."""
         for name, parts in self._found.items():
-            if sum(map(len, parts)) < 2:
+            if not parts:
                 continue
-            features = torch.cat(parts)
-            values = {
-                f'rankme_{name}': rank_me(features.flatten(0, 1)),
-                f'lidar_{name}': lidar(features),
-            }
-            pl_module.log_dict(values, sync_dist=True)
+            features, values = torch.cat(parts), [math.nan] * 2
+            # All processes log, or those that do would wait for the others
+            if len(features) > 1 and features.isfinite().all():
+                ranks = rank_me(features.flatten(0, 1)), lidar(features)
+                values = [float(each) for each in ranks]
+            named = dict(zip((f'rankme_{name}', f'lidar_{name}'), values))
+            pl_module.log_dict(named, sync_dist=True)
         self._found = {}

@@ -18,9 +18,11 @@ class LossGradients(Callback):
     ``gradient_cosine_global``. And ``residual_weight``, the mean weight of the last norms of
     residual branches, which timm begins at 0, where the network has any.
 
-    They are of the batch just trained on, after the step, with views of their own; they cost one
-    more forward and three more backwards. Statistics of batch norms and random numbers are put
-    back: a run is the same, to the bit, with and without.
+    They are of the batch just trained on, after the step and before the queue takes its keys, with
+    views of their own; they cost one more forward, three more backwards, none of them compiled, and
+    for that time memory of several copies of the backbone's parameters. Losses are not scaled, so in
+    ``16-mixed`` small gradients are lost. Statistics of batch norms and random numbers are put back:
+    a run is the same, to the bit, with and without.
     """
 
     def __init__(self, every_n_steps: int = 200) -> None:
@@ -48,7 +50,9 @@ class LossGradients(Callback):
             for buffer in network.buffers()
         }
         devices = [pl_module.device] if pl_module.device.type == 'cuda' else []
-        with torch.random.fork_rng(devices):
+        # Compiled networks throw away what a second backward would need
+        eager = torch.compiler.set_stance('force_eager')
+        with torch.random.fork_rng(devices), eager:
             values = self._look(trainer, pl_module, batch)
         with torch.no_grad():
             for buffer, before in buffers.items():

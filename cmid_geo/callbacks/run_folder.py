@@ -9,10 +9,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from .export_backbone import ELSEWHERE, check_writable
+from .export_backbone import ELSEWHERE, check_writable, model_checkpoint
 
 #: Stays in the folder; the kernel lets go of it with the process.
 LOCK = '.fit.lock'
+
+#: Seconds to wait for it: workers of a run that was killed hold it until they notice.
+WAIT = 10.0
 
 
 class RunFolder(Checkpoint):
@@ -20,6 +23,8 @@ class RunFolder(Checkpoint):
 
     Of itself Lightning's ``save_last=True`` saves only where a checkpoint is saved beside it: not
     where the monitored metric was better before, and not at the end of a fit that ``max_steps`` ends.
+    ``save_last='link'`` is left as it is. Tasks bring one along; given to a Trainer, it stands where
+    Lightning's default checkpoints would, so give a ModelCheckpoint too.
     """
 
     def __init__(self) -> None:
@@ -28,8 +33,7 @@ class RunFolder(Checkpoint):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse a folder that cannot be written, or to which another run saves."""
-        callback = trainer.checkpoint_callback
-        given = getattr(callback, 'dirpath', None)
+        given = getattr(model_checkpoint(trainer), 'dirpath', None)
         if not given or '://' in str(given) or trainer.fast_dev_run:
             return
         folder = Path(given)
@@ -38,14 +42,16 @@ class RunFolder(Checkpoint):
         )
         if not free:
             raise ValueError(
-                f'another run saves its checkpoints to {folder}: wait for it, or choose another folder, '
-                'ModelCheckpoint(dirpath=...)'
+                f'another run saves its checkpoints to {folder}, where it holds {LOCK}: wait for it, or choose '
+                'another folder, ModelCheckpoint(dirpath=...)'
             )
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Save the last checkpoint of an epoch that was not the best."""
         for callback in trainer.checkpoint_callbacks:
-            if getattr(callback, 'monitor', None):
+            every = getattr(callback, '_every_n_epochs', 1) or 1
+            due = (trainer.current_epoch + 1) % every == 0
+            if getattr(callback, 'monitor', None) and due:
                 _save_last(trainer, callback)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -67,9 +73,10 @@ class RunFolder(Checkpoint):
         """Take the lock; where a file system knows none, go on without."""
         # At once, not when the first checkpoint is due
         check_writable(folder, ELSEWHERE)
-        lock = FileLock(folder / LOCK)
+        # A file alone, in place of the kernel's lock, would outlive a killed run
+        lock = FileLock(folder / LOCK, fallback_to_soft=False)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=WAIT)
             self._lock = lock
         except Timeout:
             return False
@@ -85,6 +92,6 @@ class RunFolder(Checkpoint):
 
 def _save_last(trainer: Any, callback: Any) -> None:
     """Save the last checkpoint if it was asked for, unless the newest one is of this step."""
-    wanted = isinstance(callback, ModelCheckpoint) and callback.save_last
+    wanted = isinstance(callback, ModelCheckpoint) and callback.save_last is True
     if wanted and not callback._should_skip_saving_checkpoint(trainer):
         callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))

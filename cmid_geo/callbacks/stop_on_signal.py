@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import distributed
 
-from .export_backbone import output_folder
+from .export_backbone import model_checkpoint, output_folder
 
 #: Those that ask a run to end; SLURM sends SIGUSR1 where it is told to, before the time is up.
 SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name)]  # fmt: skip
@@ -27,7 +27,8 @@ class StopOnSignal(Checkpoint):
     the other checkpoints, and all processes end, whichever of them the signal reached. Before training
     there is nothing to save, and a second SIGINT does not wait: the program ends at once. During
     validation the signal waits for its end, and for what other checkpoints have to save of the epoch:
-    being one itself, it comes after them.
+    being one itself, it comes after them. Tasks bring one along; given to a Trainer, it stands where
+    Lightning's default checkpoints would, so give a ModelCheckpoint too.
     """
 
     def __init__(self) -> None:
@@ -94,9 +95,10 @@ class StopOnSignal(Checkpoint):
         saved = ''
         if not trainer.fast_dev_run:
             path = str(folder / 'last.ckpt')
-            if hasattr(trainer.checkpoint_callback, 'last_model_path'):
+            callback = model_checkpoint(trainer)
+            if callback is not None:
                 # The resumed run's next one takes its place
-                trainer.checkpoint_callback.last_model_path = path
+                callback.last_model_path = path
             trainer.save_checkpoint(path)
             saved = f': cmid-geo fit ... --resume {folder} goes on from last.ckpt'
         rank_zero_warn(f'stopped by {name} at step {trainer.global_step}{saved}')

@@ -24,6 +24,12 @@ from ..version import __version__
 from .filenames import VIRTUAL, is_remote
 from .headers import MANY, Headers, read_headers
 
+#: Of what is kept: raise it where a file is described differently than before.
+FORMAT = 1
+
+#: Options of GDAL that change where it finds a file to lie.
+GEOREFERENCING = ('GDAL_GEOREF_SOURCES', 'GTIFF_SRS_SOURCE')
+
 #: Environment variable that names the folder for headers; empty or 0 for none.
 FOLDER = 'CMID_GEO_CACHE'
 
@@ -131,7 +137,7 @@ def _folder() -> Path | None:
     """Return the folder for headers, None if they are not to be kept."""
     given = os.environ.get(FOLDER)
     if given is not None:
-        return None if given in ('', '0') else Path(given) / 'headers'
+        return None if given in ('', '0') else Path(given).expanduser() / 'headers'
     home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     return Path(home) / 'cmid_geo' / 'headers'
 
@@ -147,7 +153,9 @@ def _name(files: Sequence[str], thorough: bool, file_crs: str | None) -> str:
         one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], alike)
     )
     versions = __version__, rasterio.__version__, rasterio.__gdal_version__
-    facts = root, os.path.abspath(root), thorough, file_crs, *versions
+    given = rasterio.env.getenv() if rasterio.env.hasenv() else {}
+    options = [given.get(name, os.environ.get(name)) for name in GEOREFERENCING]
+    facts = FORMAT, options, root, os.path.abspath(root), thorough, file_crs, *versions
     return hashlib.blake2b(
         repr(facts).encode(errors='surrogateescape'), digest_size=_HASH
     ).hexdigest()
@@ -169,10 +177,18 @@ def _load(place: Path) -> _Kept:
 
 def _store(place: Path, headers: Headers, marks: dict[str, str], kept: _Kept) -> None:
     """Write headers, and those of the files nobody asked for now that are still there."""
-    both = Headers({}, {}, kept.headers.remarks | headers.remarks)
-    for path, raster in (kept.headers.rasters | headers.rasters).items():
-        if path in marks or (path not in headers.rasters and os.path.exists(path)):
+    both = Headers()
+    for path in headers.rasters.keys() & marks.keys():
+        both.rasters[path] = headers.rasters[path]
+    for path, raster in kept.headers.rasters.items():
+        # One that was asked for now is in the first part, or cannot be used any more
+        asked = path in marks or path in headers.rasters or path in headers.bad
+        if not asked and os.path.exists(path):
             both.rasters[path] = raster
+    for path in both.rasters:
+        source = headers if path in headers.rasters else kept.headers
+        if path in source.remarks:
+            both.remarks[path] = source.remarks[path]
     all_marks = kept.marks | marks
     packed = {
         'headers': both.pack(),

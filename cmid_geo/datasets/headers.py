@@ -154,8 +154,11 @@ def _describe_all(
 def _processes(files: int) -> int:
     """Say how many processes should describe files: as many as there are cores for this one."""
     # A loader's workers may start no processes, and are many already
-    alone = multiprocessing.current_process().daemon or not sys.executable
-    if files < MANY or alone:
+    daemon = multiprocessing.current_process().daemon
+    # In frozen programs, and in those that embed Python, it is the program
+    program = os.path.basename(sys.executable or '').lower()
+    python = program.startswith(('python', 'pypy')) and not hasattr(sys, 'frozen')
+    if files < MANY or daemon or not python:
         return 1
     affinity = getattr(os, 'sched_getaffinity', None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -191,6 +191,8 @@ def plot_curves(metrics: Path, queue_size: int) -> Figure:
     """
     value, full = read_metrics(metrics, queue_size)
     value['chance'] = np.full(len(value['step']), 0.5)
+    # Runs of old have none
+    value.setdefault('fresh_rank', np.full(len(value['step']), np.nan))
     step = value['step']
     since = step[full][0] if full.any() else None
     panels = {

@@ -291,9 +291,9 @@ class Pretraining(Values):
         return key_rank(query, key, queue.keys, queue.filled)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Memory first, then what watches; all before any checkpoint is saved."""
+        """Gradients before memory moves, then what watches; all before any checkpoint is saved."""
         ours = (
-            StopOnNonFinite, Remember, CollapseAlarm, Throughput, LossGradients, FeatureRank,
+            StopOnNonFinite, LossGradients, Remember, CollapseAlarm, Throughput, FeatureRank,
             ExportBackbone,
         )  # fmt: skip
         # Lightning would replace a user's own of the same class

@@ -169,10 +169,12 @@ def tell_span(given: Hyperparameters, batch: int) -> None:
         rank_zero_info(told)
         return
     fewer = max(int(MOST_SPAN * constant * 2 * batch), 1)
-    slower = 1 - MOST_SPAN / steps
+    # Rounded up, or who follows it would be warned again
+    digits = max(4, 1 - math.floor(math.log10(MOST_SPAN / steps)))
+    slower = math.ceil((1 - MOST_SPAN / steps) * 10**digits) / 10**digits
     rank_zero_warn(
         f'{told}: above {MOST_SPAN} the loss tells keys by their age, not by what images show (watch '
-        f'fresh_rank; chance is 0.5). Use CMID(queue_size={fewer}) or less, CMID(momentum={slower:.4f}) or '
+        f'fresh_rank; chance is 0.5). Use CMID(queue_size={fewer}) or less, CMID(momentum={slower:.{digits}f}) or '
         'more, or a larger batch'
     )
 

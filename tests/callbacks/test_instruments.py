@@ -1,9 +1,11 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from chips import Chips
@@ -104,6 +106,35 @@ def test_a_queue_too_long_is_told_with_a_cure(recwarn: pytest.WarningsRecorder) 
     ) as told:
         tell_span({'queue_size': 65536, 'momentum': 0.996}, 64)
     slower = float(str(told[0].message).split('momentum=')[-1].split(')')[0])
-    tell_span({'queue_size': 65536, 'momentum': slower + 1e-4}, 64)
+    tell_span({'queue_size': 65536, 'momentum': slower}, 64)
     tell_span({'queue_size': 19199, 'momentum': 0.996}, 64)
     assert not recwarn
+    # Of a tiny batch too: no teacher that stands still
+    with pytest.warns(UserWarning) as told:
+        tell_span({'queue_size': 65536, 'momentum': 0.996}, 2)
+    assert 0.9999 < float(str(told[0].message).split('momentum=')[-1].split(')')[0]) < 1
+
+
+def test_compiled_networks_are_looked_at(
+    make_task: Callable[..., CMID], make_trainer: Callable[..., Trainer]
+) -> None:
+    # A compiler would follow the checks of types, too
+    jaxtyping.config.update('jaxtyping_disable', True)
+    try:
+        task = make_task(queue_size=8, compiled=True)
+        given = LossGradients(2)
+        trainer = make_trainer(max_steps=4, log_every_n_steps=1, callbacks=[given])
+        trainer.fit(task, DataLoader(Chips(8), 4))
+    finally:
+        jaxtyping.config.update('jaxtyping_disable', False)
+    assert trainer.callback_metrics['gradient_norm_global'] > 0
+
+
+def test_ranks_of_broken_features_are_told_as_such(
+    make_task: Callable[..., CMID], make_trainer: Callable[..., Trainer]
+) -> None:
+    task = make_task()
+    with torch.no_grad():
+        task.student.backbone.network.conv1.weight.fill_(torch.nan)
+    found = make_trainer().validate(task, DataLoader(Chips(8), 4), verbose=False)[0]
+    assert math.isnan(found['lidar_student']) and found['lidar_teacher'] > 1

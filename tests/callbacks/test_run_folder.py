@@ -13,6 +13,7 @@ from filelock import FileLock
 from lightning.pytorch.callbacks import ModelCheckpoint
 from runs import run
 
+from cmid_geo.callbacks import run_folder
 from cmid_geo.callbacks.run_folder import LOCK
 
 CONFIGS = sorted((Path(__file__).parents[2] / 'configs').glob('*.yaml'))
@@ -60,7 +61,10 @@ def test_an_epoch_that_is_not_the_best_is_kept_as_the_last(tmp_path: Path) -> No
     assert last['global_step'] == whole['step'] == 2 * kept['global_step']
 
 
-def test_a_second_run_is_refused(tmp_path: Path) -> None:
+def test_a_second_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, 'WAIT', 0.1)
     folder = tmp_path / 'kept'
     folder.mkdir()
     with (

@@ -259,6 +259,19 @@ def test_bad_files_are_read_each_time(
     assert asked.count('zone.tif') == 2
 
 
+def test_a_file_that_was_damaged_is_not_known_any_more(
+    folder: Path, asked: list[str]
+) -> None:
+    SceneDataset(folder)
+    truncate(folder / 'zone.tif')
+    # With another that is read anew, the headers are kept again
+    write(folder / 'new.tif', noise(3, 64, 64))
+    for _ in range(2):
+        with pytest.raises(ValueError, match='zone.tif'):
+            SceneDataset(folder)
+    assert asked.count('zone.tif') == 3 and asked.count('new.tif') == 1
+
+
 def test_a_crs_that_is_declared_is_part_of_it(tmp_path: Path, asked: list[str]) -> None:
     for i in range(2):
         write(tmp_path / 'x' / f'{i}.tif', noise(1, 64, 64), crs=None)
