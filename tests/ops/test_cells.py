@@ -53,6 +53,6 @@ def test_invalid_pixels_count_in_no_mean() -> None:
 
 def test_grid_that_does_not_divide() -> None:
     with pytest.raises(
-        ValueError, match='2x2 cells does not divide a grid of 65x64.*32 pixels a cell'
+        ValueError, match='2x2 cells does not divide a grid of 65x64.*whole cells'
     ):
         expand_mask(torch.zeros(1, 2, 2, dtype=torch.bool), 65, 64)
