@@ -2,10 +2,13 @@
 # Licensed under the MIT License.
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from chips import Chips
@@ -19,6 +22,7 @@ from cmid_geo.models import create_backbone
 from cmid_geo.tasks import CMID
 from cmid_geo.tasks.schedules import tell_span
 
+ROOT = Path(__file__).parents[2]
 RANKS = ('rankme_student', 'lidar_student', 'rankme_teacher', 'lidar_teacher')
 
 
@@ -115,19 +119,30 @@ def test_a_queue_too_long_is_told_with_a_cure(recwarn: pytest.WarningsRecorder) 
     assert 0.9999 < float(str(told[0].message).split('momentum=')[-1].split(')')[0]) < 1
 
 
-def test_compiled_networks_are_looked_at(
-    make_task: Callable[..., CMID], make_trainer: Callable[..., Trainer]
-) -> None:
-    # A compiler would follow the checks of types, too
-    jaxtyping.config.update('jaxtyping_disable', True)
-    try:
-        task = make_task(queue_size=8, compiled=True)
-        given = LossGradients(2)
-        trainer = make_trainer(max_steps=4, log_every_n_steps=1, callbacks=[given])
-        trainer.fit(task, DataLoader(Chips(8), 4))
-    finally:
-        jaxtyping.config.update('jaxtyping_disable', False)
-    assert trainer.callback_metrics['gradient_norm_global'] > 0
+# A process without the checks of types, which a compiler would follow too and then compile little
+COMPILED = """
+from chips import SMALL, Chips
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from cmid_geo.callbacks.loss_gradients import LossGradients
+from cmid_geo.tasks import CMID
+
+options = {'model': 'resnet18', 'queue_size': 8, 'compiled': True}
+trainer = Trainer(
+    accelerator='cpu', max_steps=2, log_every_n_steps=1, callbacks=[LossGradients(2)], logger=False,
+    enable_checkpointing=False, enable_progress_bar=False,
+)
+trainer.fit(CMID(**(SMALL | options)), DataLoader(Chips(8), 4))
+assert trainer.callback_metrics['gradient_norm_global'] > 0
+"""
+
+
+def test_compiled_networks_are_looked_at(tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests' / 'helpers')])
+    environment = os.environ | {'PYTHONPATH': paths}
+    command = [sys.executable, '-W', 'ignore', '-c', COMPILED]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
 
 
 def test_ranks_of_broken_features_are_told_as_such(
