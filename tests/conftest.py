@@ -26,6 +26,20 @@ install_import_hook('cmid_geo', 'checker.check')
 matplotlib.use('Agg')
 
 
+#: Files that take minutes: begun last, one would keep the other cores waiting.
+LONG = (
+    'test_stopping',
+    'test_resuming',
+    'test_benchmarks_quality',
+    'test_api',
+    'test_instruments',
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)

@@ -142,7 +142,8 @@ def test_compiled_networks_are_looked_at(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests' / 'helpers')])
     environment = os.environ | {'PYTHONPATH': paths}
     command = [sys.executable, '-W', 'ignore', '-c', COMPILED]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0
 
 
 def test_ranks_of_broken_features_are_told_as_such(
