@@ -49,11 +49,17 @@ def quality(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 @pytest.mark.parametrize(
     'method', ['cmid', 'simclr', 'mocov2', 'mocov3', 'byol', 'mae', 'dino', 'random', 'stats']
 )  # fmt: skip
-def test_every_method_trains_and_is_judged(quality: Any, method: str) -> None:
+def test_every_method_trains_and_is_judged(
+    quality: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method == 'dino':
+        # Its small crops are of 16 px else, one pixel for the last stage, where oneDNN's gradients in
+        # bfloat16 hold what was in memory before (torch 2.15)
+        monkeypatch.setattr(quality.HERE['scale'], 'size', 64)
     given = HEADS if method == 'cmid' else {}
     trial = {'name': method, 'method': method, 'seed': 0, 'set': given}
     found = quality.attempt(trial)
-    assert 'error' not in found
+    assert 'error' not in found, found['error']
     assert 0 <= found['student']['linear'] <= 1
     if method not in ('random', 'stats'):
         assert found['steps'] == 5 and found['seconds'] > 0
