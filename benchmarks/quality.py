@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from aid_probe import fit, right
 from PIL import Image
-from quality_methods import Memory, backbones, last_norms, make, optimize
+from quality_methods import Memory, backbones, last_norms, make, optimize, resize
 from student_or_teacher import accuracy
 from torch import Tensor, multiprocessing
 from torchvision.datasets import ImageFolder
@@ -58,6 +58,8 @@ DECAYS = (1e-3, 1e-2, 1e-1)
 ITERATIONS = 50
 #: Side in pixels at which the exported network is judged, at its usual stride.
 EXPORTED_SIZE = 128
+#: Training images on whose whole statistics of batch norms are estimated anew.
+STATED = 2048
 #: The data and the options, in each process.
 HERE: dict[str, Any] = {}
 
@@ -179,6 +181,10 @@ def train(
     for step in range(loop.global_step, steps):
         torch.manual_seed((seed * 1_000_003 + step) % 2**31)
         image = batch_at(images, scale.batch, step, seed)
+        if 'low' in trial:
+            # Small views first, of the same chips
+            side, part = trial['low']
+            resize(task, side if step < part * steps else scale.size)
         with torch.autocast(device.type, torch.bfloat16):
             outputs = task.training_step({'image': image}, step)
         loss = outputs['loss'] if isinstance(outputs, dict) else outputs
@@ -347,7 +353,24 @@ def judge_all(task: Any, trial: Any) -> dict[str, Any]:
         exported = plain(found['student'], scale.model)
         large = resized(HERE['images'], EXPORTED_SIZE)
         result['exported'] = judge(features(exported, large, mean, std))
+        restate(exported, large[HERE['rest']][:STATED], mean, std)
+        result['restated'] = judge(features(exported, large, mean, std))
     return result
+
+
+@torch.no_grad()
+def restate(network: Any, images: Tensor, mean: Any, std: Any) -> None:
+    """Estimate the statistics of batch norms anew, on whole images."""
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        # The mean over all batches
+        norm.momentum = None
+    network.train()
+    for part in images.split(256):
+        with torch.autocast(part.device.type, torch.bfloat16):
+            network((part.float() / 255 - mean) / std)
+    network.eval()
 
 
 # ---------------------------------------------------------------------- trials
@@ -445,7 +468,7 @@ def line(result: Any) -> str:
     said = [f'{result["name"]} ({result["seed"]})']
     if 'error' in result:
         return f'{said[0]}: {result["error"]}'
-    for name in ('student', 'teacher', 'exported'):
+    for name in ('student', 'teacher', 'exported', 'restated'):
         if name in result:
             scores = {
                 k: v if k == 'rank_me' else 100 * v for k, v in result[name].items()

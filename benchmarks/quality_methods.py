@@ -86,8 +86,9 @@ def make(trial: Any, images: Tensor, scale: Any) -> Any:
 
     Args:
         trial: ``method``; optionally ``set`` (arguments of the task), ``views`` (of CMID's
-            views), ``stride`` (of the others' networks, 32 by default), ``open`` (whether residual
-            branches count from the start).
+            views), ``low`` (side of its views at first, and for which part of the run), ``stride`` (of
+            the others' networks, 32 by default), ``open`` (whether residual branches count from the
+            start).
         images: Bytes (number, 3, height, width), for their mean and standard deviation.
         scale: ``model``, ``vit``, ``size``, ``cell``, ``queue``.
     """
@@ -146,6 +147,12 @@ def _make(method: str, given: Any, trial: Any, images: Tensor, scale: Any) -> An
         task.augmentations = TwoViews(*kept, cell=constants['cell'], **trial['views'])
         task.prepare_augmentations()
     return task
+
+
+def resize(task: Any, side: int) -> None:
+    """Cut CMID's views at another size."""
+    views = task.augmentations
+    views.crop.size, views.size = (side, side), side
 
 
 def backbones(task: Any) -> dict[str, Any]:

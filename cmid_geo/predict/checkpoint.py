@@ -31,7 +31,9 @@ TASKS: tuple[Any, ...] = (
 )
 
 #: Arguments that came after tasks named themselves in their checkpoints.
-LATER = {'cell', 'compiled', 'global_pool', 'num_filters', 'num_labels'}
+LATER = {
+    'batch_negatives', 'cell', 'compiled', 'global_pool', 'local_views', 'num_filters', 'num_labels',
+}  # fmt: skip
 
 
 class Backbone(nn.Module):

@@ -27,6 +27,9 @@ from .pretraining import Comparison, Pretraining
 from .types import Batch, StepOutput
 from .warm_start import start_from
 
+#: Smallest and largest area of a small view, as fractions of the chip's (SwAV, arXiv 2006.09882).
+LOCAL_SCALE = (0.05, 0.3)
+
 
 class CMID(Pretraining):
     """CMID: contrast, masked reconstruction and local distillation at once.
@@ -88,6 +91,8 @@ class CMID(Pretraining):
         augmentations: nn.Module | None = None,
         compiled: bool = False,
         cell: int = 32,
+        local_views: int = 0,
+        batch_negatives: bool = False,
     ) -> None:
         """Initialize a new CMID instance.
 
@@ -158,12 +163,22 @@ class CMID(Pretraining):
             cell: Side of a cell in pixels: 32 as in the paper, or 16, which leaves chips of 64 to 128
                 pixels cells enough to hide and to match. A step then costs more: the last stage works
                 on four times as many places. Exported backbones are the same.
+            local_views: Further crops of each chip for the student alone, of half the side, of 5 to
+                30 % of the chip's area and with nothing hidden: each has to pick out the teacher's
+                vectors of both whole views, as in SwAV and DINO. Each costs the student a quarter of
+                a view and the teacher nothing. The paper has none.
+            batch_negatives: Whether the teacher's vectors of the batch's other images are negatives too,
+                which no age tells from the true one; the paper has older keys alone.
 
         Raises:
-            ValueError: If *size* is no multiple of *cell*, or *model* is not supported or has no
-                cells of that size.
+            ValueError: If *size* is no multiple of *cell*, *local_views* is negative, or *model* is
+                not supported or has no cells of that size.
         """
         check_size(size, cell)
+        if local_views < 0:
+            raise ValueError(
+                f'local_views={local_views}: give the number of small crops of each chip, 0 for none'
+            )
         self.weights = weights
         super().__init__()
         # By this LightningCLI knows the class of a checkpoint
@@ -193,6 +208,12 @@ class CMID(Pretraining):
         self.augmentations = TwoViews(
             given['size'], given['mask_ratio'], cell=backbone.cell
         )
+        self.local_augmentations = None
+        if given['local_views']:
+            half = max(given['size'] // backbone.cell // 2, 1) * backbone.cell
+            self.local_augmentations = TwoViews(
+                half, 0.0, LOCAL_SCALE, cell=backbone.cell
+            )
         self.configure_values()
 
     def configure_losses(self) -> None:
@@ -214,8 +235,9 @@ class CMID(Pretraining):
             The loss, and what the memory takes: the teacher's ``keys``, and the mean
             ``scores`` of the matched ``cells``.
         """
-        first, second = self.augmentations(batch['image'], batch.get('valid'))
-        compared = self.compare(first, second)
+        chips, valid = batch['image'], batch.get('valid')
+        first, second = self.augmentations(chips, valid)
+        compared = self.compare(first, second, self.draw_local(chips, valid))
         self.log_comparison(compared, 'train')
         total = compared.weight.sum()
         scores = (compared.scores * compared.weight[:, None]).sum(0)
@@ -228,12 +250,24 @@ class CMID(Pretraining):
             'cells': total[None],
         }
 
-    def compare(self, first: View, second: View) -> Comparison:
+    def draw_local(self, chips: Tensor, valid: Tensor | None) -> list[View]:
+        """Draw the small views of chips, in turn plain and strongly altered ones."""
+        small, number = self.local_augmentations, self.hparams['local_views']
+        drawn: list[View] = []
+        while small is not None and len(drawn) < number:
+            drawn += small(chips, valid)
+        return drawn[:number]
+
+    def compare(
+        self, first: View, second: View, local: Sequence[View] = ()
+    ) -> Comparison:
         """Compare two views by all three losses, without side effects.
 
         Args:
             first: The plain view.
             second: The strong view.
+            local: Small views, whose contrast with both counts in the global loss: it is the mean
+                over all pairs of a student's and a teacher's view.
 
         Returns:
             The losses, each the mean over both directions, and what went into them.
@@ -247,13 +281,21 @@ class CMID(Pretraining):
 
         pixels = self.reconstruct(first, seen_first)
         pixels = pixels + self.reconstruct(second, seen_second)
-        globe = self.contrast(seen_first, whole_second, shown)
-        globe = globe + self.contrast(seen_second, whole_first, shown)
+        keys = torch.stack([whole_first.embedding, whole_second.embedding])
+        globe = self.contrast(seen_first.embedding, keys, 1, shown)
+        globe = globe + self.contrast(seen_second.embedding, keys, 0, shown)
+        if local:
+            small = self.student(torch.cat([view.image for view in local])).embedding
+            known = torch.stack([view.valid_cells.any(1) for view in local])
+            for place, view in enumerate((first, second)):
+                weight = (known & view.valid_cells.any(1)).float().flatten()
+                globe = globe + len(local) * self.contrast(small, keys, place, weight)
+            globe = globe / (1 + len(local))
         there = self.distil(first, seen_first, second, whole_second)
         back = self.distil(second, seen_second, first, whole_first)
         return Comparison(
             losses=torch.stack([pixels, globe, there[0] + back[0]]) / 2,
-            keys=torch.stack([whole_first.embedding, whole_second.embedding]),
+            keys=keys,
             embedding=seen_first.embedding,
             scores=torch.cat([there[1], back[1]]),
             weight=torch.cat([there[2], back[2]]),
@@ -268,11 +310,26 @@ class CMID(Pretraining):
         rebuilt = self.decoder(seen.features)
         return self.rebuild(rebuilt, view.image, view.mask, view.valid)
 
-    def contrast(self, seen: Encoding, whole: Encoding, weight: Tensor) -> Tensor:
-        """Global loss: pick out the teacher's vector of the other view."""
-        query, key, queue = seen.embedding, whole.embedding, self.queue
-        temperature = self.hparams['temperature']
-        return info_nce(query, key, queue.keys, temperature, weight, queue.filled)
+    def contrast(
+        self, query: Tensor, keys: Tensor, view: int, weight: Tensor
+    ) -> Tensor:
+        """Global loss: pick out the teacher's vector of another view of the same image.
+
+        Args:
+            query: The student's vectors (views x batch, dim), image by image.
+            keys: The teacher's vectors (2, batch, dim) of the whole views.
+            view: Which of them to pick.
+            weight: Weight of each query.
+
+        Returns:
+            The loss.
+        """
+        queue, given = self.queue, self.hparams
+        key = keys[view].repeat(len(query) // keys.shape[1], 1)
+        fresh = keys if given['batch_negatives'] else None
+        return info_nce(
+            query, key, queue.keys, given['temperature'], weight, queue.filled, fresh
+        )
 
     def distil(
         self, view: View, seen: Encoding, other: View, whole: Encoding

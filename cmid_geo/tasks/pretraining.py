@@ -77,6 +77,7 @@ class Pretraining(Values):
     queue: KeyQueue
     assign: PrototypeLoss
     augmentations: nn.Module
+    local_augmentations: nn.Module | None
     #: Length of the run in steps; known once a Trainer has set up the data.
     horizon: Horizon | None = None
 
@@ -134,12 +135,12 @@ class Pretraining(Values):
         Raises:
             ValueError: If their views do not divide into the task's cells.
         """
-        if isinstance(self.augmentations, TwoViews):
-            backbone = self.student.backbone
-            check_size(self.augmentations.size, backbone.cell)
-            self.augmentations.cell = backbone.cell
-            self.augmentations.mean, self.augmentations.std = self.mean, self.std
-            self.augmentations.field_offset = backbone.field_offset
+        backbone = self.student.backbone
+        for views in (self.augmentations, self.local_augmentations):
+            if isinstance(views, TwoViews):
+                check_size(views.size, backbone.cell)
+                views.cell, views.field_offset = backbone.cell, backbone.field_offset
+                views.mean, views.std = self.mean, self.std
 
     @abstractmethod
     def compare(self, first: View, second: View) -> Comparison:
