@@ -283,13 +283,20 @@ def features(network: Any, images: Tensor, mean: Any, std: Any) -> Tensor:
     return torch.cat(out)
 
 
-def plain(network: Any, model: str) -> Any:
-    """The network as a user of the exported file has it: timm's, at its usual stride."""
-    own = timm.create_model(model, num_classes=0)
+def plain(network: Any, trial: Any) -> tuple[Any, dict[str, Any]]:
+    """The network as a user of the exported file has it: timm's, at its usual stride; and how it is built."""
+    scale, options = HERE['scale'], {}
+    model = scale.model
+    if trial['method'] == 'mae':
+        # Its class token is hardly trained
+        options = {'img_size': scale.size, 'dynamic_img_size': True, 'global_pool': 'avg', 'fc_norm': False}  # fmt: skip
+        model = scale.vit
+    own = timm.create_model(model, num_classes=0, **options)
     # Ours hold timm's; the classifier is Identity in both
     own.load_state_dict(getattr(network, 'network', network).state_dict())
     first = next(network.parameters())
-    return own.to(first.device, memory_format=torch.channels_last)
+    how = {'model': model, 'options': options}
+    return own.to(first.device, memory_format=torch.channels_last), how
 
 
 def rank_me(found: Tensor) -> float:
@@ -339,7 +346,7 @@ def judge(found: Tensor) -> dict[str, float]:
     }
 
 
-def judge_all(task: Any, trial: Any) -> dict[str, Any]:
+def judge_all(task: Any, trial: Any, kept: Path) -> dict[str, Any]:
     """Scores of all networks of a task: as it trained, and the student as it would be exported."""
     scale, result = HERE['scale'], {}
     mean, std = 0.0, 1.0
@@ -349,12 +356,14 @@ def judge_all(task: Any, trial: Any) -> dict[str, Any]:
     own = resized(HERE['images'], scale.size)
     for name, network in found.items():
         result[name] = judge(features(network, own, mean, std))
-    if trial['method'] != 'mae':
-        exported = plain(found['student'], scale.model)
-        large = resized(HERE['images'], EXPORTED_SIZE)
-        result['exported'] = judge(features(exported, large, mean, std))
-        restate(exported, large[HERE['rest']][:STATED], mean, std)
-        result['restated'] = judge(features(exported, large, mean, std))
+    exported, how = plain(found['student'], trial)
+    if HERE['options'].save:
+        held = {**how, 'state_dict': exported.state_dict(), 'mean': mean, 'std': std}
+        torch.save(held, kept.with_suffix('.pth'))
+    large = resized(HERE['images'], EXPORTED_SIZE)
+    result['exported'] = judge(features(exported, large, mean, std))
+    restate(exported, large[HERE['rest']][:STATED], mean, std)
+    result['restated'] = judge(features(exported, large, mean, std))
     return result
 
 
@@ -400,7 +409,7 @@ def perform(trial: Any, kept: Path) -> dict[str, Any]:
     images = resized(HERE['images'][HERE['rest']], scale.chip)
     if trial['method'] == 'random':
         torch.manual_seed(trial['seed'])
-        return judge_all(make({**trial, 'method': 'cmid'}, images, scale), trial)
+        return judge_all(make({**trial, 'method': 'cmid'}, images, scale), trial, kept)
     each = len(images) // scale.batch
     steps = round(options.epochs * each) if options.epochs else None
     plan = kept.with_suffix('.steps')
@@ -412,7 +421,7 @@ def perform(trial: Any, kept: Path) -> dict[str, Any]:
         steps = max(1, round(options.seconds * rate / scale.batch))
         plan.write_text(str(steps))
     task, result = train(trial, images, steps, kept)
-    result |= {'steps': steps, 'epochs': steps / each, **judge_all(task, trial)}
+    result |= {'steps': steps, 'epochs': steps / each, **judge_all(task, trial, kept)}
     norms = [float(weight.abs().mean()) for weight in last_norms(task)]
     result['last_norm'] = float(np.mean(norms or [math.nan]))
     return result
@@ -428,11 +437,15 @@ def attempt(trial: Any) -> dict[str, Any]:
     if time.time() > options.deadline:
         return {**trial, 'error': 'not started: the time was up'}
     start, kept = time.time(), out.with_suffix('.ckpt')
+    usual = HERE['scale']
+    HERE['scale'] = SimpleNamespace(**vars(usual) | trial.get('scale', {}))
     scale = {n: v for n, v in vars(HERE['scale']).items()}
     try:
         result = perform(trial, kept)
     except Exception as error:  # noqa: BLE001 (the other trials go on)
         return {**trial, 'error': f'{type(error).__name__}: {error}'}
+    finally:
+        HERE['scale'] = usual
     found = {**trial, **result, 'wall': time.time() - start, 'scale': scale}
     out.write_text(json.dumps(found, indent=1))
     kept.unlink(missing_ok=True)
@@ -544,6 +557,7 @@ def main() -> None:
         running.add_argument('--threads', type=int, default=1)
         running.add_argument('--start', default='spawn', choices=['fork', 'spawn'])
         running.add_argument('--probe-steps', type=int, default=20)
+        running.add_argument('--save', action='store_true', help='keep the backbones')
         running.add_argument('--limit', type=int, help='images to read')
         for name in ('size', 'chip', 'cell', 'batch', 'queue'):
             running.add_argument(f'--{name}', type=int)
