@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import seed_everything
-from student_or_teacher import Images, accuracy
-from torch import Tensor, nn
+from student_or_teacher import Images
+from torch import Tensor
 
+from cmid_geo.metrics.probes import linear_probe, nearest_neighbours
 from cmid_geo.tasks import Classification
-
-DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @torch.no_grad()
@@ -51,50 +49,12 @@ def statistics(images: Tensor) -> Tensor:
     return torch.cat(out)
 
 
-def fit(
-    known: Tensor, labels: Tensor, decay: float, iterations: int = 200
-) -> nn.Linear:
-    """Logistic regression with a penalty on the squared weights."""
-    linear = nn.Linear(known.shape[1], int(labels.max()) + 1)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    optimizer = torch.optim.LBFGS(
-        linear.parameters(), max_iter=iterations, line_search_fn='strong_wolfe'
-    )
-
-    def closure() -> Any:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(linear(known), labels)
-        loss = loss + decay * linear.weight.square().sum() / 2
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return linear
-
-
-def right(linear: nn.Linear, asked: Tensor, truth: Tensor) -> float:
-    """Share of the asked whose class is found."""
-    return float((linear(asked).argmax(1) == truth).float().mean())
-
-
 def probe(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> str:
     """Linear probe and neighbours of one kind of features."""
-    mean, std = known.mean(0), known.std(0).clamp_min(1e-6)
-    known, asked = (known - mean) / std, (asked - mean) / std
-    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))
-    held, rest = order[: len(order) // 5], order[len(order) // 5 :]
-    scores = {
-        decay: right(fit(known[rest], labels[rest], decay), known[held], labels[held])
-        for decay in DECAYS
-    }
-    best = max(scores, key=lambda decay: scores[decay])
-    linear = right(fit(known, labels, best), asked, truth)
-    neighbours = accuracy(known, labels, asked, truth)
-    return (
-        f'linear probe {100 * linear:.2f} %, kNN-5 {100 * neighbours:.2f} % '
-        f'(decay {best:g}, {100 * scores[best]:.1f} % on held-out training images)'
-    )
+    given = known, labels, asked
+    found = linear_probe(*given), nearest_neighbours(*given, standardized=True)
+    linear, neighbours = (100 * (each == truth).float().mean() for each in found)
+    return f'linear probe {linear:.2f} %, kNN-5 {neighbours:.2f} %'
 
 
 def main() -> None:

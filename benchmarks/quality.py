@@ -33,13 +33,13 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from aid_probe import fit, right
 from PIL import Image
 from quality_methods import Memory, backbones, last_norms, make, optimize, resize
-from student_or_teacher import accuracy
 from torch import Tensor, multiprocessing
 from torchvision.datasets import ImageFolder
 
+from cmid_geo.metrics.effective_rank import rank_me
+from cmid_geo.metrics.probes import linear_probe, nearest_neighbours, split_classes
 from cmid_geo.tasks import CMID
 
 #: Small enough for two cores, and what an accelerator can do in the same time.
@@ -112,19 +112,6 @@ def read(path: Path, limit: int | None) -> tuple[Any, Any]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return np.stack(list(pool.map(decode, order))), np.array(labels)[order]
-
-
-def split(labels: Tensor, part: float) -> tuple[Tensor, Tensor]:
-    """Indices of a part of each class, and of the rest; both hold at least one image of two or more, by a fixed seed."""
-    generator = torch.Generator().manual_seed(0)
-    first, rest = [], []
-    for label in labels.unique():
-        mine = (labels == label).nonzero()[:, 0].cpu()
-        mine = mine[torch.randperm(len(mine), generator=generator)]
-        count = min(max(1, round(part * len(mine))), len(mine) - 1)
-        first.append(mine[:count])
-        rest.append(mine[count:])
-    return torch.cat(first), torch.cat(rest)
 
 
 def resized(images: Tensor, side: int) -> Tensor:
@@ -299,51 +286,23 @@ def plain(network: Any, trial: Any) -> tuple[Any, dict[str, Any]]:
     return own.to(first.device, memory_format=torch.channels_last), how
 
 
-def rank_me(found: Tensor) -> float:
-    """Effective rank (arXiv 2210.02885)."""
-    values = torch.linalg.svdvals(found)
-    shares = values / values.sum() + 1e-7
-    return float(torch.exp(-(shares * shares.log()).sum()))
-
-
-def linear(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> float:
-    """Accuracy of a logistic regression; its decay is chosen on a fifth of what is known."""
-    mean, std = known.mean(0), known.std(0).clamp_min(1e-6)
-    known, asked = (known - mean) / std, (asked - mean) / std
-    held, rest = (part.to(known.device) for part in split(labels, 0.2))
-    with torch.device(known.device):
-        scores = [
-            right(
-                fit(known[rest], labels[rest], decay, ITERATIONS),
-                known[held],
-                labels[held],
-            )
-            for decay in DECAYS
-        ]
-        best = DECAYS[scores.index(max(scores))]
-        return right(fit(known, labels, best, ITERATIONS), asked, truth)
-
-
-def neighbours(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> float:
-    """Accuracy of five nearest by cosine, raw features."""
-    cosines = F.normalize(asked, dim=1) @ F.normalize(known, dim=1).T
-    votes = F.one_hot(labels[cosines.topk(5).indices], int(labels.max()) + 1).sum(1)
-    return float((votes.argmax(1) == truth).float().mean())
-
-
 def judge(found: Tensor) -> dict[str, float]:
     """All scores of one kind of features, on the held-out images."""
     labels, held, rest = (HERE[name] for name in ('labels', 'held', 'rest'))
-    known, asked = found[rest], found[held]
-    given = known, labels[rest], asked, labels[held]
-    few, _ = split(labels[rest], 0.1)
-    return {
-        'knn': neighbours(*given),
-        'knn_standardised': accuracy(*given),
-        'linear': linear(*given),
-        'linear_10': linear(known[few], labels[rest][few], asked, labels[held]),
-        'rank_me': rank_me(known),
+    known, asked, few = found[rest], found[held], split_classes(labels[rest], 0.1)[0]
+    given = known, labels[rest], asked
+    learn = {'decays': DECAYS, 'iterations': ITERATIONS}
+    predicted = {
+        'knn': nearest_neighbours(*given),
+        'knn_standardised': nearest_neighbours(*given, standardized=True),
+        'linear': linear_probe(*given, **learn),
+        'linear_10': linear_probe(known[few], labels[rest][few], asked, **learn),
     }
+    scores = {
+        name: float((each == labels[held]).float().mean())
+        for name, each in predicted.items()
+    }
+    return scores | {'rank_me': float(rank_me(known))}
 
 
 def judge_all(task: Any, trial: Any, kept: Path) -> dict[str, Any]:
@@ -396,7 +355,7 @@ def prepare(images: Any, labels: Any, options: Any) -> None:
     HERE['images'] = torch.from_numpy(images).to(device)
     HERE['labels'] = torch.from_numpy(labels).long().to(device)
     HERE['held'], HERE['rest'] = (
-        part.to(device) for part in split(HERE['labels'], 0.15)
+        part.to(device) for part in split_classes(HERE['labels'], 0.15)
     )
 
 

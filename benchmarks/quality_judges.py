@@ -25,9 +25,11 @@ import rasterio
 import timm
 import torch
 import torch.nn.functional as F
-from quality import read, split
+from quality import read
 from torch import Tensor, nn
 from torchgeo_bench.main import evaluate_knn, evaluate_logistic
+
+from cmid_geo.metrics.probes import split_classes
 
 #: Decays of the logistic regression, torchgeo-bench's own.
 C_VALUES = tuple(np.logspace(-6, 4, 40))
@@ -237,8 +239,14 @@ def images(network: Network, data: dict[str, Any]) -> dict[str, Any]:
     mean, std = known.mean(0), known.std(0).clip(1e-6)
     known, asked = (known - mean) / std, (asked - mean) / std
     for name, part in (('1 %', 0.01), ('10 %', 0.1), ('all', 1.0)):
-        few = torch.arange(len(labels)) if part == 1 else split(data['labels'], part)[0]
-        held, rest = (few[each].numpy() for each in split(data['labels'][few], 0.2))
+        few = (
+            torch.arange(len(labels))
+            if part == 1
+            else split_classes(data['labels'], part)[0]
+        )
+        held, rest = (
+            few[each].numpy() for each in split_classes(data['labels'][few], 0.2)
+        )
         found = evaluate_logistic(
             known[rest], labels[rest], known[held], labels[held], asked, truth,
             C_VALUES, 0, BOOTSTRAPS, True, 'cpu', temp_scale=False,

@@ -20,7 +20,6 @@ import time
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +27,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cmid_geo import CMID
+from cmid_geo.metrics.probes import nearest_neighbours
 
 
 class Images(Dataset):
@@ -61,11 +61,8 @@ def features(backbone: Any, task: CMID, images: Tensor) -> Tensor:
 
 def accuracy(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> float:
     """Share of the asked whose five nearest known images vote for the truth."""
-    mean, std = known.mean(0), known.std(0).clamp_min(1e-6)
-    known, asked = (F.normalize((x - mean) / std, dim=1) for x in (known, asked))
-    nearest = (asked @ known.T).topk(5).indices
-    votes = F.one_hot(labels[nearest], int(labels.max()) + 1).sum(1)
-    return float((votes.argmax(1) == truth).float().mean())
+    found = nearest_neighbours(known, labels, asked, standardized=True)
+    return float((found == truth).float().mean())
 
 
 class Compare(Callback):
