@@ -113,6 +113,61 @@ def test_losses_equal_the_method_written_out(make_task: Make) -> None:
     torch.testing.assert_close(compared.losses, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_small_views_join_the_global_loss_alone(make_task: Make) -> None:
+    """It is then the mean over all pairs of a student's and a teacher's view."""
+    task = filled(make_task(local_views=3)).eval()
+    first, second = views(task)
+    chips = Chips(4).chips
+    torch.manual_seed(2)
+    small = task.draw_local(chips, None)
+    assert [view.image.shape for view in small] == [(4, 3, 32, 32)] * 3
+    assert not any(view.mask.any() for view in small)
+    compared = task.compare(first, second, small)
+    plain = task.compare(first, second)
+    torch.testing.assert_close(compared.losses[[0, 2]], plain.losses[[0, 2]])
+    whole = [task.teacher(v.image).embedding for v in (first, second)]
+    more = [
+        info_nce(task.student(view.image).embedding, key, task.queue.keys, 0.2)
+        for view in small
+        for key in whole
+    ]
+    expected = (2 * plain.losses[1] + sum(more)) / (2 + 6)
+    torch.testing.assert_close(compared.losses[1], expected)
+
+
+def test_small_views_are_cut_from_a_small_part_of_the_chip(make_task: Make) -> None:
+    task = make_task(local_views=2, mean=[0.0] * 3, std=[1.0] * 3)
+    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing='ij')
+    chips = (torch.stack([x, y, 0 * x]) / 256).expand(64, 3, 128, 128)
+    torch.manual_seed(0)
+    image = task.draw_local(chips, None)[0].image[:, :2].flatten(2) * 256
+    width, height = (image.amax(2) - image.amin(2)).unbind(1)
+    share = (width + 1) * (height + 1) / 128**2
+    assert 0.04 < share.min() < 0.1 and 0.25 < share.max() < 0.32
+    # Of other sizes too about half a view's side, in whole cells
+    for size, cell, side in ((224, 32, 96), (96, 32, 32), (32, 32, 32), (64, 16, 32)):
+        own = make_task(model='vit_test', local_views=1, size=size, cell=cell)
+        assert own.local_augmentations.size == side
+    with pytest.raises(ValueError, match='local_views=-1'):
+        make_task(local_views=-1)
+
+
+def test_a_small_view_without_data_counts_in_nothing(make_task: Make) -> None:
+    task = filled(make_task(model='vit_test', local_views=1))
+    first, second = views(task)
+    torch.manual_seed(2)
+    (small,) = task.draw_local(Chips(4).chips, None)
+    nowhere = replace(small, valid=small.valid & (torch.arange(4) < 3)[:, None, None])
+    cut = View(*(each[:3] for each in vars(nowhere).values()))
+    ends = [View(*(each[:3] for each in vars(v).values())) for v in (first, second)]
+    task.hparams.update(reconstruction_weight=0.0, local_weight=0.0)
+    four, three = task.compare(first, second, [nowhere]), task.compare(*ends, [cut])
+    both = [task.compare(first, second), task.compare(*ends)]
+    # What the small views add does not hang on the fourth
+    added = [2 * with_it.losses[1] - without.losses[1] for with_it, without in zip((four, three), both)]  # fmt: skip
+    torch.testing.assert_close(*added)
+
+
 def test_a_changed_teacher_changes_the_loss(make_task: Make) -> None:
     task = filled(make_task())
     pair = views(task)
@@ -204,6 +259,21 @@ def test_standardises_features_by_its_own_values(make_task: Make) -> None:
     torch.testing.assert_close(
         first.image * std[:, None, None] + mean[:, None, None], image
     )
+
+
+def test_small_views_train(make_task: Make, make_trainer: Callable[..., Trainer], loader: DataLoader) -> None:  # fmt: skip
+    """With several dates too, of which each view gets its own, and invalid pixels."""
+    trainer, task = make_trainer(max_epochs=1), make_task(local_views=3)
+    trainer.fit(task, loader)
+    assert trainer.callback_metrics['train_loss'].isfinite()
+    task = filled(make_task(local_views=3))
+    chips, valid = torch.rand(4, 2, 3, 64, 64), torch.rand(4, 2, 64, 64) > 0.5
+    torch.manual_seed(0)
+    outputs = task.training_step({'image': chips, 'valid': valid}, 0)
+    filling = chips.where(valid[:, :, None], float('nan'))
+    torch.manual_seed(0)
+    again = task.training_step({'image': filling, 'valid': valid}, 0)
+    assert outputs['loss'].isfinite() and again['loss'] == outputs['loss']
 
 
 def test_own_augmentations_are_used(make_task: Make) -> None:
