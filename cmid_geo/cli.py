@@ -20,6 +20,7 @@ from torchgeo.tasks import BaseTask
 # All of them, so that classes are found by their name alone
 from .datamodules import *
 from .models.weights.checkpoint import open_checkpoint, refuse_url
+from .ops.host import fast_precision
 from .predict import *
 from .tasks import *
 from .tasks.checkpoint_files import find_checkpoint, restore_from_files
@@ -55,12 +56,21 @@ class Command(LightningCLI):
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> Any:
-        """Give the command to fit an option to resume."""
+        """Give the command to fit an option to resume, and all of them one to choose the precision."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        text = 'Use bf16-mixed where this device computes in bfloat16, unless --trainer.precision is given.'
+        parser.add_argument('--auto_precision', type=bool, default=False, help=text)
         if subcommand == 'fit':
             text = 'Go on from the newest whole checkpoint in this folder.'
             parser.add_argument('--resume', type=str | None, default=None, help=text)
         return parser
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the precision, where that is left to us."""
+        given = self.config[self.config.subcommand]
+        if given.auto_precision and given.trainer.precision is None:
+            on_cpu = given.trainer.accelerator == 'cpu'
+            given.trainer.precision = fast_precision(on_cpu)
 
     def _parse_ckpt_path(self) -> None:
         """Take over a checkpoint's hyperparameters, and tell which that were given they replace."""

@@ -17,7 +17,7 @@ from .callbacks.export_backbone import check_writable
 from .callbacks.monitoring import CollapseAlarm
 from .datamodules import SceneDataModule
 from .datasets import Chip, SceneDataset, SyntheticScenes
-from .ops.host import has_bfloat16
+from .ops.host import fast_precision
 from .plots.model_card import model_card
 from .plots.pretraining import plot_curves, plot_map, plot_reconstructions, plot_views
 from .predict import embed_scene, principal_colours, write_map
@@ -121,14 +121,12 @@ def train(task: CMID, datamodule: SceneDataModule, folder: Path, steps: int) -> 
         'the queue), the cost of guessing. In so few steps it and key_rank fall little after that.\n',
         flush=True,
     )
-    # Accelerators train so small a network fast enough as it is
-    on_cpu = not torch.accelerator.is_available()
     loggers = CSVLogger(folder, 'logs', ''), TensorBoardLogger(folder, 'logs', '')
     keep = ModelCheckpoint(folder, 'checkpoint', enable_version_counter=False)
     trainer = Trainer(
         accelerator='auto',
         devices=1,
-        precision='bf16-mixed' if on_cpu and has_bfloat16() else '32-true',
+        precision=fast_precision(),
         max_steps=steps,
         max_epochs=1,
         logger=loggers,

@@ -25,6 +25,7 @@ from cmid_geo.__main__ import _list_bands, demonstrate, main
 from cmid_geo.callbacks.export_backbone import check_writable
 from cmid_geo.datasets import write_synthetic_scenes
 from cmid_geo.models import export_backbone
+from cmid_geo.tasks.cmid import SMALL_DATA
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 #: Makes any configuration small enough for a test.
@@ -50,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize('name', ['tiny', 'resnet50', 'swin_base', 'vit_base'])
+@pytest.mark.parametrize('name', ['small', 'resnet50', 'swin_base', 'vit_base'])
 def test_configs_fit(
     name: str, scenes: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,11 +73,34 @@ def test_configs_fit(
     assert about['low'] == [0] * 4 and about['high'] == [255] * 4
 
 
+def test_the_small_recipe_is_the_named_set_of_arguments() -> None:
+    given = yaml.safe_load((CONFIGS / 'pretrain_small.yaml').read_text())['model']
+    assert SMALL_DATA.items() <= given['init_args'].items()
+    assert given['init_args'].keys() - SMALL_DATA.keys() == {'model', 'in_channels'}
+    task = CMID.small_data('resnet_test', in_channels=5, queue_size=7)
+    assert task.hparams['queue_size'] == 7 and task.hparams['in_channels'] == 5
+    expected = SMALL_DATA | {'model': 'resnet_test', 'queue_size': 7}
+    assert {name: task.hparams[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize('given', [[], ['--trainer.precision=32-true']])
+def test_the_small_recipe_chooses_the_precision_unless_it_is_given(
+    given: list[str], scenes: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Trainer] = []
+    monkeypatch.setattr('cmid_geo.cli.fast_precision', lambda on_cpu: 'bf16-mixed')
+    monkeypatch.setattr('cmid_geo.cli.restore_from_files', made.append)
+    words = [word for word in TINY if 'precision' not in word]
+    main(['fit', f'--config={CONFIGS / "pretrain_small.yaml"}', f'--data.paths={scenes}', *words, *given,
+          '--trainer.fast_dev_run=true', '--model.in_channels=4'])  # fmt: skip
+    assert made[0].precision == ('32-true' if given else 'bf16-mixed')
+
+
 def test_validate_test_and_predict_from_a_checkpoint(
     scenes: Path, folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     config = [
-        f'--config={CONFIGS / "pretrain_tiny.yaml"}',
+        f'--config={CONFIGS / "pretrain_small.yaml"}',
         f'--data.paths={scenes}',
         *TINY,
     ]
@@ -92,7 +116,7 @@ def test_wrong_key_is_named_before_anything_runs(
     scenes: Path, folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     wrong = folder / 'wrong.yaml'
-    text = (CONFIGS / 'pretrain_tiny.yaml').read_text()
+    text = (CONFIGS / 'pretrain_small.yaml').read_text()
     wrong.write_text(text.replace('queue_size', 'queue_sise'))
     with pytest.raises(SystemExit) as error:
         main(['fit', f'--config={wrong}', f'--data.paths={scenes}'])
@@ -155,7 +179,7 @@ def test_checkpoints_made_in_python_work_from_the_command(
     )
     trainer.fit(task, data)
     checkpoint = next(p for p in folder.rglob('*.ckpt') if p.name != 'backbone.ckpt')
-    config = f'--config={CONFIGS / "pretrain_tiny.yaml"}'
+    config = f'--config={CONFIGS / "pretrain_small.yaml"}'
     flags = [
         config,
         f'--data.paths={scenes}',
@@ -173,7 +197,7 @@ def test_checkpoints_made_in_python_work_from_the_command(
 def test_output_that_cannot_be_written(scenes: Path, folder: Path) -> None:
     (folder / 'file').touch()
     flags = [
-        f'--config={CONFIGS / "pretrain_tiny.yaml"}',
+        f'--config={CONFIGS / "pretrain_small.yaml"}',
         f'--data.paths={scenes}',
         *TINY,
     ]
@@ -208,7 +232,7 @@ def test_a_checkpoint_does_not_choose_what_is_imported(
     content = {'hyper_parameters': named, 'state_dict': {}}
     torch.save(content | {'pytorch-lightning_version': '2.6.0'}, folder / 'odd.ckpt')
     flags = [
-        f'--config={CONFIGS / "pretrain_tiny.yaml"}',
+        f'--config={CONFIGS / "pretrain_small.yaml"}',
         f'--data.paths={scenes}',
         *TINY,
     ]
@@ -229,7 +253,7 @@ def test_a_checkpoint_runs_nothing(
     monkeypatch.setenv('TORCH_HOME', str(folder / 'torch'))
     torch.save({'state_dict': {}, 'evil': Evil(folder / 'done')}, folder / 'evil.ckpt')
     flags = [
-        f'--config={CONFIGS / "pretrain_tiny.yaml"}',
+        f'--config={CONFIGS / "pretrain_small.yaml"}',
         f'--data.paths={scenes}',
         *TINY,
     ]
@@ -337,7 +361,7 @@ def test_errors_are_a_sentence(
     capsys: pytest.CaptureFixture,
 ) -> None:
     flags = [
-        f'--config={CONFIGS / "pretrain_tiny.yaml"}',
+        f'--config={CONFIGS / "pretrain_small.yaml"}',
         '--data.paths=nowhere',
         *TINY,
     ]
@@ -368,7 +392,7 @@ def test_an_error_of_one_process_names_it(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.slow
 def test_an_error_of_all_processes_is_told_once(scenes: Path, folder: Path) -> None:
-    config = f'--config={CONFIGS / "pretrain_tiny.yaml"}'
+    config = f'--config={CONFIGS / "pretrain_small.yaml"}'
     words = ['fit', config, f'--data.paths={scenes}', *TINY, '--model.in_channels=4',
              '--trainer.devices=2', '--trainer.strategy=ddp', '--model.queue_size=999']  # fmt: skip
     done = subprocess.run(
@@ -383,7 +407,7 @@ def test_an_error_of_all_processes_is_told_once(scenes: Path, folder: Path) -> N
 ROOT = Path(__file__).parent.parent
 TINY_RUN = [
     'fit',
-    f'--config={ROOT / "configs" / "pretrain_tiny.yaml"}',
+    f'--config={ROOT / "configs" / "pretrain_small.yaml"}',
     '--data.paths=nowhere',
 ]
 
@@ -391,7 +415,10 @@ TINY_RUN = [
 @pytest.mark.parametrize(
     ('words', 'told'),
     [
-        (['--ckpt_path=last'], 'runs/pretrain_tiny holds no whole checkpoint of a run'),
+        (
+            ['--ckpt_path=last'],
+            'runs/pretrain_small holds no whole checkpoint of a run',
+        ),
         (['--resume=gone'], 'gone holds no whole checkpoint of a run'),
         (['--resume=gone', '--ckpt_path=last'], 'both tell where to go on from'),
         (

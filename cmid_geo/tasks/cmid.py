@@ -4,7 +4,7 @@
 """Contrastive Mask Image Distillation (CMID)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,12 @@ from .warm_start import start_from
 
 #: Smallest and largest area of a small view, as fractions of the chip's (SwAV, arXiv 2006.09882).
 LOCAL_SCALE = (0.05, 0.3)
+
+#: Arguments for a few thousand small chips, see :meth:`CMID.small_data`.
+SMALL_DATA: dict[str, Any] = {
+    'size': 64, 'cell': 16, 'queue_size': 4096, 'mask_ratio': 0.3, 'local_views': 4, 'momentum': 0.99,
+    'lr': 3e-3, 'warmup_epochs': 5, 'teacher_temp_epochs': 25,
+}  # fmt: skip
 
 
 class CMID(Pretraining):
@@ -188,6 +194,23 @@ class CMID(Pretraining):
         if augmentations is not None:
             self.augmentations = augmentations
             self.prepare_augmentations()
+
+    @classmethod
+    def small_data(cls, model: str = 'resnet18', **changes: Any) -> 'CMID':
+        """CMID for a few thousand small chips, by what was measured on such (``docs/small_data.md``).
+
+        The paper's constants are for a million chips of 224 pixels on several GPUs. These are for
+        chips of 64 to 128 pixels, one device and runs of minutes to hours; ``SMALL_DATA`` holds
+        them, ``configs/pretrain_small.yaml`` is the same as a configuration.
+
+        Args:
+            model: timm's name of a network.
+            **changes: Other arguments of :class:`CMID`, or other values than these.
+
+        Returns:
+            The task.
+        """
+        return cls(**(SMALL_DATA | {'model': model} | changes))
 
     def configure_models(self) -> None:
         """Build student, teacher, decoder, queue and augmentations."""
