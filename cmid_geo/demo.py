@@ -3,6 +3,7 @@
 
 """All of it in a few minutes: scenes in, backbone, pictures and a map out."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +17,20 @@ from matplotlib import pyplot as plt
 from .callbacks.export_backbone import check_writable
 from .callbacks.monitoring import CollapseAlarm
 from .datamodules import SceneDataModule
-from .datasets import Chip, SceneDataset, SyntheticScenes
+from .datasets import Chip, MaskDataset, SceneDataset, SyntheticScenes
+from .datasets.synthetic.landscape import CLASSES
+from .ops.cells import CELL
 from .ops.host import fast_precision
 from .plots.model_card import model_card
-from .plots.pretraining import plot_curves, plot_map, plot_reconstructions, plot_views
+from .plots.pretraining import (
+    plot_cells,
+    plot_curves,
+    plot_map,
+    plot_reconstructions,
+    plot_views,
+)
 from .predict import embed_scene, principal_colours, write_map
+from .predict.cells import Features, colours_of, probe_cells
 from .tasks import CMID
 
 #: Chips a step.
@@ -47,6 +57,7 @@ def run(scenes: str | None, folder: Path, steps: int) -> None:
         )
     check_writable(folder, '--out DIR')
     seed_everything(0)
+    names = CLASSES if scenes is None else None
     if scenes is None:
         print(f'Making up a landscape in {folder / "scenes"} ...', flush=True)
         SyntheticScenes(folder / 'scenes')
@@ -69,7 +80,9 @@ def run(scenes: str | None, folder: Path, steps: int) -> None:
     trainer = train(task, datamodule, folder, steps)
     metrics = Path(trainer.log_dir or folder) / 'metrics.csv'
     draw(task, datamodule, folder, metrics)
-    say_what_it_is(task, cast(SceneDataset, datamodule.dataset), folder, metrics)
+    dataset = cast(SceneDataset, datamodule.dataset)
+    known = judge(task, dataset, folder, names)
+    say_what_it_is(task, dataset, folder, metrics, known)
     watching: Any = trainer
     alarms = next(c for c in watching.callbacks if isinstance(c, CollapseAlarm)).raised
     say_what_next(folder, scenes, len(bands), alarms)
@@ -176,8 +189,57 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
     plt.close('all')
 
 
+def judge(
+    task: CMID, dataset: SceneDataset, folder: Path, names: Sequence[str] | None
+) -> str:
+    """Measure what the features know, if masks of the scenes lie beside them, and draw that.
+
+    Args:
+        task: Trained.
+        dataset: Scenes; their masks have their names, in the folder ``masks`` beside theirs.
+        folder: For the picture.
+        names: Of the classes, where known.
+
+    Returns:
+        A table in Markdown; nothing where there are no masks.
+    """
+    files = [Path(scene.files[0]) for scene in dataset.scenes]
+    masks = [file.parent.parent / 'masks' / file.name for file in files]
+    if not all(file.is_file() for file in masks):
+        return ''
+    print('\nMeasuring what the features know of the classes ...', flush=True)
+    seed_everything(0, verbose=False)
+    untrained = small_task(task.hparams['in_channels'], steps=20)
+    untrained.learn_values(task.value_range)
+    kinds: dict[str, Features] = {
+        'features of the backbone': lambda n: embed_scene(task, dataset, n, CELL)[0],
+        'features of random weights': lambda n: embed_scene(untrained, dataset, n, CELL)[0],
+        'colours, mean and spread of each band': lambda n: colours_of(dataset, n),
+    }  # fmt: skip
+    truth = MaskDataset(list(map(str, masks)), crs=dataset.crs, res=dataset.res)
+    probe = probe_cells(kinds, dataset, truth)
+    columns = {'truth': probe.truth}
+    for name, cells in probe.found.items():
+        columns[f'{name}\n{100 * probe.accuracy(name):.1f} % right'] = cells
+    plot_cells(columns, names).savefig(folder / 'cells.png')
+    plt.close('all')
+    rows = [
+        f'| {name} | {100 * probe.accuracy(name):.1f} % | {100 * probe.balanced(name):.1f} % |'
+        for name in kinds
+    ]
+    table = '\n'.join(
+        [
+            '| linear probe of | right | mean of the classes |',
+            '| --- | --- | --- |',
+            *rows,
+        ]
+    )
+    print(f'\n{table}', flush=True)
+    return table
+
+
 def say_what_it_is(
-    task: CMID, dataset: SceneDataset, folder: Path, metrics: Path
+    task: CMID, dataset: SceneDataset, folder: Path, metrics: Path, known: str
 ) -> None:
     """Write a model card beside the backbone.
 
@@ -186,13 +248,14 @@ def say_what_it_is(
         dataset: Of the scenes.
         folder: With the backbone.
         metrics: Logged by the run.
+        known: What was measured of the features; nothing if nothing was.
     """
     scenes, first = dataset.scenes, Path(dataset.scenes[0].files[0])
     data = (
         f'{len(scenes)} scene{"s" * (len(scenes) > 1)}, the first of them {first.name}, '
         f'at {dataset.res[0]:g} units of {dataset.crs.to_string()} a pixel'
     )
-    card = model_card(folder / 'backbone.ckpt', task, data, metrics, BATCH)
+    card = model_card(folder / 'backbone.ckpt', task, data, metrics, BATCH, known)
     (folder / 'MODEL_CARD.md').write_text(card, encoding='utf-8')
 
 
@@ -217,6 +280,7 @@ In {folder}:
   backbone.ckpt        the backbone alone, for TorchGeo; MODEL_CARD.md tells what it is
   views.png            two views of each chip, their masks and matched cells
   reconstructions.png  what the student makes of what it sees
+  cells.png            classes that linear probes find, where masks lie beside the scenes
   curves.png           losses; logs/ holds all numbers, also for TensorBoard
   features.png, .tif   features as colours, of a large scene's middle; the map opens over it in a GIS
 

@@ -1,7 +1,7 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
-"""What frozen features know of labels: linear probe and nearest neighbours."""
+"""Classes by frozen features: linear probe and nearest neighbours."""
 
 from collections.abc import Sequence
 from typing import Any

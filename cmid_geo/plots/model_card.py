@@ -18,8 +18,24 @@ from .pretraining import read_metrics
 #: Text of the card, with the header that model hubs read.
 CARD = Path(__file__).with_suffix('.md')
 
+#: What it says of the features' worth.
+NOTHING_MEASURED = (
+    'The losses above are of pretraining. What the features are worth for a task has **not** been measured: compare '
+    "them with\nImageNet's and with random weights on labels of your own."
+)
+MEASURED = (
+    'In each scene a linear classifier learned the commonest class of the cells (32 px) of its left half from frozen '
+    'vectors of\nthem, and found those of the right half:\n\n'
+)
+ELSEWHERE = (
+    'This is the place that the backbone was trained on. What it is worth elsewhere has **not** been measured: compare '
+    "it with\nImageNet's and with random weights on labels of your own."
+)
 
-def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int) -> str:
+
+def model_card(
+    backbone: Path, task: Any, data: str, metrics: Path, images: int, known: str = ''
+) -> str:
     """Describe an exported backbone, by what is in the file and what the run logged.
 
     Args:
@@ -28,6 +44,7 @@ def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int)
         data: What it was trained on, in words.
         metrics: The ``metrics.csv`` of the run.
         images: Chips a step.
+        known: What was measured of the features' worth, in Markdown.
 
     Returns:
         Markdown, with the header that model hubs read.
@@ -51,6 +68,7 @@ def model_card(backbone: Path, task: Any, data: str, metrics: Path, images: int)
         'torch': torch.__version__,
         'rows': rows,
         'course': _course(metrics, hparams['queue_size']),
+        'known': f'{MEASURED}{known}\n\n{ELSEWHERE}' if known else NOTHING_MEASURED,
     }
     return CARD.read_text(encoding='utf-8').format_map(about)
 

@@ -5,16 +5,17 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import ConnectionPatch
+from matplotlib.patches import ConnectionPatch, Patch
 from torch import Tensor
 
 from ..losses import nearest_cells
@@ -249,4 +250,41 @@ def plot_map(
     show(left, stretch(image[display_bands(bands)]), 'scene')
     components = colours.transpose(1, 2, 0)
     show(right, components, 'features: first three principal components')
+    return figure
+
+
+def plot_cells(
+    columns: Mapping[str, Sequence[Integer[Tensor, 'rows cols']]],
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """Show the classes of scenes' cells.
+
+    Args:
+        columns: Classes of each scene by title, the true ones first; -1 stays white. Up to three scenes
+            are shown, the first of those whose truth differs.
+        names: Of the classes; their numbers by default.
+
+    Returns:
+        A row for each scene, a column for each title.
+    """
+    truth = next(iter(columns.values()))
+    chosen: list[int] = []
+    for number, cells in enumerate(truth):
+        # Several dates of a place have the same
+        alike = (torch.equal(cells, truth[other]) for other in chosen)
+        if len(chosen) < 3 and not any(alike):
+            chosen.append(number)
+    last = max(int(cells.max()) for cells in truth)
+    names = list(names or map(str, range(last + 1)))
+    colours = [colormaps['tab10'](label % 10) for label in range(len(names))]
+    options = {'cmap': ListedColormap(colours), 'vmin': -0.5, 'vmax': len(names) - 0.5}
+    height = 4.6 * len(chosen) + 0.6
+    figure, axes = subplots(len(chosen), len(columns), 3.2 * len(columns), height)
+    for row, number in zip(axes, chosen, strict=True):
+        for axis, (title, cells) in zip(row, columns.items(), strict=True):
+            shown = np.ma.masked_less(cells[number].numpy(), 0)
+            show(axis, shown, title if number == chosen[0] else '', **options)
+    handles = [Patch(color=colour, label=name) for colour, name in zip(colours, names)]
+    place = {'loc': 'outside lower center', 'ncols': min(len(names), 8)}
+    figure.legend(handles=handles, frameon=False, **place)
     return figure

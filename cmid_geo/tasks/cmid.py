@@ -210,7 +210,8 @@ class CMID(Pretraining):
         Returns:
             The task.
         """
-        return cls(**(SMALL_DATA | {'model': model} | changes))
+        given: dict[str, Any] = SMALL_DATA | {'model': model} | changes
+        return cls(**given)
 
     def configure_models(self) -> None:
         """Build student, teacher, decoder, queue and augmentations."""
