@@ -254,7 +254,7 @@ def plot_map(
 
 
 def plot_cells(
-    columns: Mapping[str, Sequence[Integer[Tensor, 'rows cols']]],
+    columns: Mapping[str, Sequence[Integer[Tensor, '_rows _cols']]],
     names: Sequence[str] | None = None,
 ) -> Figure:
     """Show the classes of scenes' cells.

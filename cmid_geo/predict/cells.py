@@ -29,8 +29,8 @@ class CellProbe:
         found: The classes found there, by kind of feature.
     """
 
-    truth: list[Int[Tensor, 'rows cols']]
-    found: dict[str, list[Int[Tensor, 'rows cols']]]
+    truth: list[Int[Tensor, '_rows _cols']]
+    found: dict[str, list[Int[Tensor, '_rows _cols']]]
 
     def accuracy(self, kind: str) -> float:
         """Fraction of the labelled cells whose class is found."""
