@@ -89,7 +89,7 @@ def run(scenes: str | None, folder: Path, steps: int) -> None:
 
 
 def small_task(in_channels: int, steps: int) -> CMID:
-    """CMID for minutes on a laptop: ResNet-18, small heads, a short memory.
+    """CMID for minutes on a laptop: the small preset with small heads and a short memory.
 
     Args:
         in_channels: Number of bands.
@@ -98,18 +98,16 @@ def small_task(in_channels: int, steps: int) -> CMID:
     Returns:
         The task.
     """
-    return CMID(
-        model='resnet18',
+    return CMID.small_data(
         in_channels=in_channels,
-        size=96,
         queue_size=128,
         hidden_dim=512,
         output_dim=128,
         num_prototypes=256,
-        # So short a run needs a faster teacher and a higher rate than the paper's 200 epochs
-        momentum=0.99,
+        # So small batches want the rate of larger ones, and so short a run no rise
+        lr_batch_size=BATCH,
+        local_views=0,
         teacher_temp=0.04,
-        lr=4e-3,
         warmup_steps=steps // 10,
         teacher_temp_steps=0,
     )
