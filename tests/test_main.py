@@ -145,8 +145,10 @@ def test_demo_leaves_what_it_promises(
     assert 'resnet18, pretrained by CMID on red, green, blue, nir' in card
     assert '20 steps of 6 chips' in card and '| nir | 0 | 255 |' in card
     assert 'train_global' in card and '4.86' in card
+    # The scenes have masks beside them
+    assert '| features of random weights |' in card
     for name in ('checkpoint.ckpt', 'backbone.ckpt', 'views.png', 'reconstructions.png', 'curves.png',
-                 'features.png', 'features.tif', 'logs/metrics.csv'):  # fmt: skip
+                 'cells.png', 'features.png', 'features.tif', 'logs/metrics.csv'):  # fmt: skip
         assert (out / name).stat().st_size > 1000, name
     scene = min((folder / 'scenes' / 'images').glob('*.tif'))
     with rasterio.open(scene) as one, rasterio.open(out / 'features.tif') as two:

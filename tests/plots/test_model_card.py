@@ -76,3 +76,19 @@ def test_ordinary_names_are_as_they_are(
     (tmp_path / 'metrics.csv').write_text('train_loss\n')
     card = model_card(backbone, task, 'x', tmp_path / 'metrics.csv', 16)
     assert f'\n| {name} | 0 | 1 |' in card
+
+
+def test_it_says_what_was_measured_or_that_nothing_was(
+    make_task: Callable[..., Any], tmp_path: Path
+) -> None:
+    task = make_task()
+    backbone = export_backbone(task, tmp_path / 'backbone.ckpt')
+    (tmp_path / 'metrics.csv').write_text('train_loss\n')
+    given = backbone, task, 'x', tmp_path / 'metrics.csv', 16
+    plain = model_card(*given)
+    assert 'for a task has **not** been measured' in plain
+    card = model_card(*given, '| a | b |\n| --- | --- |\n| features | 77.0 % |')
+    reader = Reader()
+    reader.feed(markdown(card.split('---\n', 2)[2], extensions=['tables']))
+    assert ['features', '77.0 %'] in reader.rows
+    assert 'worth elsewhere has **not** been measured' in card

@@ -22,6 +22,7 @@ from cmid_geo.plots.predictions import (
     stretch,
 )
 from cmid_geo.plots.pretraining import (
+    plot_cells,
     plot_curves,
     plot_map,
     plot_reconstructions,
@@ -133,3 +134,18 @@ def test_a_run(make_task: Callable[..., Any], tmp_path: Path) -> None:
     assert titles(rebuilt)[0] == 'view' and len(rebuilt.axes) == 8
     colours = np.zeros((3, 32, 48), dtype=np.uint8)
     assert titles(plot_map(torch.rand(4, 32, 48), colours, names))[0] == 'scene'
+
+
+def test_cells_of_places_are_shown_once_and_those_without_label_stay_white() -> None:
+    truth = [torch.tensor([[0, 1], [2, -1]]), torch.tensor([[3, 3]])]
+    found = [torch.zeros(2, 2, dtype=torch.long), torch.tensor([[1, 2]])]
+    # Two dates of each place
+    figure = plot_cells({'truth': [*truth, *truth], 'found': found * 2})
+    assert titles(figure) == ['truth', 'found', '', '']
+    shown = [axis.images[0].get_array() for axis in figure.axes]
+    assert shown[0].mask.tolist() == [[False, False], [False, True]]
+    assert shown[2].tolist() == [[3, 3]] and shown[3].tolist() == [[1, 2]]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ['0', '1', '2', '3']
+    named = plot_cells({'truth': truth}, ['a', 'b', 'c', 'd', 'e'])
+    assert len(named.legends[0].get_texts()) == 5
