@@ -113,7 +113,7 @@ def _map(words: list[str]) -> None:
 
 
 def demonstrate(
-    scenes: str | None = None, out: str = 'cmid_demo', steps: int = 90
+    scenes: str | None = None, out: str = 'cmid_demo', steps: int = 150
 ) -> None:
     """Pretrain a small backbone on scenes, and leave pictures of what it learned.
 

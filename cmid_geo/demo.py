@@ -53,7 +53,7 @@ def run(scenes: str | None, folder: Path, steps: int) -> None:
     """
     if steps < 20:
         raise ValueError(
-            f'steps={steps}: the schedules need at least 20, use --steps 90'
+            f'steps={steps}: the schedules need at least 20, use --steps 150'
         )
     check_writable(folder, '--out DIR')
     seed_everything(0)
@@ -212,7 +212,7 @@ def judge(
     kinds: dict[str, Features] = {
         'features of the backbone': lambda n: embed_scene(task, dataset, n, CELL)[0],
         'features of random weights': lambda n: embed_scene(untrained, dataset, n, CELL)[0],
-        'colours, mean and spread of each band': lambda n: colours_of(dataset, n),
+        'mean and spread of the bands': lambda n: colours_of(dataset, n),
     }  # fmt: skip
     truth = MaskDataset(list(map(str, masks)), crs=dataset.crs, res=dataset.res)
     probe = probe_cells(kinds, dataset, truth)
