@@ -29,7 +29,7 @@ from quality import read
 from torch import Tensor, nn
 from torchgeo_bench.main import evaluate_knn, evaluate_logistic
 
-from cmid_geo.metrics.probes import split_classes
+from cmid_geo.metrics.probes import logistic_regression, split_classes, standardize
 
 #: Decays of the logistic regression, torchgeo-bench's own.
 C_VALUES = tuple(np.logspace(-6, 4, 40))
@@ -126,29 +126,15 @@ def every_pixel(network: Network, image: Tensor, every: int) -> Tensor:
 class Pixels:
     """Linear classifier of pixels: a logistic regression on standardised features."""
 
-    def __init__(self, known: Tensor, labels: Tensor, classes: int) -> None:
-        self.mean, self.std = known.mean(0), known.std(0).clamp_min(1e-6)
-        known = (known - self.mean) / self.std
-        self.linear = nn.Linear(known.shape[1], classes)
-        nn.init.zeros_(self.linear.weight), nn.init.zeros_(self.linear.bias)
-        optimizer = torch.optim.LBFGS(
-            self.linear.parameters(), max_iter=100, line_search_fn='strong_wolfe'
-        )
-
-        def closure() -> Any:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(self.linear(known), labels)
-            loss = loss + 1e-2 * self.linear.weight.square().sum() / 2
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+    def __init__(self, known: Tensor, labels: Tensor) -> None:
+        self.known = known
+        self.linear = logistic_regression(standardize(known)[0], labels, 1e-2)
 
     @torch.no_grad()
     def __call__(self, asked: Tensor) -> Tensor:
         return torch.cat(
             [
-                self.linear((part.float() - self.mean) / self.std)
+                self.linear(standardize(self.known, part.float())[1])
                 for part in asked.split(65536)
             ]
         )
@@ -183,7 +169,7 @@ def tiles(network: Network, folder: Path) -> dict[str, Any]:
         others = [each for other, each in enumerate(held) if other != place]
         picked = [(v[i], t[i]) for v, t in others for i in (chosen(t, 0),)]
         known, labels = (torch.cat(parts) for parts in zip(*picked))
-        found = Pixels(known.float(), labels, CLASSES)(vectors).argmax(1)
+        found = Pixels(known.float(), labels)(vectors).argmax(1)
         ious = []
         for label in truth.unique():
             both = ((found == label) & (truth == label)).sum()
@@ -220,7 +206,7 @@ def cities(network: Network, folder: Path) -> dict[str, Any]:
         others = [each for other, each in enumerate(held) if other != place]
         picked = [(v[i], t[i]) for v, t in others for i in (chosen(t.long(), 0),)]
         known, labels = (torch.cat(parts) for parts in zip(*picked))
-        probe = Pixels(known.float(), labels.long(), 2)
+        probe = Pixels(known.float(), labels.long())
         # Chosen by the cities that were learned from
         margins = torch.cat([probe(v)[:, 1] - probe(v)[:, 0] for v, _ in others])
         truths = torch.cat([t for _, t in others])
@@ -236,8 +222,10 @@ def images(network: Network, data: dict[str, Any]) -> dict[str, Any]:
     labels, truth = data['labels'].numpy(), data['truth'].numpy()
     knn = evaluate_knn(known, labels, asked, truth, 0, BOOTSTRAPS)
     result: dict[str, Any] = {'knn': knn[:3]}
-    mean, std = known.mean(0), known.std(0).clip(1e-6)
-    known, asked = (known - mean) / std, (asked - mean) / std
+    known, asked = (
+        each.numpy()
+        for each in standardize(torch.from_numpy(known), torch.from_numpy(asked))
+    )
     for name, part in (('1 %', 0.01), ('10 %', 0.1), ('all', 1.0)):
         few = (
             torch.arange(len(labels))

@@ -39,6 +39,9 @@ BATCH = 16
 #: Longest side of what is drawn of a scene, and distance of its vectors, in pixels.
 PART, STRIDE = 1024, 8
 
+#: Pixels of all scenes together, up to which what features know is measured.
+MOST_MEASURED = 8 * PART**2
+
 
 def run(scenes: str | None, folder: Path, steps: int) -> None:
     """Pretrain a small backbone on scenes, and leave pictures of what it learned.
@@ -199,11 +202,13 @@ def judge(
         names: Of the classes, where known.
 
     Returns:
-        A table in Markdown; nothing where there are no masks.
+        A table in Markdown; nothing where there are no masks, or not of classes, or where scenes are large.
     """
     files = [Path(scene.files[0]) for scene in dataset.scenes]
     masks = [file.parent.parent / 'masks' / file.name for file in files]
-    if not all(file.is_file() for file in masks):
+    # Vectors of all of them are kept
+    pixels = sum(scene.width * scene.height for scene in dataset.scenes)
+    if pixels > MOST_MEASURED or not all(file.is_file() for file in masks):
         return ''
     print('\nMeasuring what the features know of the classes ...', flush=True)
     seed_everything(0, verbose=False)
@@ -214,8 +219,13 @@ def judge(
         'features of random weights': lambda n: embed_scene(untrained, dataset, n, CELL)[0],
         'mean and spread of the bands': lambda n: colours_of(dataset, n),
     }  # fmt: skip
-    truth = MaskDataset(list(map(str, masks)), crs=dataset.crs, res=dataset.res)
-    probe = probe_cells(kinds, dataset, truth)
+    try:
+        truth = MaskDataset(list(map(str, masks)), crs=dataset.crs, res=dataset.res)
+        probe = probe_cells(kinds, dataset, truth)
+    except ValueError as error:
+        # What trained is worth more than this: the card is still to be written
+        print(f'Not measured: {error}', flush=True)
+        return ''
     columns = {'truth': probe.truth}
     for name, cells in probe.found.items():
         columns[f'{name}\n{100 * probe.accuracy(name):.1f} % right'] = cells

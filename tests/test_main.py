@@ -23,7 +23,8 @@ from rasterfiles import noise, write
 from cmid_geo import CMID, SceneDataModule
 from cmid_geo.__main__ import _list_bands, demonstrate, main
 from cmid_geo.callbacks.export_backbone import check_writable
-from cmid_geo.datasets import write_synthetic_scenes
+from cmid_geo.datasets import SceneDataset, write_synthetic_scenes
+from cmid_geo.demo import judge, small_task
 from cmid_geo.models import export_backbone
 from cmid_geo.tasks.cmid import SMALL_DATA
 
@@ -160,6 +161,19 @@ def test_demo_leaves_what_it_promises(
         assert two.read().std() > 10
     said = capsys.readouterr().out
     assert 'global loss rises at first' in said and 'What next' in said
+
+
+def test_masks_that_cannot_be_used_do_not_end_the_demo(
+    folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / 'images' / 'a.tif', noise(3, 64, 64))
+    write(folder / 'masks' / 'a.tif', noise(1, 64, 64) * 0 + 255)
+    dataset, task = SceneDataset(folder / 'images'), small_task(3, 20)
+    assert judge(task, dataset, folder, None) == ''
+    assert 'Not measured: half of the scenes has no label' in capsys.readouterr().out
+    monkeypatch.setattr('cmid_geo.demo.MOST_MEASURED', 64 * 64 - 1)
+    assert judge(task, dataset, folder, None) == ''
+    assert not capsys.readouterr().out
 
 
 def test_demo_refuses_early(folder: Path) -> None:

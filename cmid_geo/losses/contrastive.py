@@ -40,7 +40,7 @@ def info_nce(
         filled: Number of rows of *queue*, counted from the first, that hold keys; all by
             default. A tensor, so that the shapes stay fixed while the queue fills.
         fresh: Unit vectors of the batch's own images, of which those of other images are negatives
-            too; queries are of these images in their order, once or several times over.
+            too; queries are of these images in their order, or several times in turn.
 
     Returns:
         The weighted mean over the batch; 0 if all weights are 0.

@@ -75,10 +75,12 @@ def linear_probe(
         held, rest = split_classes(labels, 0.2)
         scores = []
         for decay in decays:
-            found = _fit(known[rest], labels[rest], decay, iterations)(known[held])
+            found = logistic_regression(known[rest], labels[rest], decay, iterations)(
+                known[held]
+            )
             scores.append(float((found.argmax(1) == labels[held]).float().mean()))
         best = decays[scores.index(max(scores))]
-    return _fit(known, labels, best, iterations)(asked).argmax(1)
+    return logistic_regression(known, labels, best, iterations)(asked).argmax(1)
 
 
 def nearest_neighbours(
@@ -111,8 +113,23 @@ def nearest_neighbours(
     return torch.cat(found)
 
 
-def _fit(known: Tensor, labels: Tensor, decay: float, iterations: int) -> nn.Linear:
-    """Logistic regression with a penalty on the squared weights."""
+def logistic_regression(
+    known: Float[Tensor, 'known dim'],
+    labels: Int[Tensor, ' known'],
+    decay: float,
+    iterations: int = 100,
+) -> nn.Linear:
+    """Learn a linear classifier by L-BFGS.
+
+    Args:
+        known: Features of samples whose class is known, best standardized.
+        labels: Their classes, from 0.
+        decay: Penalty on half the squared weights.
+        iterations: At most.
+
+    Returns:
+        Features to scores of the classes, without gradients.
+    """
     # Begins at 0, and so touches no random numbers that count
     linear = nn.utils.skip_init(nn.Linear, known.shape[1], int(labels.max()) + 1)
     linear = linear.to(known.device)

@@ -340,7 +340,7 @@ class CMID(Pretraining):
         """Global loss: pick out the teacher's vector of another view of the same image.
 
         Args:
-            query: The student's vectors (views x batch, dim), image by image.
+            query: The student's vectors (views x batch, dim), one view of all images after the other.
             keys: The teacher's vectors (2, batch, dim) of the whole views.
             view: Which of them to pick.
             weight: Weight of each query.
