@@ -321,8 +321,9 @@ def judge_all(task: Any, trial: Any, kept: Path) -> dict[str, Any]:
         torch.save(held, kept.with_suffix('.pth'))
     large = resized(HERE['images'], EXPORTED_SIZE)
     result['exported'] = judge(features(exported, large, mean, std))
-    restate(exported, large[HERE['rest']][:STATED], mean, std)
-    result['restated'] = judge(features(exported, large, mean, std))
+    if HERE['options'].restate:
+        restate(exported, large[HERE['rest']][:STATED], mean, std)
+        result['restated'] = judge(features(exported, large, mean, std))
     return result
 
 
@@ -517,6 +518,11 @@ def main() -> None:
         running.add_argument('--start', default='spawn', choices=['fork', 'spawn'])
         running.add_argument('--probe-steps', type=int, default=20)
         running.add_argument('--save', action='store_true', help='keep the backbones')
+        running.add_argument(
+            '--restate',
+            action='store_true',
+            help='judge it with batch norms estimated anew, too',
+        )
         running.add_argument('--limit', type=int, help='images to read')
         for name in ('size', 'chip', 'cell', 'batch', 'queue'):
             running.add_argument(f'--{name}', type=int)
