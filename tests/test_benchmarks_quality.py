@@ -36,7 +36,7 @@ def quality(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         Image.fromarray(pixels).save(path)
     monkeypatch.setitem(quality.SCALES, 'tiny', SimpleNamespace(**TINY))
     options = SimpleNamespace(
-        scale='tiny', threads=1, save=False, every=0.0, epochs=1.0, out=tmp_path / 'out', deadline=1e12,
+        scale='tiny', threads=1, save=False, restate=True, every=0.0, epochs=1.0, out=tmp_path / 'out', deadline=1e12,
         **dict.fromkeys(TINY),
     )  # fmt: skip
     options.out.mkdir()
