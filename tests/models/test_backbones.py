@@ -1,6 +1,8 @@
 # Copyright (c) cmid_geo contributors. All rights reserved.
 # Licensed under the MIT License.
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -127,6 +129,31 @@ def test_every_other_fine_cell_is_a_cell_of_the_plain_network(
     torch.testing.assert_close(fine.coarsen(features), expected, rtol=1e-4, atol=1e-3)
     assert fine.coarse_offset == plain.field_offset
     assert not torch.allclose(features[:, :, 0, 0], features[:, :, 0, 1], rtol=0.01)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnext50_32x4d', 'convnext_atto'])
+def test_small_maps_need_the_middle_weight_of_dilated_convolutions_alone(
+    name: str,
+) -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone(name, cell=16)
+    dilated: list[Any] = [
+        module
+        for module in backbone.modules()
+        if isinstance(module, torch.nn.Conv2d) and max(module.dilation) > 1
+    ]
+    assert dilated
+    conv = dilated[-1]
+    for side in (1, 2, 3):
+        found = []
+        image = torch.rand(2, conv.in_channels, side, 2)
+        for forward in (conv.forward, lambda x: torch.nn.Conv2d.forward(conv, x)):
+            given = image.clone().requires_grad_()
+            conv.zero_grad()
+            out = forward(given)
+            out.square().sum().backward()
+            found.append([out, given.grad, conv.weight.grad])
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
