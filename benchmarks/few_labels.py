@@ -6,10 +6,12 @@
     python benchmarks/few_labels.py pretrain segmentation --epochs 30 --out runs/few
     python benchmarks/few_labels.py finetune segmentation --weights runs/few/backbone.ckpt --out runs/few
     python benchmarks/few_labels.py finetune segmentation --out runs/few
+    python benchmarks/few_labels.py finetune segmentation --weights runs/quality/cmid-0.pth --frozen --fractions 1 --out runs/few
 
 Dubai's six tiles are pretrained on without their masks. Then UPerNet learns from a part of the labels
 of five of them and is judged on the sixth, which is the last, after the last epoch; nothing is
-chosen by it. The third line is the same network from random weights.
+chosen by it. The third line is the same network from random weights; the last trains the decoder
+alone on a backbone of quality.py.
 """
 
 import argparse
@@ -48,12 +50,36 @@ def pretrain(args: argparse.Namespace, tiles: list[Path]) -> None:
     print(f'{run.global_step} steps, {seconds:.0f} s of the processor')
 
 
+def exported(path: str, out: Path) -> str:
+    """A backbone of quality.py as a file that tasks load; other files as they are."""
+    held: Any = torch.load(path, weights_only=True) if path.endswith('.pth') else {}
+    if 'options' not in held:
+        return path
+    mean, std = (
+        torch.as_tensor(held[name]).flatten().expand(3).tolist()
+        for name in ('mean', 'std')
+    )
+    values = {'low': [0.0] * 3, 'high': [255.0] * 3, 'mean': mean, 'std': std}
+    known = {
+        'model': held['model'],
+        'in_channels': 3,
+        'bands': ['R', 'G', 'B'],
+        **values,
+    }
+    state = {f'model.{name}': value for name, value in held['state_dict'].items()}
+    file = out / f'{Path(path).stem}.ckpt'
+    torch.save({'hyper_parameters': known, 'state_dict': state}, file)
+    return str(file)
+
+
 def finetune(args: argparse.Namespace, tiles: list[Path]) -> None:
     *known, last = tiles
+    weights = exported(args.weights, args.out) if args.weights else None
     for fraction in args.fractions:
         for seed in args.seeds:
-            name = Path(args.weights).stem if args.weights else 'random'
-            file = args.out / f'{name}_{fraction:g}_{seed}.json'
+            name = Path(weights).stem if weights else 'random'
+            kind = 'frozen_' if args.frozen else ''
+            file = args.out / f'{kind}{name}_{fraction:g}_{seed}.json'
             if file.exists():
                 continue
             seed_everything(seed, verbose=False)
@@ -63,16 +89,19 @@ def finetune(args: argparse.Namespace, tiles: list[Path]) -> None:
                 patch_size=192, length=args.length, batch_size=8, label_fraction=fraction, seed=seed,
             )  # fmt: skip
             task = SemanticSegmentation(
-                'upernet', 'resnet18', args.weights, num_classes=5, ignore_index=255, lr=5e-4,
+                'upernet', 'resnet18', weights, num_classes=5, ignore_index=255, lr=5e-4,
                 warmup_steps=20, decoder_options={'decoder_channels': 128},
+                freeze_backbone=args.frozen,
             )  # fmt: skip
             run: Any = trainer(args.out, args.epochs)
             # The tile that is held out is judged once, at the end
             run.check_val_every_n_epoch = args.epochs
+            started = time.process_time()
             run.fit(task, data)
             found = float(run.callback_metrics['val_AverageJaccardIndex'])
-            file.write_text(json.dumps({'mIoU': found}))
-            print(f'{name}, {fraction:g} of the labels, seed {seed}: mIoU {100 * found:.1f}', flush=True)  # fmt: skip
+            seconds = time.process_time() - started
+            file.write_text(json.dumps({'mIoU': found, 'seconds': seconds}))
+            print(f'{kind}{name}, {fraction:g} of the labels, seed {seed}: mIoU {100 * found:.1f}', flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -82,6 +111,7 @@ def main() -> None:
     parser.add_argument('what', choices=['pretrain', 'finetune'])
     parser.add_argument('folder', type=Path)
     parser.add_argument('--weights')
+    parser.add_argument('--frozen', action='store_true')
     parser.add_argument('--epochs', type=int, default=10)
     parser.add_argument('--length', type=int, default=320, help='chips an epoch')
     parser.add_argument('--fractions', type=float, nargs='+', default=[0.01, 0.1])
