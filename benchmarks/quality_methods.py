@@ -9,6 +9,7 @@ others, its own optimizer, and the same schedule: a warm-up of 5 %, then a cosin
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -28,7 +29,7 @@ from cmid_geo.callbacks.remember import Remember
 from cmid_geo.tasks import CMID
 from cmid_geo.tasks.optimization import follow_schedule, make_optimizer
 from cmid_geo.tasks.schedules import Horizon
-from cmid_geo.transforms.views import TwoViews
+from cmid_geo.transforms.views import TwoViews, View
 
 #: Part of a run over which the rate rises.
 WARMUP = 0.05
@@ -88,7 +89,8 @@ def make(trial: Any, images: Tensor, scale: Any) -> Any:
         trial: ``method``; optionally ``set`` (arguments of the task), ``views`` (of CMID's
             views), ``low`` (side of its views at first, and for which part of the run), ``stride`` (of
             the others' networks, 32 by default), ``open`` (whether residual branches count from the
-            start).
+            start); of CMID also ``projector`` (layers of one with batch norms) and ``offsets`` ('forgotten',
+            for positions that do not know where their crop lies).
         images: Bytes (number, 3, height, width), for their mean and standard deviation.
         scale: ``model``, ``vit``, ``size``, ``cell``, ``queue``.
     """
@@ -142,11 +144,43 @@ def _make(method: str, given: Any, trial: Any, images: Tensor, scale: Any) -> An
         'mean': pixels.mean((0, 2, 3)).tolist(), 'std': pixels.std((0, 2, 3)).tolist(),
     } | given  # fmt: skip
     task = CMID(model, **constants)
+    if 'projector' in trial:
+        normalize_projector(task, trial['projector'])
+    if trial.get('offsets') == 'forgotten':
+        views = task.augmentations
+        views.register_forward_hook(
+            lambda _, __, drawn: tuple(map(without_corner, drawn))
+        )
     if 'views' in trial:
         kept = constants['size'], constants.get('mask_ratio', 0.6)
         task.augmentations = TwoViews(*kept, cell=constants['cell'], **trial['views'])
         task.prepare_augmentations()
     return task
+
+
+def normalize_projector(task: CMID, layers: int) -> None:
+    """Give CMID a projector with batch norms, of so many layers, as SimCLR and MoCo v3 have."""
+    width, given = task.student.backbone.num_features, task.hparams
+    parts: list[nn.Module] = []
+    for _ in range(layers - 1):
+        norm = nn.BatchNorm1d(given['hidden_dim'])
+        linear = nn.Linear(width, given['hidden_dim'], bias=False)
+        parts += [linear, norm, nn.ReLU()]
+        width = given['hidden_dim']
+    last = nn.Linear(width, given['output_dim'], bias=False)
+    parts += [last, nn.BatchNorm1d(given['output_dim'], affine=False)]
+    task.student.projector.layers = nn.Sequential(*parts)
+    task.teacher.projector.layers = copy.deepcopy(task.student.projector.layers)
+    task.teacher.requires_grad_(False)
+
+
+def without_corner(view: View) -> View:
+    """Positions from which the place of the crop is gone, as in the code of CMID's authors.
+
+    They add a crop's offset as a fraction of its range to cell sizes in pixels.
+    """
+    corner = view.positions.amin(1, keepdim=True)
+    return replace(view, positions=view.positions - corner)
 
 
 def resize(task: Any, side: int) -> None:

@@ -70,6 +70,28 @@ def test_every_method_trains_and_is_judged(
     assert quality.line(found).startswith(f'{method} (0)')
 
 
+def test_changes_of_cmid_that_it_has_no_argument_for(quality: Any) -> None:
+    trial = {'name': 'a', 'method': 'cmid', 'seed': 0, 'set': HEADS | {'size': 64}}
+    images, made = quality.HERE['images'], []
+    for extra in ({}, {'projector': 2, 'offsets': 'forgotten'}):
+        torch.manual_seed(0)
+        made.append(quality.make(trial | extra, images, quality.HERE['scale']))
+    changed = made[1]
+    assert sum(isinstance(m, torch.nn.BatchNorm1d) for m in changed.student.projector.modules()) == 2  # fmt: skip
+    assert not any(p.requires_grad for p in changed.teacher.parameters())
+    chips = quality.batch_at(images, 4, 0, 0)
+    drawn = []
+    for task in made:
+        torch.manual_seed(1)
+        drawn.append(task.augmentations(chips))
+    for view, forgotten in zip(*drawn):
+        assert (forgotten.positions.amin(1) == 0).all()
+        moved = view.positions - forgotten.positions
+        torch.testing.assert_close(moved, moved[:, :1].expand_as(moved))
+    trial |= {'projector': 2, 'offsets': 'forgotten', 'set': HEADS}
+    assert 'error' not in quality.attempt(trial)
+
+
 @pytest.mark.parametrize('method', ['cmid', 'mocov2', 'byol'])
 def test_a_killed_trial_goes_on_exactly(
     quality: Any, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
