@@ -7,7 +7,7 @@
     python benchmarks/quality.py run cmid aid/train --scale cpu --epochs 25 --out runs/quality
     python benchmarks/quality.py run simclr aid/train --scale cpu --seconds 3600 --set lr=1.0 --out runs/quality
     python benchmarks/quality.py study benchmarks/quality_plan.json aid/train --scale cpu --epochs 10 --jobs 2 --out runs/quality
-    python benchmarks/quality.py table runs/quality
+    python benchmarks/quality_curves.py runs/quality
 
 Only AID's training images are used: 15 % of each class are held out and judged, the others train
 networks without labels, and then probes with labels. Budgets are epochs, or seconds of one thread
@@ -457,29 +457,6 @@ def line(result: Any) -> str:
     return ' | '.join(said)
 
 
-def table(folder: Path) -> None:
-    """All results of a folder as a table in Markdown, the best linear probe first."""
-    found = [json.loads(path.read_text()) for path in folder.glob('*.json')]
-    print(
-        '| trial | seed | epochs | seconds | linear | linear, 10 % | kNN-5 | RankMe '
-        '| exported: linear, kNN-5 | teacher: linear, kNN-5 |'
-    )
-    print('| --- |' + ' ---: |' * 9)
-    for each in sorted(found, key=lambda each: -each['student']['linear']):
-        own = each['student']
-        cells = [each['name'], each['seed'], f'{each.get("epochs", 0):.0f}']
-        cells += [f'{each.get("seconds", 0):.0f}']
-        cells += [f'{100 * own[k]:.1f}' for k in ('linear', 'linear_10', 'knn')]
-        cells += [f'{own["rank_me"]:.0f}']
-        for other in ('exported', 'teacher'):
-            cells.append(
-                f'{100 * each[other]["linear"]:.1f}, {100 * each[other]["knn"]:.1f}'
-                if other in each
-                else ''
-            )
-        print('| ' + ' | '.join(map(str, cells)) + ' |')
-
-
 def setting(text: str) -> tuple[str, Any]:
     """``name=value`` of the command line, the value in JSON."""
     name, _, value = text.partition('=')
@@ -495,7 +472,6 @@ def main() -> None:
     packing.add_argument('folder')
     packing.add_argument('--out', type=Path, required=True)
     packing.add_argument('--quality', type=int, default=85)
-    commands.add_parser('table').add_argument('folder', type=Path)
     one, many = commands.add_parser('run'), commands.add_parser('study')
     one.add_argument('method')
     one.add_argument('--set', type=setting, nargs='*', default=[])
@@ -531,8 +507,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == 'pack':
         pack(options.folder, options.out, options.quality)
-    elif options.command == 'table':
-        table(options.folder)
     elif options.command == 'study':
         study(options, json.loads(options.plan.read_text()))
     else:

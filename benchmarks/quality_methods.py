@@ -146,15 +146,15 @@ def _make(method: str, given: Any, trial: Any, images: Tensor, scale: Any) -> An
     task = CMID(model, **constants)
     if 'projector' in trial:
         normalize_projector(task, trial['projector'])
-    if trial.get('offsets') == 'forgotten':
-        views = task.augmentations
-        views.register_forward_hook(
-            lambda _, __, drawn: tuple(map(without_corner, drawn))
-        )
     if 'views' in trial:
         kept = constants['size'], constants.get('mask_ratio', 0.6)
         task.augmentations = TwoViews(*kept, cell=constants['cell'], **trial['views'])
         task.prepare_augmentations()
+    if trial.get('offsets') == 'forgotten':
+        # Of whichever views the trial has
+        task.augmentations.register_forward_hook(
+            lambda _, __, drawn: tuple(map(without_corner, drawn))
+        )
     return task
 
 

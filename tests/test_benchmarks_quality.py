@@ -71,7 +71,7 @@ def test_every_method_trains_and_is_judged(
 
 
 def test_changes_of_cmid_that_it_has_no_argument_for(quality: Any) -> None:
-    trial = {'name': 'a', 'method': 'cmid', 'seed': 0, 'set': HEADS | {'size': 64}}
+    trial = {'name': 'a', 'method': 'cmid', 'seed': 0, 'set': HEADS | {'size': 64}, 'views': {}}  # fmt: skip
     images, made = quality.HERE['images'], []
     for extra in ({}, {'projector': 2, 'offsets': 'forgotten'}):
         torch.manual_seed(0)
