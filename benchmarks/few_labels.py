@@ -86,11 +86,11 @@ def finetune(args: argparse.Namespace, tiles: list[Path]) -> None:
             data = SegmentationDataModule(
                 [str(t / 'image.tif') for t in known], [str(t / 'mask.tif') for t in known],
                 str(last / 'image.tif'), str(last / 'mask.tif'),
-                patch_size=192, length=args.length, batch_size=8, label_fraction=fraction, seed=seed,
+                patch_size=args.patch, length=args.length, batch_size=8, label_fraction=fraction, seed=seed,
             )  # fmt: skip
             task = SemanticSegmentation(
                 'upernet', 'resnet18', weights, num_classes=5, ignore_index=255, lr=5e-4,
-                warmup_steps=20, decoder_options={'decoder_channels': 128},
+                warmup_steps=20, decoder_options={'decoder_channels': args.channels},
                 freeze_backbone=args.frozen,
             )  # fmt: skip
             run: Any = trainer(args.out, args.epochs)
@@ -115,6 +115,8 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=10)
     parser.add_argument('--length', type=int, default=320, help='chips an epoch')
     parser.add_argument('--fractions', type=float, nargs='+', default=[0.01, 0.1])
+    parser.add_argument('--patch', type=int, default=192, help='pixels of a chip')
+    parser.add_argument('--channels', type=int, default=128, help='of the decoder')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--threads', type=int, default=1)
