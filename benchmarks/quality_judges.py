@@ -46,6 +46,8 @@ class Network(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        # Of the stages, once they have been seen
+        self.widths: list[int] = []
         if name == 'pixels':
             self.network, self.mean, self.std = None, 0.0, 1.0
             return
@@ -90,6 +92,7 @@ class Network(nn.Module):
             stages = self.network.forward_intermediates(
                 self.scaled(image), indices=4, intermediates_only=True
             )
+        self.widths = [stage.shape[1] for stage in stages]
         size = image.new_tensor([image.shape[3], image.shape[2]])
         grid = ((places + 0.5) / size * 2 - 1)[None, None]
         found = [
@@ -152,8 +155,8 @@ def chosen(labels: Tensor, seed: int) -> Tensor:
     return torch.cat(parts)
 
 
-def tiles(network: Network, folder: Path) -> dict[str, Any]:
-    """mIoU of each of Dubai's tiles, by a linear classifier of the others' pixels."""
+def tiles(network: Network, folder: Path, stages: bool) -> dict[str, Any]:
+    """mIoU of each of Dubai's tiles, by a linear classifier of the others' pixels; of each stage's vectors, too."""
     held = []
     for path in sorted(folder.glob('tile_*')):
         with rasterio.open(path / 'image.tif') as image:
@@ -164,6 +167,17 @@ def tiles(network: Network, folder: Path) -> dict[str, Any]:
         truth = truth[EVERY // 2 :: EVERY, EVERY // 2 :: EVERY].flatten()
         known = truth < CLASSES
         held.append((vectors[known], truth[known]))
+    result = mean_ious(held)
+    ends = np.cumsum(network.widths)
+    for place, (start, end) in enumerate(zip([0, *ends], ends)):
+        if stages:
+            part = [(vectors[:, start:end], truth) for vectors, truth in held]
+            result[f'stage {place + 1}'] = mean_ious(part)['mean']
+    return result
+
+
+def mean_ious(held: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """mIoU of each tile's pixels by those of the others."""
     scores = []
     for place, (vectors, truth) in enumerate(held):
         others = [each for other, each in enumerate(held) if other != place]
@@ -251,6 +265,7 @@ def main() -> None:
     parser.add_argument('--aid', type=Path)
     parser.add_argument('--tiles', type=Path)
     parser.add_argument('--change', type=Path)
+    parser.add_argument('--stages', action='store_true', help='judge each on tiles, too')  # fmt: skip
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--out', type=Path, required=True)
     args = parser.parse_args()
@@ -269,7 +284,7 @@ def main() -> None:
         network, start = Network(name), time.time()
         result: dict[str, Any] = {}
         if args.tiles:
-            result['tiles'] = tiles(network, args.tiles)
+            result['tiles'] = tiles(network, args.tiles, args.stages)
         if args.change:
             result['change'] = cities(network, args.change)
         if aid:
