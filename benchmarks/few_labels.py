@@ -88,20 +88,24 @@ def finetune(args: argparse.Namespace, tiles: list[Path]) -> None:
                 str(last / 'image.tif'), str(last / 'mask.tif'),
                 patch_size=args.patch, length=args.length, batch_size=8, label_fraction=fraction, seed=seed,
             )  # fmt: skip
+            # Random weights get normalized images too, as weights from a file do
+            data.setup('fit')
+            found: Any = data.value_range
+            values = {} if weights else {'mean': found.mean, 'std': found.std}
             task = SemanticSegmentation(
                 'upernet', 'resnet18', weights, num_classes=5, ignore_index=255, lr=5e-4,
                 warmup_steps=20, decoder_options={'decoder_channels': args.channels},
-                freeze_backbone=args.frozen,
+                freeze_backbone=args.frozen, **values,
             )  # fmt: skip
             run: Any = trainer(args.out, args.epochs)
             # The tile that is held out is judged once, at the end
             run.check_val_every_n_epoch = args.epochs
             started = time.process_time()
             run.fit(task, data)
-            found = float(run.callback_metrics['val_AverageJaccardIndex'])
+            score = float(run.callback_metrics['val_AverageJaccardIndex'])
             seconds = time.process_time() - started
-            file.write_text(json.dumps({'mIoU': found, 'seconds': seconds}))
-            print(f'{kind}{name}, {fraction:g} of the labels, seed {seed}: mIoU {100 * found:.1f}', flush=True)  # fmt: skip
+            file.write_text(json.dumps({'mIoU': score, 'seconds': seconds}))
+            print(f'{kind}{name}, {fraction:g} of the labels, seed {seed}: mIoU {100 * score:.1f}', flush=True)  # fmt: skip
 
 
 def main() -> None:
