@@ -9,7 +9,7 @@
     python benchmarks/few_labels.py finetune segmentation --weights runs/quality/cmid-0.pth --frozen --fractions 1 --out runs/few
 
 Dubai's six tiles are pretrained on without their masks. Then UPerNet learns from a part of the labels
-of five of them and is judged on the sixth, which is the last, after the last epoch; nothing is
+of five of them and is judged on the sixth, the last or `--tile`, after the last epoch; nothing is
 chosen by it. The third line is the same network from random weights; the last trains the decoder
 alone on a backbone of quality.py.
 """
@@ -73,13 +73,14 @@ def exported(path: str, out: Path) -> str:
 
 
 def finetune(args: argparse.Namespace, tiles: list[Path]) -> None:
-    *known, last = tiles
+    last = tiles[args.tile - 1]
+    known = [tile for tile in tiles if tile != last]
     weights = exported(args.weights, args.out) if args.weights else None
     for fraction in args.fractions:
         for seed in args.seeds:
             name = Path(weights).stem if weights else 'random'
             kind = 'frozen_' if args.frozen else ''
-            file = args.out / f'{kind}{name}_{fraction:g}_{seed}.json'
+            file = args.out / f'{kind}{name}_{fraction:g}_{seed}_tile_{args.tile}.json'
             if file.exists():
                 continue
             seed_everything(seed, verbose=False)
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=10)
     parser.add_argument('--length', type=int, default=320, help='chips an epoch')
     parser.add_argument('--fractions', type=float, nargs='+', default=[0.01, 0.1])
+    parser.add_argument('--tile', type=int, default=6, help='to judge on')
     parser.add_argument('--patch', type=int, default=192, help='pixels of a chip')
     parser.add_argument('--channels', type=int, default=128, help='of the decoder')
     parser.add_argument('--seed', type=int, default=0)
