@@ -19,7 +19,6 @@ def info_nce(
     temperature: float,
     weight: Float[Tensor, ' batch'] | None = None,
     filled: Int[Tensor, ''] | None = None,
-    fresh: Float[Tensor, 'views images dim'] | None = None,
 ) -> Float[Tensor, '']:
     r"""InfoNCE: minus the log probability that a query picks its own key among a queue's.
 
@@ -39,8 +38,6 @@ def info_nce(
         weight: Weight of each sample, at least 0; all 1 by default.
         filled: Number of rows of *queue*, counted from the first, that hold keys; all by
             default. A tensor, so that the shapes stay fixed while the queue fills.
-        fresh: Unit vectors of the batch's own images, of which those of other images are negatives
-            too; queries are of these images in their order, or several times in turn.
 
     Returns:
         The weighted mean over the batch; 0 if all weights are 0.
@@ -50,12 +47,6 @@ def info_nce(
     if filled is not None:
         rows = torch.arange(len(queue), device=queue.device)
         negative = negative.masked_fill(rows >= filled, -torch.inf)
-    if fresh is not None:
-        images = fresh.shape[1]
-        image = torch.arange(images, device=fresh.device)
-        own = image.repeat(len(query) // images)[:, None] == image.repeat(len(fresh))
-        others = query @ fresh.detach().flatten(0, 1).mT
-        negative = torch.cat([others.masked_fill(own, -torch.inf), negative], dim=1)
     # The true key stands in column 0
     logits = torch.cat([positive, negative], dim=1) / temperature
     loss = torch.logsumexp(logits, dim=1) - logits[:, 0]

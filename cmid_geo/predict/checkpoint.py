@@ -32,7 +32,7 @@ TASKS: tuple[Any, ...] = (
 
 #: Arguments that came after tasks named themselves in their checkpoints.
 LATER = {
-    'batch_negatives', 'cell', 'compiled', 'global_pool', 'local_views', 'num_filters', 'num_labels',
+    'cell', 'compiled', 'global_pool', 'local_views', 'num_filters', 'num_labels',
 }  # fmt: skip
 
 

@@ -98,7 +98,6 @@ class CMID(Pretraining):
         compiled: bool = False,
         cell: int = 32,
         local_views: int = 0,
-        batch_negatives: bool = False,
     ) -> None:
         """Initialize a new CMID instance.
 
@@ -173,8 +172,6 @@ class CMID(Pretraining):
                 30 % of the chip's area and with nothing hidden: each has to pick out the teacher's
                 vectors of both whole views, as in SwAV and DINO. Each costs the student a quarter of
                 a view and the teacher nothing. The paper has none.
-            batch_negatives: Whether the teacher's vectors of the batch's other images are negatives too,
-                which no age tells from the true one; the paper has older keys alone.
 
         Raises:
             ValueError: If *size* is no multiple of *cell*, *local_views* is negative, or *model* is
@@ -348,11 +345,10 @@ class CMID(Pretraining):
         Returns:
             The loss.
         """
-        queue, given = self.queue, self.hparams
+        queue = self.queue
         key = keys[view].repeat(len(query) // keys.shape[1], 1)
-        fresh = keys if given['batch_negatives'] else None
         return info_nce(
-            query, key, queue.keys, given['temperature'], weight, queue.filled, fresh
+            query, key, queue.keys, self.hparams['temperature'], weight, queue.filled
         )
 
     def distil(

@@ -53,22 +53,6 @@ def test_only_the_filled_part_of_the_queue_counts() -> None:
     assert info_nce(query, key, queue, 0.2, filled=torch.tensor(0)) == 0
 
 
-def test_fresh_keys_of_other_images_are_negatives() -> None:
-    """Of both views; also where there are several queries for each image."""
-    fresh, queue, query = unit(2, 5, 8), unit(11, 8), unit(10, 8)
-    key = fresh[1].repeat(2, 1)
-    expected = []
-    for i in range(10):
-        others = [fresh[view, j] for view in range(2) for j in range(5) if j != i % 5]
-        negatives = torch.cat([queue, torch.stack(others)])
-        expected.append(slow(query[i : i + 1], key[i : i + 1], negatives, 0.2))
-    loss = info_nce(query, key, queue, 0.2, fresh=fresh)
-    torch.testing.assert_close(loss, torch.stack(expected).mean())
-    # An empty queue leaves the batch
-    empty = info_nce(query, key, queue, 0.2, None, torch.tensor(0), fresh)
-    torch.testing.assert_close(empty, info_nce(query, key, queue[:0], 0.2, fresh=fresh))
-
-
 def test_weights_drop_samples() -> None:
     query, key, queue = unit(4, 8), unit(4, 8), unit(11, 8)
     weight = torch.tensor([1.0, 0.0, 2.0, 0.0], dtype=torch.float64)
