@@ -143,6 +143,14 @@ def test_tasks_told_by_their_arguments_alone_are_opened(tmp_path: Path) -> None:
             assert type(task).__name__ == expected['kind'], name
 
 
+def test_arguments_that_went_are_passed_over(tmp_path: Path) -> None:
+    content = torch.load(OLD / 'cmid_resnet.ckpt', weights_only=True)
+    content['hyper_parameters']['batch_negatives'] = True
+    torch.save(content, tmp_path / 'cmid.ckpt')
+    task = cmid_geo.SceneMapper(tmp_path / 'cmid.ckpt').task
+    assert isinstance(task, tasks.CMID)
+
+
 def test_a_scene_is_mapped_as_before(tmp_path: Path) -> None:
     scene = write_scenes(tmp_path) / 'a.tif'
     found = map_scene(OLD / 'segmentation_command.ckpt', scene, tmp_path / 'map.tif')

@@ -34,6 +34,8 @@ TASKS: tuple[Any, ...] = (
 LATER = {
     'cell', 'compiled', 'global_pool', 'local_views', 'num_filters', 'num_labels',
 }  # fmt: skip
+#: Arguments of training alone that tasks no longer have.
+GONE = {'batch_negatives'}
 
 
 class Backbone(nn.Module):
@@ -118,8 +120,7 @@ def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
     """The task's arguments, without its weights and what Lightning adds for its command line."""
     given = content['hyper_parameters'].items()
     plain = {k: v for k, v in given if isinstance(k, str) and not k.startswith('_')}
-    plain.pop('weights', None)
-    return plain
+    return {k: v for k, v in plain.items() if k not in GONE | {'weights'}}
 
 
 def _first_line(error: Exception) -> str:
