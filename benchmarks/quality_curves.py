@@ -7,8 +7,8 @@
     python benchmarks/quality_curves.py benchmarks/results/quality.csv --figure docs/quality.png
 
 Scores are those of the exported file on the held-out training images. The figure draws a line
-through each method's best rate at each budget, with the range of its seeds; all other trials
-are dots.
+through the trial of each method that ran most often, with the range of its seeds, or the best one
+of those that ran as often; all other trials are dots.
 """
 
 import argparse
@@ -97,13 +97,16 @@ def draw(groups: dict[tuple[str, str, int], list[Any]], path: Path) -> None:
     for axis, score in zip(axes, shown):
         for number, (method, label) in enumerate(METHODS.items()):
             mine = {key: group for key, group in groups.items() if key[0] == method}
-            best: dict[int, list[Any]] = {}
-            for (_, _, seconds), group in mine.items():
+            trials: dict[str, list[Any]] = defaultdict(list)
+            for (_, trial, seconds), group in mine.items():
                 axis.plot(
                     seconds, mean(group, score), '.', color=f'C{number}', alpha=0.4
                 )
-                if seconds not in best or mean(group, 'linear') > mean(best[seconds], 'linear'):  # fmt: skip
-                    best[seconds] = group
+                trials[trial] += group
+            if not trials:
+                continue
+            chosen = max(trials, key=lambda t: (len(trials[t]), mean(trials[t], 'linear')))  # fmt: skip
+            best = {key[2]: group for key, group in mine.items() if key[1] == chosen}
             if set(best) == {0}:
                 axis.axhline(mean(best[0], score), color=f'C{number}', ls=':', label=label)  # fmt: skip
                 continue
@@ -111,8 +114,7 @@ def draw(groups: dict[tuple[str, str, int], list[Any]], path: Path) -> None:
             y = np.array([mean(best[seconds], score) for seconds in x])
             values = [[row[score] for row in best[seconds]] for seconds in x]
             low, high = (np.array([f(each) for each in values]) for f in (min, max))
-            if x:
-                axis.errorbar(x, y, (y - low, high - y), fmt='o-', capsize=3, color=f'C{number}', label=label)  # fmt: skip
+            axis.errorbar(x, y, (y - low, high - y), fmt='o-', capsize=3, color=f'C{number}', label=label)  # fmt: skip
         axis.set_xscale('log')
         ticks = sorted({key[2] for key in groups} - {0})
         axis.set_xticks(ticks, [f'{tick:,}' for tick in ticks])
