@@ -168,11 +168,11 @@ def tiles(network: Network, folder: Path, stages: bool) -> dict[str, Any]:
         known = truth < CLASSES
         held.append((vectors[known], truth[known]))
     result = mean_ious(held)
-    ends = np.cumsum(network.widths)
-    for place, (start, end) in enumerate(zip([0, *ends], ends)):
-        if stages:
-            part = [(vectors[:, start:end], truth) for vectors, truth in held]
-            result[f'stage {place + 1}'] = mean_ious(part)['mean']
+    widths = network.widths if stages else []
+    for place, width in enumerate(widths):
+        start = sum(widths[:place])
+        part = [(vectors[:, start : start + width], truth) for vectors, truth in held]
+        result[f'stage {place + 1}'] = mean_ious(part)['mean']
     return result
 
 

@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
     results = []
     for seed in args.seeds:
         results.append(measured(args.folder, args.steps, seed, args.out))
