@@ -11,7 +11,7 @@
 
 Only AID's training images are used: 15 % of each class are held out and judged, the others train
 networks without labels, and then probes with labels. Budgets are epochs, or seconds of one thread
-or card, which become steps by the method's rate measured first. A trial writes its state every few
+or card, which become steps by the method's rate measured first; a trial may give its own steps. A trial writes its state every few
 minutes and goes on from there when it is called again. Judging costs are not counted.
 """
 
@@ -40,6 +40,7 @@ from torchvision.datasets import ImageFolder
 
 from cmid_geo.metrics.effective_rank import rank_me
 from cmid_geo.metrics.probes import linear_probe, nearest_neighbours, split_classes
+from cmid_geo.ops.host import has_bfloat16
 from cmid_geo.tasks import CMID
 
 #: Small enough for two cores, and what an accelerator can do in the same time.
@@ -172,7 +173,7 @@ def train(
             # Small views first, of the same chips
             side, part = trial['low']
             resize(task, side if step < part * steps else scale.size)
-        with torch.autocast(device.type, torch.bfloat16):
+        with low_precision(device):
             outputs = task.training_step({'image': image}, step)
         loss = outputs['loss'] if isinstance(outputs, dict) else outputs
         optimizer.zero_grad(set_to_none=True)
@@ -243,6 +244,12 @@ def restore(path: Path | None, task: Any, optimizer: Any, schedule: Any, loop: L
     return state['spent']
 
 
+def low_precision(device: torch.device) -> Any:
+    """Autocast to bfloat16 where the device computes in it; others emulate it, many times slower."""
+    quick = device.type != 'cpu' or has_bfloat16()
+    return torch.autocast(device.type, torch.bfloat16, enabled=quick)
+
+
 def now(device: torch.device) -> float:
     """Seconds of this process, or of the card once it has done its work."""
     if device.type == 'cuda':
@@ -264,7 +271,7 @@ def features(network: Any, images: Tensor, mean: Any, std: Any) -> Tensor:
         pixels = ((part.float() / 255 - mean) / std).contiguous(
             memory_format=torch.channels_last
         )
-        with torch.autocast(part.device.type, torch.bfloat16):
+        with low_precision(part.device):
             found = network(pixels)
         out.append((found.mean((2, 3)) if found.ndim == 4 else found).float())
     return torch.cat(out)
@@ -278,6 +285,8 @@ def plain(network: Any, trial: Any) -> tuple[Any, dict[str, Any]]:
         # Its class token is hardly trained
         options = {'img_size': scale.size, 'dynamic_img_size': True, 'global_pool': 'avg', 'fc_norm': False}  # fmt: skip
         model = scale.vit
+    elif model.startswith('vit'):
+        options = {'dynamic_img_size': True, 'global_pool': 'avg', 'fc_norm': False}
     own = timm.create_model(model, num_classes=0, **options)
     # Ours hold timm's; the classifier is Identity in both
     own.load_state_dict(getattr(network, 'network', network).state_dict())
@@ -337,7 +346,7 @@ def restate(network: Any, images: Tensor, mean: Any, std: Any) -> None:
         norm.momentum = None
     network.train()
     for part in images.split(256):
-        with torch.autocast(part.device.type, torch.bfloat16):
+        with low_precision(part.device):
             network((part.float() / 255 - mean) / std)
     network.eval()
 
@@ -371,7 +380,9 @@ def perform(trial: Any, kept: Path) -> dict[str, Any]:
         torch.manual_seed(trial['seed'])
         return judge_all(make({**trial, 'method': 'cmid'}, images, scale), trial, kept)
     each = len(images) // scale.batch
-    steps = round(options.epochs * each) if options.epochs else None
+    steps = trial.get('steps')
+    if steps is None and options.epochs:
+        steps = round(options.epochs * each)
     plan = kept.with_suffix('.steps')
     if steps is None and plan.exists():
         steps = int(plan.read_text())

@@ -29,12 +29,20 @@ METHODS = {
 SCORES = ('linear', 'linear_10', 'knn')
 
 
+def number(text: str) -> float:
+    """Whole numbers stay whole, so that a file written again is the same."""
+    return float(text) if '.' in text else int(text)
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """Results of a folder of trials, or of a file written from them before."""
     if path.is_file():
         with path.open(newline='') as file:
             return [
-                {k: v if k in ('trial', 'method') else float(v) for k, v in row.items()}
+                {
+                    k: v if k in ('trial', 'method') else number(v)
+                    for k, v in row.items()
+                }
                 for row in csv.DictReader(file)
             ]
     rows = []

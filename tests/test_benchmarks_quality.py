@@ -124,3 +124,46 @@ def test_networks_of_baselines_are_two(quality: Any) -> None:
         found = quality.backbones(quality.make(trial, images, quality.HERE['scale']))
         pointers = [{p.data_ptr() for p in net.parameters()} for net in found.values()]
         assert len(pointers) == 2 and not pointers[0] & pointers[1]
+
+
+def test_a_trial_has_its_own_steps_and_a_vit_is_exported_as_it_trained(
+    quality: Any,
+) -> None:
+    trial = {
+        'name': 'vit', 'method': 'cmid', 'seed': 0, 'set': HEADS, 'steps': 2,
+        'scale': {'model': 'vit_tiny_patch16_224'},
+    }  # fmt: skip
+    found = quality.attempt(trial)
+    assert 'error' not in found, found['error']
+    assert found['steps'] == 2
+    # The exported network pools the same features of the same images
+    torch.manual_seed(0)
+    quality.HERE['scale'].model = 'vit_tiny_patch16_224'
+    task = quality.make(trial, quality.HERE['images'], quality.HERE['scale']).eval()
+    exported = quality.plain(task.student.backbone, trial)[0].eval()
+    image = torch.rand(2, 3, 32, 32)
+    pooled = task.student.backbone(image).mean((2, 3))
+    torch.testing.assert_close(exported(image), pooled, atol=1e-4, rtol=1e-4)
+
+
+def test_only_processors_that_compute_in_bfloat16_do(
+    quality: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for able in (False, True):
+        monkeypatch.setattr(quality, 'has_bfloat16', lambda able=able: able)
+        with quality.low_precision(torch.device('cpu')):
+            assert torch.is_autocast_enabled('cpu') is able
+
+
+def test_numbers_written_again_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import quality_curves
+
+    written = FOLDER / 'results' / 'quality.csv'
+    words = [str(written), '--csv', str(tmp_path / 'again.csv')]
+    monkeypatch.setattr(sys, 'argv', ['quality_curves.py', *words])
+    quality_curves.main()
+    rows = [p.read_text().splitlines() for p in (written, tmp_path / 'again.csv')]
+    assert sorted(rows[0]) == sorted(rows[1])
