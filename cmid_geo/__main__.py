@@ -34,7 +34,7 @@ LIGHTNING = {
 OWN = {
     'demo': 'All of it in a few minutes: pretrain on scenes, draw, map.',
     'map': 'Map whole scenes with a checkpoint: CKPT SCENES... --out DIR',
-    'export': 'Write a backbone for use elsewhere: CKPT OUT',
+    'export': 'Write a backbone for use elsewhere, or a task for QGIS: CKPT OUT',
     'prepare': 'Copy scenes to tiles that are read quickly: SCENES OUT',
 }
 
@@ -131,19 +131,46 @@ def demonstrate(
 
 
 def export(
-    checkpoint: str, out: str, source: Side | None = None, format: Format | None = None
+    checkpoint: str,
+    out: str,
+    source: Side | None = None,
+    format: Format | None = None,
+    size: int | None = None,
+    resolution: float | None = None,
+    tiles_overlap: int | None = None,
+    divisor: float | None = None,
+    low: list[float] | float | None = None,
+    high: list[float] | float | None = None,
+    labels: list[str] | None = None,
 ) -> None:
-    """Write a backbone for use elsewhere, with what it expects in the file.
+    """Write a backbone for use elsewhere, with what it expects in the file; or a task for QGIS.
 
     Args:
-        checkpoint: Checkpoint of CMID, exported file, or name of released weights.
+        checkpoint: Checkpoint of CMID or another task, exported file, or name of released weights.
         out: File to write, such as backbone.onnx.
         source: Whose backbone to take; by default that which the task says.
         format: Told by the ending of *out* by default.
+        size: Of a program for QGIS: side of the images in pixels, 512 for a task by default. With it,
+            a backbone becomes a program that gives one vector an image.
+        resolution: Of a program for QGIS: size of a pixel of the training scenes in cm.
+        tiles_overlap: Of a program for QGIS: what neighbouring images share in percent, 15 by default.
+        divisor: Of a program for QGIS: what the tool divides raw values by before, 1 by default. For
+            GeoDeep 255.
+        low: Of a program for QGIS: raw value of each band, or of all, that becomes 0.
+        high: Of a program for QGIS: raw value of each band, or of all, that becomes 1.
+        labels: Of a program for QGIS: names of the classes.
     """
     from cmid_geo.models import export_backbone
+    from cmid_geo.predict.export import export as export_program
 
-    path = export_backbone(checkpoint, out, source, format)
+    options = {
+        'resolution': resolution, 'tiles_overlap': tiles_overlap, 'divisor': divisor,
+        'low': low, 'high': high, 'labels': labels,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    path = export_program(checkpoint, out, size, source, **given)
+    if path is None:
+        path = export_backbone(checkpoint, out, source, format)
     print(f'wrote {path} ({path.stat().st_size / 1e6:.1f} MB)')
 
 

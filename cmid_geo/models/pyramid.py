@@ -97,7 +97,7 @@ class Pyramid(nn.Module):
             size = maps[-2].shape[2:]
             maps[-1] = F.interpolate(maps[-1], size, mode='bilinear')
         if len(maps) == len(STRIDES):
-            maps = [image.new_empty(len(image), 0, height // 2, width // 2), *maps]
+            maps = [image.new_empty(image.shape[0], 0, height // 2, width // 2), *maps]
         return [image, *maps]
 
     def _maps(self, image: Tensor) -> list[Tensor]:

@@ -39,7 +39,7 @@ class Siamese(nn.Module, ABC):
             Logits of each pixel.
         """
         maps = self.encoder(pair.flatten(0, 1))
-        dates = [each.unflatten(0, (len(pair), 2)).unbind(1) for each in maps]
+        dates = [each.unflatten(0, (-1, 2)).unbind(1) for each in maps]
         return self.segmentation_head(self.decode(dates, pair.shape[-2:]))
 
     @abstractmethod

@@ -4,6 +4,7 @@
 from .api import map_scenes as map_scenes
 from .api import predict_scene as predict_scene
 from .datamodule import SceneWindows as SceneWindows
+from .export import export_task as export_task
 from .pca import embed_scene as embed_scene
 from .pca import principal_colours as principal_colours
 from .pca import write_map as write_map

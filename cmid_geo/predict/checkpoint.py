@@ -116,6 +116,21 @@ def open_task(checkpoint: str | os.PathLike[str]) -> nn.Module:
         ) from error
 
 
+def task_in(checkpoint: str | os.PathLike[str]) -> type | None:
+    """Tell which of our tasks is in a checkpoint.
+
+    Args:
+        checkpoint: A file, or the name of weights.
+
+    Returns:
+        The task's class; None for a backbone, and for what is no file.
+
+    Raises:
+        ValueError: If the file is damaged or refused.
+    """
+    return _kind(open_checkpoint(checkpoint)) if os.path.isfile(checkpoint) else None
+
+
 def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
     """The task's arguments, without its weights and what Lightning adds for its command line."""
     given = content['hyper_parameters'].items()

@@ -18,6 +18,7 @@ from ..datasets.filenames import printable
 from ..datasets.grids import Grid
 from ..datasets.rasters import FAILURES, open_raster
 from .outputs import Layer
+from .style import write_style
 
 #: Most bytes of a block, all bands of it.
 BLOCK = 2**22
@@ -70,7 +71,8 @@ class RasterFile:
             notes: How the map was made.
 
         Returns:
-            The file, still in that folder; before it what names its classes, if they have names.
+            The file, still in that folder; before it what names its classes and shows them in QGIS, if
+            it has any.
         """
         self._describe(notes)
         self._file.close()
@@ -86,7 +88,7 @@ class RasterFile:
         )  # fmt: skip
         self._raw.unlink()
         names = [_write_names(self.path, self.layer)] if classes else []
-        return [*names, self.path]
+        return [*names, *write_style(self.path, self.layer), self.path]
 
     def blocks(self) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
         """Read back what was written, after which nothing more can be.

@@ -25,6 +25,7 @@ from .cog import is_cut_off, read_raster_notes
 from .inputs import SceneFiles, SceneSource, open_source
 from .outputs import Product
 from .predictor import SceneMapper
+from .style import ENDING, is_own_style
 from .tiling import Tiling, cut_scene
 from .vectors import FORMATS, read_notes
 
@@ -216,8 +217,19 @@ class Job:
         names = f'{self.out.name}.aux.xml'
         if names not in {path.name for path in ordered}:
             self.out.with_name(names).unlink(missing_ok=True)
+        style = self.out.with_suffix(ENDING)
+        raster = self.product.kind != 'objects'
+        if (
+            raster
+            and style.name not in {p.name for p in ordered}
+            and is_own_style(style)
+        ):
+            style.unlink()
         for path in ordered:
-            os.replace(path, self.out.with_name(path.name))
+            target = self.out.with_name(path.name)
+            # A style that the user made of ours stays
+            if path.suffix != ENDING or not target.exists() or is_own_style(target):
+                os.replace(path, target)
 
     def sweep(self, shared: bool = False) -> None:
         """Take away what a run that was killed left behind, unless it is another's.

@@ -87,6 +87,26 @@ class RawBackbone(nn.Module):
                 )
 
 
+def require_onnx() -> tuple[Any, Any]:
+    """Import what writes and runs programs of ONNX.
+
+    Returns:
+        The modules onnx and onnxruntime.
+
+    Raises:
+        ImportError: If onnx, onnxscript or onnxruntime is missing.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'{error.name} is missing: pip install "cmid-geo[export]"'
+        ) from error
+    return onnx, onnxruntime
+
+
 def write_onnx(raw: RawBackbone, metadata: dict[str, Any], file: Path) -> None:
     """Translate into ONNX, note what is known, and compare in onnxruntime.
 
@@ -99,14 +119,7 @@ def write_onnx(raw: RawBackbone, metadata: dict[str, Any], file: Path) -> None:
         ImportError: If onnx, onnxscript or onnxruntime is missing.
         RuntimeError: If the program does not give what PyTorch gives.
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f'{error.name} is missing: pip install "cmid-geo[export]"'
-        ) from error
+    onnx, onnxruntime = require_onnx()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         _translate(raw, file)
