@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import matplotlib
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from matplotlib import pyplot as plt
 
 from .callbacks.export_backbone import check_writable
 from .callbacks.monitoring import CollapseAlarm
@@ -162,8 +160,6 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
         metrics: Logged by the run.
     """
     print('\nDrawing ...', flush=True)
-    # Pictures go to files, with or without a display
-    matplotlib.use('Agg')
     bands = datamodule.bands or ()
     torch.manual_seed(0)
     chips = next(iter(datamodule.val_dataloader()))
@@ -187,7 +183,6 @@ def draw(task: CMID, datamodule: SceneDataModule, folder: Path, metrics: Path) -
     write_map(colours, dataset, 0, folder / 'features.tif', part)
     image = dataset[Chip((0,), *part)]['image'].float()
     plot_map(image, colours, bands).savefig(folder / 'features.png')
-    plt.close('all')
 
 
 def judge(
@@ -230,7 +225,6 @@ def judge(
     for name, cells in probe.found.items():
         columns[f'{name}\n{100 * probe.accuracy(name):.1f} % right'] = cells
     plot_cells(columns, names).savefig(folder / 'cells.png')
-    plt.close('all')
     rows = [
         f'| {name} | {100 * probe.accuracy(name):.1f} % | {100 * probe.balanced(name):.1f} % |'
         for name in kinds

@@ -18,11 +18,13 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 TESTS = sorted((ROOT / 'tests').rglob('test_*.py'))
 TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in FILES}
 
+#: Figures of samples and predictions, which datasets and tasks draw: these know tensors only.
+DRAWN = ('plots/canvas', 'plots/predictions', 'plots/boxes', 'plots/loggers')
+
 #: The floors of the package, lowest first: a part knows its own files and the floors below.
 FLOORS = (
     ('ops', 'version', 'options', 'atomic_files', 'downloads'),
-    # Datasets and tasks draw samples and predictions: these figures know tensors only
-    ('metrics', 'plots/predictions', 'plots/boxes'),
+    ('metrics', *DRAWN),
     ('losses', 'transforms'),
     ('models', 'datasets'),
     ('datamodules', 'callbacks'),
@@ -47,7 +49,7 @@ HOMES = {
         'cli',
         '__main__',
     ),
-    'matplotlib': ('plots', 'datasets/coco', 'predict/outputs', 'demo'),
+    'matplotlib': ('plots', 'datasets', 'predict/outputs'),
     'pandas': ('datasets',),
     'pyogrio': ('predict',),
     'pyproj': ('datasets', 'predict'),

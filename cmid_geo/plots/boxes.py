@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from .predictions import pick_bands, show, subplots
+from .canvas import pick_bands, show, subplots
 
 if TYPE_CHECKING:
     import matplotlib.axes

@@ -6,92 +6,18 @@
 Matplotlib is imported when something is drawn, not before: tasks and datasets know these figures.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ..ops.value_range import normalize
+from .canvas import class_colours, pick_bands, show, stretch, subplots
 
 if TYPE_CHECKING:
-    import matplotlib.axes
     import matplotlib.figure
-
-
-def subplots(
-    rows: int, columns: int, width: float, height: float, **options: Any
-) -> tuple['matplotlib.figure.Figure', np.ndarray]:
-    """Begin a figure.
-
-    Args:
-        rows: Rows of axes.
-        columns: Columns of axes.
-        width: Of all of it, in inches.
-        height: Of all of it, in inches.
-        **options: Of pyplot's ``subplots``.
-
-    Returns:
-        The figure, and its axes (rows, columns).
-    """
-    from matplotlib import pyplot as plt
-
-    figure = plt.figure(figsize=(width, height), layout='constrained')
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def show(
-    axis: 'matplotlib.axes.Axes', image: Any, title: str = '', **options: Any
-) -> None:
-    """Show an image without ticks.
-
-    Args:
-        axis: To draw on.
-        image: (height, width), or channels last.
-        title: Above it.
-        **options: Of ``imshow``.
-    """
-    axis.imshow(image, **options)
-    axis.set_title(title)
-    axis.set_axis_off()
-
-
-def pick_bands(
-    image: Float[Tensor, '*dates bands height width'], shown: Sequence[int]
-) -> Float[Tensor, '*dates 3 height width']:
-    """Pick the bands to show.
-
-    Args:
-        image: All bands.
-        shown: Bands to show as red, green and blue; the last for those that the image lacks.
-
-    Returns:
-        Three bands.
-    """
-    last = image.shape[-3] - 1
-    return image[..., [min(band, last) for band in shown], :, :]
-
-
-def stretch(
-    image: Float[Tensor, 'bands height width'], like: Tensor | None = None
-) -> Float[np.ndarray, 'height width bands']:
-    """Make bands fit to be seen.
-
-    Args:
-        image: Bands to show.
-        like: Bands whose 2nd and 98th percentiles become black and white; *image* itself by
-            default.
-
-    Returns:
-        Channels last, in [0, 1].
-    """
-    image, like = image.float().cpu(), (image if like is None else like).float().cpu()
-    sample = like.flatten(1)[:, :: max(1, like[0].numel() // 100_000)]
-    low, high = torch.quantile(sample, torch.tensor([0.02, 0.98]), dim=1)
-    seen = normalize(image, low, (high - low).clamp_min(1e-6)).clamp(0, 1)
-    return seen.permute(1, 2, 0).numpy()
 
 
 def prediction_figure(
@@ -115,7 +41,6 @@ def prediction_figure(
     Returns:
         The figure.
     """
-    from matplotlib import colormaps
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.patches import Patch
 
@@ -125,7 +50,7 @@ def prediction_figure(
     # Nothing but masked pixels has no largest label
     last = int(np.ma.filled(masks.max(), 0))
     names = list(names or map(str, range(max(last + 1, 2))))
-    colours = [colormaps['tab10'](label % 10) for label in range(len(names))]
+    colours = class_colours(len(names))
     columns = len(images) + 2
     figure, axes = subplots(1, columns, 4 * columns, 4.6)
     for axis, one in zip(axes[0], images):
@@ -172,23 +97,3 @@ def confusion_figure(
         )  # fmt: skip
     figure.colorbar(shown, ax=axis, label='fraction of the true class')
     return figure
-
-
-def log_figure(task: Any, name: str, make: Callable[[], Any]) -> None:
-    """Give a figure to loggers that take some, such as TensorBoard's, and close it.
-
-    Args:
-        task: That is being run.
-        name: Of the figure.
-        make: Makes the figure, or None if there is nothing to show; called only if a logger takes
-            figures.
-    """
-    for logger in task.loggers:
-        add = getattr(getattr(logger, 'experiment', None), 'add_figure', None)
-        if add is None or not task.trainer.is_global_zero:
-            continue
-        if (figure := make()) is not None:
-            from matplotlib import pyplot as plt
-
-            add(name, figure, global_step=task.global_step)
-            plt.close(figure)

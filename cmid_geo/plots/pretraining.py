@@ -19,11 +19,10 @@ from matplotlib.patches import ConnectionPatch, Patch
 from torch import Tensor
 
 from ..losses import nearest_cells
-from ..ops.bands import find_bands
 from ..ops.cells import expand_mask, hide_cells
 from ..tasks import CMID
 from ..transforms import View
-from .predictions import show, stretch, subplots
+from .canvas import class_colours, display_bands, show, stretch, subplots
 
 #: What is drawn of a run, by the name under which it is logged.
 LABELS = {
@@ -35,23 +34,6 @@ LABELS = {
     'fresh_rank': 'share of them',
     'chance': 'guessing: 0.5',
 }
-
-
-def display_bands(bands: Sequence[str]) -> list[int]:
-    """Find the bands to show as red, green and blue.
-
-    Args:
-        bands: Names.
-
-    Returns:
-        Three indices: by name where :func:`~cmid_geo.ops.bands.find_bands` knows them, else the first
-        three; three times the first of fewer than three.
-    """
-    named = find_bands(('red', 'green', 'blue'), bands)
-    found = [place for place in named if place is not None]
-    if len(found) == 3:
-        return found
-    return [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
 
 
 def plot_views(
@@ -276,7 +258,7 @@ def plot_cells(
             chosen.append(number)
     last = max(int(cells.max()) for cells in truth)
     names = list(names or map(str, range(last + 1)))
-    colours = [colormaps['tab10'](label % 10) for label in range(len(names))]
+    colours = class_colours(len(names))
     options = {'cmap': ListedColormap(colours), 'vmin': -0.5, 'vmax': len(names) - 0.5}
     height = 4.6 * len(chosen) + 0.6
     figure, axes = subplots(len(chosen), len(columns), 3.2 * len(columns), height)

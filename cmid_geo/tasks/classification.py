@@ -18,7 +18,8 @@ from ..losses.masked import (
     WhereLabelled,
 )
 from ..models.classification import create_network, pooling_of, set_pooling
-from ..plots.predictions import confusion_figure, log_figure
+from ..plots.loggers import log_figure
+from ..plots.predictions import confusion_figure
 from ..transforms.classification import Mixing, RandomAppearance, random_erasing
 from .checks import check_classes, check_labelling
 from .downstream import Downstream

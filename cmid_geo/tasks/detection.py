@@ -15,7 +15,7 @@ from torchmetrics.detection.mean_ap import MeanAveragePrecision
 from torchvision.models import WeightsEnum
 
 from ..models.detection import ASPECT_RATIOS, Detector, create_detector
-from ..plots.predictions import log_figure
+from ..plots.loggers import log_figure
 from ..transforms.detection import check_boxes, keep_visible
 from .downstream import Downstream
 from .optimization import OptimizerName, Schedule

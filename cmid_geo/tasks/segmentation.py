@@ -13,7 +13,8 @@ from torchvision.models import WeightsEnum
 
 from ..losses.masked import DenseLossName, is_known
 from ..models.segmentation import Decoder, FCNHead, create_segmenter
-from ..plots.predictions import log_figure, prediction_figure
+from ..plots.loggers import log_figure
+from ..plots.predictions import prediction_figure
 from .checks import check_classes, check_labelling, check_masks
 from .downstream import Downstream, dense_loss
 from .optimization import OptimizerName, Schedule

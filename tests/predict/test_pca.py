@@ -12,8 +12,7 @@ from chips import SMALL
 from rasterio.transform import from_origin
 
 from cmid_geo.datasets import SceneDataset
-from cmid_geo.plots.predictions import stretch
-from cmid_geo.plots.pretraining import display_bands
+from cmid_geo.plots.canvas import display_bands, stretch
 from cmid_geo.predict import embed_scene, principal_colours, write_map
 from cmid_geo.tasks import CMID
 
