@@ -65,7 +65,7 @@ class SceneDataset(GeoDataset):
             bands: Bands in the order wanted, by name (as the file describes them, else B1, B2, ...;
                 as the file names tell for one file a band) or position from 1. All by default. An
                 alpha band is never one.
-            crs: The :term:`coordinate reference system (CRS)` of the dataset, by default the first
+            crs: The coordinate reference system (CRS) of the dataset, by default the first
                 scene's. Scenes in another are warped to it.
             res: Pixel size, or (x, y) sizes, in units of *crs*. By default the first scene's.
             band_regex: Finds the band in the names of single-band files, in a group ``band``.
@@ -147,12 +147,12 @@ class SceneDataset(GeoDataset):
 
     @property
     def bounds(self) -> tuple[slice, slice, slice]:
-        """Bounds of the index: x, y and t."""
+        """Bounds of the index in x, y and t."""
         return self._bounds
 
     @property
     def crs(self) -> CRS:
-        """The :term:`coordinate reference system (CRS)` of the dataset."""
+        """The coordinate reference system (CRS) of the dataset."""
         return self._crs
 
     @crs.setter

@@ -85,7 +85,7 @@ class PrototypeLoss(nn.Module):
             teacher_temp: Temperature :math:`T_t`, greater than 0.
 
         Returns:
-            Probabilities: each row sums to 1.
+            Probabilities, which sum to 1 in each row.
         """
         center = self.center.to(teacher_scores.dtype)
         return torch.softmax((teacher_scores - center) / teacher_temp, dim=1)

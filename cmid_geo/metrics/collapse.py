@@ -43,7 +43,7 @@ def entropy(probabilities: Float[Tensor, '... prototypes']) -> Float[Tensor, '..
         probabilities: Rows that sum to 1.
 
     Returns:
-        Entropy in nats: from 0 (one prototype) to log(prototypes) (all alike).
+        Entropy in nats, from 0 (one prototype) to log(prototypes) (all alike).
     """
     return -torch.special.xlogy(probabilities, probabilities).sum(dim=-1)
 
@@ -64,7 +64,7 @@ def key_rank(
         filled: Number of rows of *queue* that hold keys; all by default.
 
     Returns:
-        Mean over the batch: 1 is the best, ``1 + filled`` the worst.
+        Mean over the batch; 1 is the best, ``1 + filled`` the worst.
     """
     # In half precision many keys would be alike
     with torch.autocast(query.device.type, enabled=False):
@@ -89,7 +89,7 @@ def fresh_rank(
         key: Unit vectors of the teacher, one for each query.
 
     Returns:
-        Mean over the batch: 0 is the best, 0.5 is chance; 0 for one image.
+        Mean over the batch; 0 is the best, 0.5 is chance; 0 for one image.
     """
     with torch.autocast(query.device.type, enabled=False):
         cosines = query.float() @ key.float().mT

@@ -171,7 +171,7 @@ def average_precision(
         count: Number of objects that are not difficult, above 0.
 
     Returns:
-        In [0, 1]: areas under the falling curve of precision over recall at each threshold; and the
+        Values in [0, 1], areas under the falling curve of precision over recall at each threshold; and the
         mean of that curve at the recalls 0, 0.1, ..., 1, at the first threshold.
     """
     if not len(scores):

@@ -73,7 +73,7 @@ def create_detector(
         freeze_bn: Whether the backbone's batch norms keep statistics, scale and shift.
         fpn_channels: Channels of the pyramid's levels, a multiple of 32 from 64 on; fewer
             cost much less.
-        anchor_sizes: Side in pixels of the anchors of each level, see :data:`ANCHOR_SIZES`.
+        anchor_sizes: Side in pixels of the anchors of each level, see ``ANCHOR_SIZES``.
             FCOS has no anchors: there a level learns boxes of 8 to 16 times this side.
         aspect_ratios: Heights of the anchors by their widths; not used by FCOS.
         score_thresh: Least confidence of a detection, in [0, 1]; by default torchvision's 0.05, FCOS 0.2.

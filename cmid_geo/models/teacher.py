@@ -75,7 +75,7 @@ class KeyQueue(nn.Module):
 
     @property
     def filled(self) -> Tensor:
-        """Number of rows that hold keys, as a tensor: to ask for its value waits for the device."""
+        """Number of rows that hold keys, as a tensor, whose value the host would wait for."""
         return self.seen.clamp(max=len(self.keys))
 
     @property

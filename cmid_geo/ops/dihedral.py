@@ -31,7 +31,7 @@ class Dihedral:
 
     @property
     def inverse(self) -> 'Dihedral':
-        """The one that undoes it: a flip after a rotation undoes itself."""
+        """The one that undoes it; a flip after a rotation undoes itself."""
         return self if self.flip else Dihedral(-self.quarters % 4)
 
     def image(self, image: Tensor) -> Tensor:

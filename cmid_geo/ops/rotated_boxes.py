@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-#: Pairs of boxes that are clipped at a time: about 25 MB.
+#: Pairs of boxes that are clipped at a time, about 25 MB.
 PAIRS = 2**16
 
 #: The four corners in units of half a side, clockwise on the screen.

@@ -80,7 +80,7 @@ def boxes_figure(
         titles: Whether to say which is which.
 
     Returns:
-        A column for each image: truth above, what was found below.
+        A column for each image, truth above, what was found below.
     """
     rows, count = 1 if found is None else 2, len(images)
     figure, axes = subplots(rows, count, 4 * count, 4.2 * rows)

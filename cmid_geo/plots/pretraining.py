@@ -56,7 +56,7 @@ def plot_views(
             centres of what the cells' vectors see.
 
     Returns:
-        A row for each pair: both views whole with lines between the cells of the same
+        A row for each pair, both views whole with lines between the cells of the same
         ground, and both as the student sees them.
     """
     rgb = display_bands(bands)
@@ -121,7 +121,7 @@ def plot_reconstructions(
         samples: Views to show.
 
     Returns:
-        A row for each view: whole, seen, rebuilt at the hidden cells, rebuilt everywhere.
+        A row for each view, whole, seen, rebuilt at the hidden cells, rebuilt everywhere.
     """
     rgb = display_bands(bands)
     samples = min(samples, len(view.image))

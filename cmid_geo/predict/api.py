@@ -143,16 +143,16 @@ def predict_scene(
     task says of them is blended by a smooth weight and written as it comes. Reading, predicting
     and writing overlap, and memory does not grow with the scene.
 
-    ====================================  ======================================================
-    task                                  map
-    ====================================  ======================================================
-    ``SemanticSegmentation``              classes and/or probabilities, a value a pixel
-    ``ChangeDetection``                   the same of two dates, on the grid of the first
-    ``CMID`` or a backbone                one vector a cell of 32x32 pixels, or for each *stride* of
-                                          them, float16, or principal components
-    ``ObjectDetection``, ``OrientedDetection``  polygons with class and score, in a GeoPackage or GeoJSON
-    any other module                      what it makes of raw values, a value or more a pixel
-    ====================================  ======================================================
+    ==========================================  ====================================================
+    task                                        map
+    ==========================================  ====================================================
+    ``SemanticSegmentation``                    classes and/or probabilities, a value a pixel
+    ``ChangeDetection``                         the same of two dates, on the grid of the first
+    ``CMID`` or a backbone                      one vector a cell of 32x32 pixels, or for each
+                                                *stride* of them, float16, or principal components
+    ``ObjectDetection``, ``OrientedDetection``  polygons with class and score, GeoPackage or GeoJSON
+    any other module                            what it makes of raw values, a value or more a pixel
+    ==========================================  ====================================================
 
     Maps of pixels have the CRS, transform and size of the scene; they are cloud-optimised
     GeoTIFFs with overviews (float16 ones without: GDAL makes none), class names and colours, and

@@ -55,7 +55,7 @@ class Values(Restored, Resumable):
 
     @property
     def value_range(self) -> ValueRange:
-        """What the values of images mean: names of the bands, low, high, mean and std."""
+        """What the values of images mean, with names of the bands, low, high, mean and std."""
         buffers = (self.low, self.high, self.mean, self.std)
         values = (tuple(each.tolist()) for each in buffers)
         return ValueRange(tuple(self.hparams['bands'] or ()), *values)
@@ -85,7 +85,7 @@ class Values(Restored, Resumable):
         """Take over the value range and the bands of data, where the task does not know its own.
 
         Args:
-            found: Of the data, see :func:`value_range_of`.
+            found: Of the data, see :func:`~cmid_geo.tasks.base.value_range_of`.
 
         Returns:
             Whether names of bands were taken over.

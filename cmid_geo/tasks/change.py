@@ -188,7 +188,7 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
             batch: With ``image`` and ``mask``.
 
         Returns:
-            Labels, with :data:`IGNORED` where they do not count; and whether they do.
+            Labels, with ``IGNORED`` (-1) where they do not count; and whether they do.
         """
         mask = batch['mask']
         labels = (mask.squeeze(1) if mask.ndim == 4 else mask).long()

@@ -246,15 +246,15 @@ class CMID(Pretraining):
         self.assign = PrototypeLoss(*(given[name] for name in constants))
 
     def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
-        """Compute the losses of a batch; :class:`Remember` moves the memory after it.
+        """Compute the losses of a batch, after which the callback ``Remember`` moves the memory.
 
         Args:
             batch: ``image`` and optionally ``valid``, see the class.
             batch_idx: Index of the batch in its epoch.
 
         Returns:
-            The loss, and what the memory takes: the teacher's ``keys``, and the mean
-            ``scores`` of the matched ``cells``.
+            The ``loss``; what the memory takes is the teacher's ``keys``, and the mean ``scores`` of
+            the matched ``cells``.
         """
         chips, valid = batch['image'], batch.get('valid')
         first, second = self.augmentations(chips, valid)

@@ -219,7 +219,7 @@ class ObjectDetection(Detection, torchgeo.tasks.ObjectDetection):
             fpn_channels: Channels of the feature pyramid's levels, a multiple of 32.
             labels: Names of the classes, background first, for the logs.
             anchor_sizes: Side in pixels of the anchors of each level, see
-                :data:`~cmid_geo.models.detection.ANCHOR_SIZES`.
+                ``cmid_geo.models.detection.ANCHOR_SIZES``.
             aspect_ratios: Heights of the anchors by their widths.
             score_thresh: Least score of a detection; torchvision's by default.
             nms_thresh: Overlap above which the lower score goes; torchvision's by default.

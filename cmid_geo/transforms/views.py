@@ -109,7 +109,8 @@ class TwoViews(nn.Module):
                 from above has no up.
             rgb: Whether the bands are red, green and blue, so that saturation and hue
                 exist; by default, whether there are three.
-            mean: Mean of each band in [0, 1], to normalize with; see :func:`default_mean_std`.
+            mean: Mean of each band in [0, 1], to normalize with; see
+                :func:`~cmid_geo.transforms.views.default_mean_std`.
             std: Standard deviation of each band in [0, 1].
             field_offset: From the centre of a cell to the centre of what its vector sees, in pixels
                 of the view to the right and downwards: a backbone's
