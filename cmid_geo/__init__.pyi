@@ -23,6 +23,7 @@ from .datamodules import SceneDataModule as SceneDataModule
 from .datamodules import SegmentationDataModule as SegmentationDataModule
 from .datasets import ChangePairs as ChangePairs
 from .datasets import MaskDataset as MaskDataset
+from .datasets import SampleScenes as SampleScenes
 from .datasets import SceneDataset as SceneDataset
 from .datasets import SyntheticScenes as SyntheticScenes
 from .datasets import prepare_scenes as prepare_scenes

@@ -20,7 +20,7 @@ TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in FILE
 
 #: The floors of the package, lowest first: a part knows its own files and the floors below.
 FLOORS = (
-    ('ops', 'version', 'options', 'atomic_files'),
+    ('ops', 'version', 'options', 'atomic_files', 'downloads'),
     # Datasets and tasks draw samples and predictions: these figures know tensors only
     ('metrics', 'plots/predictions', 'plots/boxes'),
     ('losses', 'transforms'),
@@ -34,7 +34,7 @@ FLOORS = (
 
 #: Library: the parts that alone may import it.
 HOMES = {
-    'filelock': ('models/weights/download', 'callbacks', 'predict'),
+    'filelock': ('downloads', 'callbacks', 'predict'),
     'geopandas': ('datasets', 'predict/vectors'),
     'jsonargparse': ('tasks/restoring', '__main__'),
     'kornia': ('transforms',),
@@ -68,7 +68,7 @@ HOMES = {
     ),
     'torchmetrics': ('metrics', 'tasks'),
     'torchvision': ('models', 'tasks', 'transforms', 'datamodules'),
-    'tqdm': ('models/weights/download', 'datasets', 'predict', 'demo'),
+    'tqdm': ('downloads', 'datasets', 'predict', 'demo'),
 }
 
 

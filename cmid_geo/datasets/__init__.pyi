@@ -11,6 +11,7 @@ from .masks import LabelledScenes as LabelledScenes
 from .masks import MaskDataset as MaskDataset
 from .prepare import Prepared as Prepared
 from .prepare import prepare_scenes as prepare_scenes
+from .sample_scenes import SampleScenes as SampleScenes
 from .samplers import GridChips as GridChips
 from .samplers import RandomChips as RandomChips
 from .scene import Scene as Scene

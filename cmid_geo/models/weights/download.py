@@ -8,40 +8,23 @@ import hashlib
 import logging
 import os
 import re
-import time
-import urllib.request
 import warnings
-from collections.abc import Callable, Generator
-from http.client import HTTPException
+from collections.abc import Callable
 from pathlib import Path
-from ssl import SSLError
-from typing import Any
-from urllib.error import HTTPError, URLError
 
 import torch
-from filelock import FileLock
-from tqdm.auto import tqdm
 
 from ...atomic_files import write_atomically
+from ...downloads import download, forget_tag, one_at_a_time
 from .checkpoint import MAGIC
 
-#: Times that a download is tried, each going on where the last one broke off.
-ATTEMPTS = 3
-#: Seconds without a byte after which a connection counts as broken.
-TIMEOUT = 60.0
+#: How to choose another folder for the cache.
+ELSEWHERE = 'set TORCH_HOME to a folder that can'
 
 #: Environment variable that holds one or more hashes: files of other content are refused.
 PINNED = 'CMID_GEO_SHA256'
 
 logger = logging.getLogger(__name__)
-
-
-class Broken(OSError):
-    """A transfer ended before the file did."""
-
-
-#: What trying again may help against; a full disk is not among them.
-NETWORK = (URLError, HTTPException, Broken, ConnectionError, TimeoutError, SSLError)
 
 
 def fetch(
@@ -79,11 +62,11 @@ def fetch(
         UserWarning: If the content is trusted without being known, with its hash.
     """
     path = Path(torch.hub.get_dir()) / 'checkpoints' / name
-    with _only_one(path):
+    with one_at_a_time(path, ELSEWHERE):
         if path.exists():
             _check_hash(path, path, sha256, check)
             return path
-        part = _download(url, path, progress)
+        part = download(url, path, progress)
         try:
             _refuse_other(part, url)
             _check_hash(part, path, sha256, check)
@@ -91,94 +74,8 @@ def fetch(
             part.unlink()
             raise
         os.replace(part, path)
-        path.with_name(f'{name}.etag').unlink(missing_ok=True)
+        forget_tag(path)
     return path
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Generator[None]:
-    """Let one process at a time fill the cache; from one that is read-only all may read."""
-    lock = FileLock(path.with_name(f'{path.name}.lock'))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        if not path.exists():
-            raise OSError(
-                f'the cache {path.parent} cannot be written ({error.strerror}): set TORCH_HOME to a '
-                f'folder that can, or place {path.name} there'
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _download(url: str, path: Path, progress: bool) -> Path:
-    """Download beside the path, going on where an earlier attempt broke off."""
-    part = path.with_name(f'{path.name}.part')
-    logger.info('downloading %s to %s', url, path)
-    attempt = 0
-    while True:
-        attempt += 1
-        try:
-            _transfer(url, part, path.with_name(f'{path.name}.etag'), progress)
-            return part
-        except NETWORK as error:
-            refused = isinstance(error, HTTPError) and error.code < 500
-            if refused or attempt == ATTEMPTS:
-                reason = getattr(error, 'reason', None) or error
-                raise ConnectionError(
-                    f'{url} could not be downloaded ({reason}): try again, or download it on a '
-                    f'machine that can and place it as {path}'
-                ) from error
-            time.sleep(0.1 * 4**attempt)
-
-
-def _transfer(url: str, part: Path, etag: Path, progress: bool) -> None:
-    """Bring what is missing of a file."""
-    headers = {'User-Agent': 'cmid_geo'}
-    begun = part.stat().st_size if part.exists() and etag.exists() else 0
-    if begun:
-        # Only the rest of the very same file; of another the server sends all
-        headers |= {'Range': f'bytes={begun}-', 'If-Range': etag.read_text()}
-    try:
-        request = urllib.request.Request(url, headers=headers)
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except HTTPError as error:
-        if error.code != 416:
-            raise
-        part.unlink()
-        raise Broken('the server has nothing after what came before') from error
-    with answer:
-        rest = answer.headers.get('Content-Range', '')
-        resumed = answer.status == 206 and rest.startswith(f'bytes {begun}-')
-        if not resumed:
-            # In this order: killed in between, no part may stand beside another's tag
-            etag.unlink(missing_ok=True)
-            part.unlink(missing_ok=True)
-            if answer.status == 206:
-                raise Broken(f'the server sent {rest!r} instead of the rest')
-            begun = 0
-            _remember(etag, answer)
-        length = answer.headers.get('Content-Length')
-        total = begun + int(length) if length else None
-        with (
-            open(part, 'ab') as file,
-            tqdm(total=total, initial=begun, unit='B', unit_scale=True, disable=not progress) as bar,
-        ):  # fmt: skip
-            while block := answer.read(1 << 20):
-                file.write(block)
-                bar.update(len(block))
-    if total is not None and part.stat().st_size != total:
-        raise Broken(f'{part.stat().st_size} of {total} bytes came')
-
-
-def _remember(etag: Path, answer: Any) -> None:
-    """Note what to know the same file by; without that a rest cannot be asked for."""
-    tag = answer.headers.get('ETag') or answer.headers.get('Last-Modified')
-    if tag and not tag.startswith('W/'):
-        etag.write_text(tag)
 
 
 def _refuse_other(part: Path, url: str) -> None:

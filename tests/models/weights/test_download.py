@@ -19,6 +19,7 @@ import pytest
 import timm
 import torch
 
+from cmid_geo import downloads
 from cmid_geo.models import CMIDResNet50_Weights, load_backbone
 from cmid_geo.models.weights import download
 from cmid_geo.models.weights.download import fetch
@@ -71,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    monkeypatch.setattr(download.time, 'sleep', lambda seconds: None)
+    monkeypatch.setattr(downloads.time, 'sleep', lambda seconds: None)
     server = Server()
     torch.save({'conv1.weight': torch.arange(3000.0)}, tmp_path / 'made.pth')
     server.content = (tmp_path / 'made.pth').read_bytes()
@@ -193,7 +194,7 @@ def test_a_full_disk_is_not_the_networks_fault(
     def full(*_: object) -> None:
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(download.tqdm, 'update', full)
+    monkeypatch.setattr(downloads.tqdm, 'update', full)
     with pytest.raises(OSError, match='No space left') as error:
         fetch(server.url, 'a.pth')
     assert not isinstance(error.value, ConnectionError) and server.asked == [0]
@@ -208,7 +209,7 @@ def test_a_read_only_cache_is_read(
     def refuse(*_: object) -> None:
         raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr(download.FileLock, 'acquire', refuse)
+    monkeypatch.setattr(downloads.FileLock, 'acquire', refuse)
     monkeypatch.setattr(download, 'write_atomically', refuse)
     assert fetch(server.url, 'a.pth') == path
     with pytest.raises(
@@ -293,8 +294,8 @@ def test_hashes_are_pinned(
 def killed(url: str, folder: str) -> None:
     """Downloads until the process dies in the midst of it."""
     os.environ['TORCH_HOME'] = folder
-    write = download.tqdm.update
-    download.tqdm.update = lambda bar, n: (write(bar, n), os._exit(9))
+    write = downloads.tqdm.update
+    downloads.tqdm.update = lambda bar, n: (write(bar, n), os._exit(9))
     fetch(url, 'a.pth', progress=False)
 
 
