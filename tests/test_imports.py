@@ -20,7 +20,7 @@ import pytest
 import cmid_geo
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ('', 'losses', 'transforms', 'models', 'models.weights', 'datasets', 'datamodules', 'tasks', 'predict')  # fmt: skip
+PACKAGES = ('', 'losses', 'transforms', 'models', 'models.weights', 'datasets', 'datamodules', 'callbacks', 'tasks', 'predict')  # fmt: skip
 HEAVY = {'lightning', 'torchgeo', 'segmentation_models_pytorch', 'matplotlib'}
 #: In a fresh process: the libraries of *sought* that were imported, and the seconds it took.
 LOOK = """
