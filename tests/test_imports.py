@@ -59,6 +59,7 @@ def test_a_name_loads_what_it_needs(code: str, sought: set[str]) -> None:
         '--version',
         'map --help',
         'demo --help',
+        'evaluate --help',
         'export --help',
         'prepare --help',
     ],

@@ -85,17 +85,11 @@ def delivered(
     looking = borrowed(datamodule, task)
     for batch in batches:
         batch = looking.transfer_batch_to_device(batch, task.device, 0)
+        if getattr(looking, 'value_range', None) is not None:
+            # Before it is scaled by a range for each of the task's bands
+            _check_bands(batch, bands, name)
         batch = looking.on_after_batch_transfer(batch, 0)
-        image = batch.get('image') if isinstance(batch, dict) else None
-        if not isinstance(image, Tensor):
-            raise ValueError(  # noqa: TRY004
-                f"{name} gives batches without an entry 'image': evaluate on a datamodule of TorchGeo or ours"
-            )
-        if image.shape[-3] != bands:
-            raise ValueError(
-                f'{name} gives images of {image.shape[-3]} bands but the task takes {bands}: evaluate on '
-                'images of the bands that are trained on'
-            )
+        image = _check_bands(batch, bands, name)
         low, high = (value.item() for value in torch.aminmax(image.float()))
         # NaN compares as False
         if not (low >= LEAST and high <= MOST):
@@ -104,3 +98,18 @@ def delivered(
                 'scale, such as by mean=0 and std=the highest raw value'
             )
         yield batch
+
+
+def _check_bands(batch: Any, bands: int, name: str) -> Tensor:
+    """The images of a batch, which must be there and have a number of bands."""
+    image = batch.get('image') if isinstance(batch, dict) else None
+    if not isinstance(image, Tensor):
+        raise ValueError(  # noqa: TRY004
+            f"{name} gives batches without an entry 'image': evaluate on a datamodule of TorchGeo or ours"
+        )
+    if image.shape[-3] != bands:
+        raise ValueError(
+            f'{name} gives images of {image.shape[-3]} bands but the task takes {bands}: evaluate on '
+            'images of the bands that are trained on'
+        )
+    return image

@@ -22,7 +22,7 @@ from torchgeo.datamodules import NonGeoDataModule
 from cmid_geo.callbacks import FeatureRank, LiDAR, OnlineKNN, OnlineLinearProbe, RankMe
 from cmid_geo.datamodules import ImageFolderDataModule
 from cmid_geo.metrics.probes import linear_probe, nearest_neighbours
-from cmid_geo.ops.value_range import normalize
+from cmid_geo.ops.value_range import ValueRange, normalize
 from cmid_geo.tasks import CMID
 
 NAMES = {
@@ -266,6 +266,18 @@ def test_what_cannot_be_evaluated_on_is_told(
     trainer = make_trainer(max_epochs=1, callbacks=[OnlineKNN(TorchGeoLike(dataset))])
     with pytest.raises(ValueError, match=message):
         trainer.fit(make_task(queue_size=8), DataLoader(Chips(8), 4))
+
+
+def test_images_of_other_bands_are_told_before_they_are_scaled(
+    labelled: ImageFolderDataModule,
+    make_task: Callable[..., CMID],
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    task = make_task(in_channels=4)
+    task.learn_values(ValueRange((), (0.0,) * 4, (200.0,) * 4))
+    trainer = make_trainer(max_epochs=1, callbacks=[OnlineKNN(labelled)])
+    with pytest.raises(ValueError, match='images of 3 bands but the task takes 4'):
+        trainer.fit(task, DataLoader(Chips(8, 4), 4))
 
 
 class ChipModule(LightningDataModule):
