@@ -34,6 +34,7 @@ LIGHTNING = {
 OWN = {
     'demo': 'All of it in a few minutes: pretrain on scenes, draw, map.',
     'map': 'Map whole scenes with a checkpoint: CKPT SCENES... --out DIR',
+    'evaluate': 'Judge frozen features on labelled images: WEIGHTS --data FOLDER',
     'export': 'Write a backbone for use elsewhere, or a task for QGIS: CKPT OUT',
     'prepare': 'Copy scenes to tiles that are read quickly: SCENES OUT',
 }
@@ -65,6 +66,8 @@ def _run(command: str, words: list[str]) -> None:
     config_first = command.startswith(('-c', '--config'))
     if command == 'map':
         _map(words[1:])
+    elif command == 'evaluate':
+        _evaluate(words[1:])
     elif command in OWN:
         auto_cli(
             {'demo': demonstrate, 'export': export, 'prepare': prepare}[command],
@@ -110,6 +113,44 @@ def _map(words: list[str]) -> None:
     rank_zero_only(print)(tally)
     if tally.failed:
         sys.exit(1)
+
+
+def _evaluate(words: list[str]) -> None:
+    """Judge the features of weights, print what was found and write it to a folder."""
+    parser = ArgumentParser(prog='cmid-geo evaluate')
+    parser.add_function_arguments(evaluate_folder, skip={'weights'})
+    parser.add_argument('weights', help='checkpoint, exported file, or name of weights')
+    evaluate_folder(**vars(parser.parse_args(words)))
+
+
+def evaluate_folder(
+    weights: str,
+    data: str,
+    out: str = 'evaluation',
+    size: int = 224,
+    batch_size: int = 64,
+    limit: int | None = None,
+) -> None:
+    """Judge the frozen features of weights by kNN, linear probe, clusters and rank.
+
+    Beside them stand random weights and image statistics. Leaves text, JSON and a picture.
+
+    Args:
+        weights: Checkpoint of CMID or another task, exported file, or name of released weights.
+        data: Folder of train and test, each with a folder of images for each class.
+        out: Folder to write to.
+        size: Side that images are brought to, in pixels, a multiple of 32 for most networks.
+        batch_size: Images in a batch.
+        limit: Images of train and of test at most, drawn once; None for all.
+
+    Raises:
+        ValueError: If the weights or the images cannot be used, or the folder not be written.
+    """
+    from cmid_geo.evaluate import evaluate, write_evaluation
+
+    evaluation = evaluate(weights, data, size, batch_size, limit)
+    write_evaluation(evaluation, Path(out))
+    print(evaluation)
 
 
 def demonstrate(

@@ -18,6 +18,7 @@ from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
 
 # All of them, so that classes are found by their name alone
+from .callbacks import *
 from .datamodules import *
 from .models.weights.checkpoint import open_checkpoint, refuse_url
 from .ops.host import fast_precision

@@ -20,7 +20,7 @@ import pytest
 import cmid_geo
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ('', 'losses', 'transforms', 'models', 'models.weights', 'datasets', 'datamodules', 'tasks', 'predict', 'plots')  # fmt: skip
+PACKAGES = ('', 'losses', 'transforms', 'models', 'models.weights', 'datasets', 'datamodules', 'callbacks', 'tasks', 'predict', 'plots')  # fmt: skip
 HEAVY = {'lightning', 'torchgeo', 'segmentation_models_pytorch', 'matplotlib'}
 #: In a fresh process: the libraries of *sought* that were imported, and the seconds it took.
 LOOK = """
@@ -59,6 +59,7 @@ def test_a_name_loads_what_it_needs(code: str, sought: set[str]) -> None:
         '--version',
         'map --help',
         'demo --help',
+        'evaluate --help',
         'export --help',
         'prepare --help',
     ],

@@ -30,7 +30,7 @@ FLOORS = (
     ('datamodules', 'callbacks'),
     ('tasks',),
     ('predict', 'plots'),
-    ('demo', 'cli'),
+    ('demo', 'cli', 'evaluate'),
     ('__main__', '__init__'),
 )
 
@@ -67,6 +67,7 @@ HOMES = {
         'tasks',
         'predict',
         'cli',
+        'evaluate',
     ),
     'torchmetrics': ('metrics', 'tasks'),
     'torchvision': ('models', 'tasks', 'transforms', 'datamodules'),

@@ -4,13 +4,17 @@
 """Effective rank of student's and teacher's features on fixed chips, once a validation."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from lightning.pytorch import Callback
 from torch import Tensor
 
 from ..metrics.effective_rank import lidar, rank_me
+
+#: What is logged of each network.
+RANKS: tuple[Literal['rankme', 'lidar'], ...] = ('rankme', 'lidar')
 
 
 class FeatureRank(Callback):
@@ -50,31 +54,71 @@ class FeatureRank(Callback):
         left = self.chips - sum(map(len, self._found['student']))
         if trainer.sanity_checking or left <= 0:
             return
-        chips, valid = batch['image'][:left], batch.get('valid')
-        valid = None if valid is None else valid[:left]
-        devices = [pl_module.device] if pl_module.device.type == 'cuda' else []
-        views = []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(batch_idx)
-            for _ in range(self.draws):
-                views += pl_module.augmentations(chips, valid)
-        with trainer.precision_plugin.forward_context():
-            for name, found in self._found.items():
-                network = getattr(pl_module, name).backbone
-                seen = [network(view.image).mean((2, 3)) for view in views]
-                # Their ranks are calculated in double precision, which not every device has
-                found.append(torch.stack(seen, dim=1).float().cpu())
+        features = view_features(trainer, pl_module, batch, batch_idx, left, self.draws)
+        for name, seen in features.items():
+            self._found[name].append(seen)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the ranks of what was taken in."""
         for name, parts in self._found.items():
             if not parts:
                 continue
-            features, values = torch.cat(parts), [math.nan] * 2
-            # All processes log, or those that do would wait for the others
-            if len(features) > 1 and features.isfinite().all():
-                ranks = rank_me(features.flatten(0, 1)), lidar(features)
-                values = [float(each) for each in ranks]
-            named = dict(zip((f'rankme_{name}', f'lidar_{name}'), values))
-            pl_module.log_dict(named, sync_dist=True)
+            ranks = {
+                f'{kind}_{name}': rank_of(kind, torch.cat(parts)) for kind in RANKS
+            }
+            pl_module.log_dict(ranks, sync_dist=True)
         self._found = {}
+
+
+def view_features(
+    trainer: Any, task: Any, batch: Any, seed: int, most: int, draws: int
+) -> dict[str, Float[Tensor, 'chips views dim']]:
+    """Pooled features of views of chips, by student and teacher; random numbers are put back.
+
+    Args:
+        trainer: Of the run, whose precision is used.
+        task: That is trained, in evaluation mode.
+        batch: With ``image`` in [0, 1], and ``valid`` where given.
+        seed: Of the views.
+        most: Chips to look at, the first of the batch.
+        draws: Times that two views are drawn of each.
+
+    Returns:
+        Features of each network by its name, on the CPU.
+    """
+    chips, valid = batch['image'][:most], batch.get('valid')
+    valid = None if valid is None else valid[:most]
+    devices = [task.device] if task.device.type == 'cuda' else []
+    views = []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        for _ in range(draws):
+            views += task.augmentations(chips, valid)
+    features = {}
+    with trainer.precision_plugin.forward_context():
+        for name in ('student', 'teacher'):
+            network = getattr(task, name).backbone
+            seen = [network(view.image).mean((2, 3)) for view in views]
+            # Their ranks are calculated in double precision, which not every device has
+            features[name] = torch.stack(seen, dim=1).float().cpu()
+    return features
+
+
+def rank_of(
+    kind: Literal['rankme', 'lidar'], features: Float[Tensor, 'chips views dim']
+) -> float:
+    """Effective rank of features.
+
+    Args:
+        kind: 'rankme' or 'lidar'.
+        features: Of the views of chips.
+
+    Returns:
+        The rank; NaN of fewer than two chips and of features that are not finite: all processes log,
+        or those that do would wait for the others.
+    """
+    if len(features) < 2 or not features.isfinite().all():
+        return math.nan
+    if kind == 'rankme':
+        return float(rank_me(features.flatten(0, 1)))
+    return float(lidar(features))

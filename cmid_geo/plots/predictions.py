@@ -17,7 +17,9 @@ from torch import Tensor
 from .canvas import class_colours, pick_bands, show, stretch, subplots
 
 if TYPE_CHECKING:
+    import matplotlib.axes
     import matplotlib.figure
+    import matplotlib.image
 
 
 def prediction_figure(
@@ -80,11 +82,29 @@ def confusion_figure(
     Returns:
         The figure; colours tell the fraction of the true class.
     """
-    counts = matrix.float().cpu()
-    fraction = counts / counts.sum(1, keepdim=True).clamp_min(1)
-    names = list(names or map(str, range(len(counts))))
+    names = list(names or map(str, range(len(matrix))))
     side = max(4.0, 0.32 * len(names) + 2)
     figure, ((axis,),) = subplots(1, 1, side + 1, side)
+    shown = draw_confusion(axis, matrix, names)
+    figure.colorbar(shown, ax=axis, label='fraction of the true class')
+    return figure
+
+
+def draw_confusion(
+    axis: 'matplotlib.axes.Axes', matrix: Tensor, names: Sequence[str]
+) -> 'matplotlib.image.AxesImage':
+    """Draw which classes are taken for which.
+
+    Args:
+        axis: To draw on.
+        matrix: Counts (classes, classes): true classes down, predicted ones across.
+        names: Of the classes.
+
+    Returns:
+        The image; colours tell the fraction of the true class.
+    """
+    counts = matrix.float().cpu()
+    fraction = counts / counts.sum(1, keepdim=True).clamp_min(1)
     shown = axis.imshow(fraction.numpy(), vmin=0, vmax=1, cmap='Blues')
     axis.set_xticks(range(len(names)), names, rotation=90)
     axis.set_yticks(range(len(names)), names)
@@ -95,5 +115,4 @@ def confusion_figure(
             column, row, f'{100 * value:.0f}', ha='center', va='center', fontsize=6,
             color='white' if value > 0.5 else 'black',
         )  # fmt: skip
-    figure.colorbar(shown, ax=axis, label='fraction of the true class')
-    return figure
+    return shown

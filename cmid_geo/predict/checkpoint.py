@@ -3,10 +3,9 @@
 
 """Tasks and backbones restored from checkpoints."""
 
-import contextlib
 import inspect
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -171,22 +170,3 @@ def _rebuild(kind: Any, content: Mapping[str, Any], path: str) -> nn.Module:
             f'({_first_line(error)}): open it with the version of cmid_geo that wrote it'
         ) from error
     return task
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Generator[None]:
-    """Put a module in evaluation mode, and each of its parts back in its own mode afterwards.
-
-    Args:
-        module: The module.
-
-    Yields:
-        Nothing.
-    """
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode

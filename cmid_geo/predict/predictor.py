@@ -20,13 +20,14 @@ from torchgeo.datasets.utils import Path as PathLike
 from torchgeo.tasks import BaseTask
 
 from ..datasets.scene import Scene
+from ..models.modes import evaluating
 from ..ops.bands import find_bands, names_of
 from ..ops.cells import CELL
 from ..ops.value_range import scale
 from ..options import Output, Precision, Turning
 from ..tasks import CMID
 from ..tasks.restoring import Restored
-from .checkpoint import Backbone, evaluating, open_task
+from .checkpoint import Backbone, open_task
 from .inputs import SceneSource
 from .outputs import Layer, Product, backbone_of, product_of
 from .tta import find_dihedrals

@@ -19,6 +19,7 @@ from ..callbacks.feature_rank import FeatureRank
 from ..callbacks.loss_gradients import LossGradients
 from ..callbacks.monitoring import CollapseAlarm, Throughput
 from ..callbacks.nonfinite import StopOnNonFinite
+from ..callbacks.online_ranks import OnlineRank
 from ..callbacks.remember import Remember
 from ..losses import (
     PrototypeLoss,
@@ -298,6 +299,10 @@ class Pretraining(Values):
             ExportBackbone,
         )  # fmt: skip
         # Lightning would replace a user's own of the same class
-        given = {type(callback) for callback in cast(Any, self.trainer).callbacks}
+        callbacks = cast(Any, self.trainer).callbacks
+        given = {type(callback) for callback in callbacks}
+        # They log the same by the same names
+        if any(isinstance(callback, OnlineRank) for callback in callbacks):
+            given.add(FeatureRank)
         kept = [kind() for kind in ours if kind not in given]
         return [*kept, *super().configure_callbacks()]
