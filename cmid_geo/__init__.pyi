@@ -38,6 +38,7 @@ from .predict import MapWriter as MapWriter
 from .predict import SceneMapper as SceneMapper
 from .predict import SceneWindows as SceneWindows
 from .predict import export_task as export_task
+from .predict import find_similar as find_similar
 from .predict import predict_scene as predict_scene
 from .tasks import CMID as CMID
 from .tasks import ChangeDetection as ChangeDetection

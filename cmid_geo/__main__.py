@@ -34,6 +34,7 @@ LIGHTNING = {
 OWN = {
     'demo': 'All of it in a few minutes: pretrain on scenes, draw, map.',
     'map': 'Map whole scenes with a checkpoint: CKPT SCENES... --out DIR',
+    'similar': 'Find more places like those at X Y: EMBEDDINGS.tif... X Y... --out DIR',
     'evaluate': 'Judge frozen features on labelled images: WEIGHTS --data FOLDER',
     'export': 'Write a backbone for use elsewhere, or a task for QGIS: CKPT OUT',
     'prepare': 'Copy scenes to tiles that are read quickly: SCENES OUT',
@@ -68,6 +69,8 @@ def _run(command: str, words: list[str]) -> None:
         _map(words[1:])
     elif command == 'evaluate':
         _evaluate(words[1:])
+    elif command == 'similar':
+        _similar(words[1:])
     elif command in OWN:
         auto_cli(
             {'demo': demonstrate, 'export': export, 'prepare': prepare}[command],
@@ -151,6 +154,41 @@ def evaluate_folder(
     evaluation = evaluate(weights, data, size, batch_size, limit)
     write_evaluation(evaluation, Path(out))
     print(evaluation)
+
+
+def _similar(words: list[str]) -> None:
+    """Find places like given ones: numbers among the words are X and Y, the others rasters."""
+    parser = ArgumentParser(
+        prog='cmid-geo similar',
+        description='Find cells whose features are like those at given points.',
+    )
+    parser.add_argument(
+        'words',
+        nargs='+',
+        metavar='EMBEDDINGS.tif... X Y...',
+        help="a backbone's maps by cmid-geo map, and X Y of one place or more",
+    )
+    parser.add_argument('--out', default='similar', help='folder for the results')
+    parser.add_argument(
+        '--crs', help="of X Y, such as EPSG:4326; by default the rasters' own"
+    )
+    parser.add_argument(
+        '--number', type=int, default=100, help='how many of the best cells to keep'
+    )
+    given = parser.parse_args(words)
+    numbers, paths = [], []
+    for word in given.words:
+        try:
+            numbers.append(float(word))
+        except ValueError:
+            paths.append(word)
+    if len(numbers) % 2:
+        raise ValueError(f'{len(numbers)} numbers: give X and Y of each point')
+    from cmid_geo.predict import find_similar
+
+    points = list(zip(numbers[::2], numbers[1::2], strict=True))
+    found = find_similar(paths, points, given.out, given.crs, given.number)
+    print('wrote', *found.maps, found.cells)
 
 
 def demonstrate(

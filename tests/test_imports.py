@@ -58,6 +58,7 @@ def test_a_name_loads_what_it_needs(code: str, sought: set[str]) -> None:
         '--help',
         '--version',
         'map --help',
+        'similar --help',
         'demo --help',
         'evaluate --help',
         'export --help',

@@ -9,4 +9,6 @@ from .pca import embed_scene as embed_scene
 from .pca import principal_colours as principal_colours
 from .pca import write_map as write_map
 from .predictor import SceneMapper as SceneMapper
+from .similar import Similar as Similar
+from .similar import find_similar as find_similar
 from .writer import MapWriter as MapWriter

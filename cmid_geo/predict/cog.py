@@ -136,11 +136,11 @@ def block_side(count: int, dtype: str) -> int:
     return side
 
 
-def read_raster_notes(path: Path) -> str | None:
+def read_raster_notes(path: Path | str) -> str | None:
     """Read how a map was made.
 
     Args:
-        path: A finished map.
+        path: A finished map, or its URL.
 
     Returns:
         What was written of it, as JSON; None if it is not one of ours, or is damaged.

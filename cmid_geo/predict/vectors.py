@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -203,18 +204,38 @@ def write_objects(
     ]
     t = grid.transform
     ground = objects['corners'] @ [[t.a, t.d], [t.b, t.e]] + (t.c, t.f)
-    table = gpd.GeoDataFrame(
-        {'class': named, 'label': objects['label'], 'score': objects['score']},
-        geometry=shapely.polygons(ground),
-        crs=grid.crs,
-    )
+    columns = {'class': named, 'label': objects['label'], 'score': objects['score']}
+    write_polygons(shapely.polygons(ground), columns, path, grid.crs, LAYER, notes)
+
+
+def write_polygons(
+    polygons: npt.NDArray[np.object_],
+    columns: dict[str, Any],
+    path: Path,
+    crs: str,
+    layer: str,
+    notes: str = '',
+) -> None:
+    """Write polygons and what is known of each as a layer of a file.
+
+    Args:
+        polygons: Of shapely, in units of *crs*.
+        columns: Values of each polygon by name.
+        path: A '.gpkg', in *crs*, or a '.geojson', in longitude and latitude. Other layers of a
+            GeoPackage stay.
+        crs: The coordinate reference system, as pyproj reads it.
+        layer: Name of the layer.
+        notes: Its description.
+    """
+    table = gpd.GeoDataFrame(columns, geometry=polygons, crs=crs)
+    kind = path.suffix.lower()
     if kind == '.geojson':
         # GDAL would do it too, but leaves double points where it cuts a ring
         table = table.to_crs(4326)
     driver, options = FORMATS[kind]
     # An empty table does not show its type of geometry
     pyogrio.write_dataframe(
-        table, path, layer=LAYER, driver=driver, geometry_type='Polygon',
+        table, path, layer=layer, driver=driver, geometry_type='Polygon',
         layer_options=options | {'DESCRIPTION': notes},
     )  # fmt: skip
 
