@@ -231,7 +231,8 @@ def export(
         format: Told by the ending of *out* by default.
         size: Of a program for QGIS: side of the images in pixels, 512 for a task by default. With it,
             a backbone becomes a program that gives one vector an image.
-        resolution: Of a program for QGIS: size of a pixel of the training scenes in cm.
+        resolution: Of a program for QGIS: size of a pixel of the training scenes in cm; by default that
+            which the checkpoint tells.
         tiles_overlap: Of a program for QGIS: what neighbouring images share in percent, 15 by default.
         divisor: Of a program for QGIS: what the tool divides raw values by before, 1 by default. For
             GeoDeep 255.

@@ -113,7 +113,11 @@ def distributions(*folders: str) -> set[str]:
         for name in imported_by(node)
     }
     known = packages_distributions()
-    return {normal(known[name][0]) for name in names - ours}
+    # Of the parts of one library that which is called as it is
+    return {
+        next((d for d in map(normal, known[name]) if d == normal(name)), normal(known[name][0]))
+        for name in names - ours
+    }  # fmt: skip
 
 
 def imported_by(node: ast.AST) -> list[str]:
@@ -132,7 +136,7 @@ def test_dependencies_are_those_that_are_imported() -> None:
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     extras = project['optional-dependencies']
     needed = {normal(one) for one in project['dependencies']}
-    optional = {normal(one) for one in extras['export']}
+    optional = {normal(one) for name in ('export', 'stac') for one in extras[name]}
     tests = {normal(one) for one in extras['tests']}
     # Lightning's default logger; torch's exporter; plug-ins and programs
     unseen = {'tensorboard', 'onnxscript', 'pytest-socket', 'pytest-xdist', 'ruff', 'ty', 'cmid-geo'}  # fmt: skip

@@ -52,6 +52,8 @@ HOMES = {
     'matplotlib': ('plots', 'datasets', 'predict/outputs'),
     'pandas': ('datasets',),
     'pyogrio': ('predict',),
+    # Scenes are found by STAC items here, and nowhere else
+    'pystac': ('datasets/stac',),
     'pyproj': ('datasets', 'predict'),
     'rasterio': ('datasets', 'predict'),
     'safetensors': ('models/weights',),

@@ -72,7 +72,8 @@ class SceneDataModule(ScaledDataModule, GeoDataModule):
         """Initialize a new SceneDataModule instance.
 
         Args:
-            paths: A folder (searched recursively), a glob, a file, a URL, or several of these.
+            paths: A folder (searched recursively), a glob, a file, a URL, or several of these; also JSON
+                files of STAC items.
             patch_size: Side of the chips in pixels, a multiple of 32 for most networks.
             length: Chips in a training epoch, over all processes.
             batch_size: Samples in a batch of training, in each process.

@@ -6,6 +6,7 @@
 import gc
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,10 @@ from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters
 from .grids import Bools, Grid
 from .reader import Image, SceneReader
 from .scene import Declared, Scene, lay_out, sift_scenes, tell_bad
+from .stac import date_scenes, expand_items
+
+if TYPE_CHECKING:
+    from pystac import Item, ItemCollection
 
 #: Types of pixels that chips may keep: torch can do with these what a loader does.
 KEPT = {'uint8', 'uint16', 'int16'}
@@ -43,7 +48,7 @@ class SceneDataset(GeoDataset):
 
     def __init__(
         self,
-        paths: Path | Iterable[Path],
+        paths: 'Path | Item | ItemCollection | Iterable[Path | Item | ItemCollection]',
         bands: Sequence[str | int] | None = None,
         crs: CRS | str | None = None,
         res: float | tuple[float, float] | None = None,
@@ -61,7 +66,9 @@ class SceneDataset(GeoDataset):
         """Initialize a new SceneDataset instance.
 
         Args:
-            paths: A folder (searched recursively), a glob, a file, a URL, or several of these.
+            paths: A folder (searched recursively), a glob, a file, a URL, or several of these; also STAC
+                items and item collections of pystac, or JSON files of these, whose assets lie here: dates
+                are then the items'.
             bands: Bands in the order wanted, by name (as the file describes them, else B1, B2, ...;
                 as the file names tell for one file a band) or position from 1. All by default. An
                 alpha band is never one.
@@ -89,11 +96,12 @@ class SceneDataset(GeoDataset):
             DatasetNotFoundError: If *paths* hold no raster.
             ValueError: If a path does not exist, or files cannot be used, with all their names.
         """
-        self.paths = paths
+        self.paths: Any = paths
         self.transforms = transforms
         self.cache = cache
         self.keep_dtype = keep_dtype
-        files = find_rasters(paths)
+        given, dates = expand_items(paths)
+        files = find_rasters(given)
         if not files:
             raise DatasetNotFoundError(self)
         declared = Declared(zero_is_nodata, nodata, file_crs)
@@ -103,7 +111,7 @@ class SceneDataset(GeoDataset):
             found, bad = sift_scenes(
                 files, bands, band_regex, date_regex, declared, thorough=skip_unreadable
             )
-            self._place(found, wanted, res, bad, skip_unreadable)
+            self._place(date_scenes(found, dates), wanted, res, bad, skip_unreadable)
 
     def _place(
         self,

@@ -16,7 +16,7 @@ from .. import tasks
 from ..models.backbones import create_backbone
 from ..models.weights.checkpoint import open_checkpoint
 from ..models.weights.loading import load_backbone
-from ..models.weights.sources import KIND, read_source, saved_bands
+from ..models.weights.sources import KIND, TRAINING, read_source, saved_bands
 from ..ops.value_range import normalize
 
 #: Tasks that can be in a checkpoint.
@@ -163,6 +163,7 @@ def _rebuild(kind: Any, content: Mapping[str, Any], path: str) -> nn.Module:
     try:
         task = kind(**_arguments(content) | {'bands': saved_bands(content)})
         task.load_state_dict(content['state_dict'])
+        task.training_data = content.get(TRAINING)
     # What is off in a damaged or foreign file may raise anything
     except Exception as error:
         raise ValueError(

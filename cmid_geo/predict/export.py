@@ -154,7 +154,7 @@ def export_task(
         path: File to write, ``.onnx``; its folder is made.
         size: Side of the images in pixels, a multiple of 32.
         resolution: Size on the ground of a pixel of the training scenes, in cm: the tools resample
-            finer scenes to it.
+            finer scenes to it. By default that of the scenes of the fit, where the checkpoint tells.
         tiles_overlap: What neighbouring images share in a tool, in percent of their side, below 50.
         divisor: What the tool divides raw values by before the program sees them.
         low: Raw value of each band, or of all, that becomes 0; the task's own by default.
@@ -173,7 +173,7 @@ def export_task(
     """
     require_onnx()
     path, origin = Path(path), type(task).__name__
-    _check_numbers(path, size, resolution, tiles_overlap, divisor)
+    _check_numbers(path, size, tiles_overlap, divisor)
     if not isinstance(task, nn.Module):
         origin = Path(task).name
         task = open_task(task)
@@ -182,11 +182,11 @@ def export_task(
     raw = RawTask(task, head, *limits, divisor)
     metadata = {
         'model_type': head.kind, 'class_names': dict(enumerate(head.classes)),
-        'resolution': resolution, 'tile_size': size, 'tiles_size': size,
+        'resolution': _resolution_of(task, resolution), 'tile_size': size, 'tiles_size': size,
         'tiles_overlap': tiles_overlap, 'seg_thresh': 0.0, 'seg_small_segment': 0,
         'standardization_mean': [0.0] * head.dates * len(limits[0]),
         'standardization_std': [divisor / BYTE] * head.dates * len(limits[0]),
-        'provenance': {'from': origin, 'cmid_geo': __version__},
+        'provenance': {'from': origin, 'cmid_geo': __version__, **_training_of(task)},
         **_what_is_known(task, *limits),
     }  # fmt: skip
     with evaluating(raw):
@@ -194,9 +194,7 @@ def export_task(
     return path
 
 
-def _check_numbers(
-    path: Path, size: int, resolution: float | None, overlap: int, divisor: float
-) -> None:
+def _check_numbers(path: Path, size: int, overlap: int, divisor: float) -> None:
     if path.suffix != '.onnx':
         raise ValueError(
             f'{path.name}: a task is exported as a program of ONNX, end the name in .onnx'
@@ -204,11 +202,6 @@ def _check_numbers(
     if size < CELL or size % CELL:
         raise ValueError(
             f'size={size}: networks have strides of up to {CELL} pixels, give a positive multiple of {CELL}'
-        )
-    if resolution is None or resolution <= 0:
-        raise ValueError(
-            f'resolution={resolution}: give the size of a pixel of the training scenes in cm, such as '
-            'resolution=10 (--resolution 10) for 0.1 m'
         )
     if not 0 <= overlap < 50:
         raise ValueError(
@@ -218,6 +211,25 @@ def _check_numbers(
         raise ValueError(
             f'divisor={divisor}: give 1 for raw values, or what the tool divides them by, such as 255'
         )
+
+
+def _training_of(task: nn.Module) -> dict[str, Any]:
+    """Where and when the scenes lie that a task was trained on, if its checkpoint tells."""
+    known = getattr(task, 'training_data', None)
+    return {} if known is None else {'training_data': known}
+
+
+def _resolution_of(task: nn.Module, given: float | None) -> float:
+    """Size of a pixel in cm: what is given, or that of the scenes of the fit, to three digits."""
+    known = (getattr(task, 'training_data', None) or {}).get('resolution')
+    if given is None and known:
+        return float(f'{100 * known:.3g}')
+    if given is None or given <= 0:
+        raise ValueError(
+            f'resolution={given}: give the size of a pixel of the training scenes in cm, such as '
+            'resolution=10 (--resolution 10) for 0.1 m'
+        )
+    return given
 
 
 def _head_of(task: Any, labels: Sequence[str] | None) -> Head:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..datasets.extent import extent_of
 from ..models.weights.matching import LoadReport
-from ..models.weights.sources import KIND, VERSION, saved_bands
+from ..models.weights.sources import KIND, TRAINING, VERSION, saved_bands
 from ..ops.bands import names_of
 from ..ops.value_range import ValueRange
 from ..version import __version__
@@ -28,9 +29,12 @@ class Values(Restored, Resumable):
 
     Attributes:
         report: What weights were loaded; None for random ones and for timm's.
+        training_data: Where and when the scenes of the fit lie, see
+            :func:`~cmid_geo.datasets.extent.extent_of`; None where that is not known.
     """
 
     report: LoadReport | None = None
+    training_data: dict[str, Any] | None = None
     #: What of the data's value range a fit takes over, unless the user gave it.
     learned: tuple[str, ...] = ('low', 'high')
 
@@ -76,6 +80,7 @@ class Values(Restored, Resumable):
         datamodule = getattr(self.trainer, 'datamodule', None)
         if stage == 'fit' and datamodule is not None:
             new = self.learn_values(value_range_of(datamodule))
+            self.training_data = extent_of(getattr(datamodule, 'train_dataset', None))
             given = names_of(self.report.about.get('bands')) if self.report else []
             wanted = names_of(self.hparams['bands'])
             if given and wanted:
@@ -161,6 +166,8 @@ class Values(Restored, Resumable):
         super().on_save_checkpoint(checkpoint)
         checkpoint[KIND] = type(self).__name__
         checkpoint[VERSION] = __version__
+        if self.training_data is not None:
+            checkpoint[TRAINING] = self.training_data
 
     def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Take over the bands that a checkpoint knows.
@@ -172,6 +179,8 @@ class Values(Restored, Resumable):
             ValueError: If the task, or its datamodule, has others, or these in another order.
         """
         super().on_load_checkpoint(checkpoint)
+        if self.training_data is None:
+            self.training_data = checkpoint.get(TRAINING)
         known = saved_bands(checkpoint)
         if known and self.hparams['bands']:
             check_names(known, self.hparams['bands'], 'the checkpoint', 'the run')

@@ -19,7 +19,7 @@ from ..backbones import create_backbone
 from .checkpoint import save_safetensors
 from .export_onnx import RawBackbone, write_onnx, write_torchscript
 from .loading import load_backbone
-from .sources import VERSION, Source, read_source
+from .sources import TRAINING, VERSION, Source, read_source
 
 #: Formats by the ending of a file's name.
 ENDINGS: dict[str, Format] = {
@@ -130,6 +130,7 @@ def _describe(
             'hyper_parameters': dict(getattr(weights, 'hparams', {})),
             'global_step': getattr(trainer, 'global_step', None),
             VERSION: __version__,
+            TRAINING: getattr(weights, 'training_data', None),
         }
     found = read_source(weights, side)
     known, values = found.metadata, found.value_range
@@ -157,6 +158,6 @@ def _describe(
 
 def _provenance(origin: str, known: dict[str, Any]) -> dict[str, Any]:
     """Collect where weights come from; it stays with them from file to file."""
-    kept = ('steps', 'dataset', 'publication', 'license')
+    kept = ('steps', 'dataset', 'publication', 'license', 'training_data')
     provenance = {'from': origin, 'cmid_geo': __version__}
     return provenance | {k: known[k] for k in kept if known.get(k) is not None}

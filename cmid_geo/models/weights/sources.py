@@ -29,6 +29,9 @@ KIND = 'cmid_geo_task'
 #: Where a checkpoint names the version of this package, since it tells bands without names by positions.
 VERSION = 'cmid_geo_version'
 
+#: Where a checkpoint tells the extent of the scenes that it was trained on.
+TRAINING = 'cmid_geo_training_data'
+
 ENUMS: tuple[type[CMIDWeights], ...] = (CMIDResNet50_Weights, CMIDSwinB_Weights)
 
 
@@ -176,6 +179,8 @@ def _read_content(name: str, content: dict[str, Any], side: Any) -> Source:
         metadata['bands'] = saved_bands(content)
     if KIND in content:
         metadata[KIND] = content[KIND]
+    if content.get(TRAINING) is not None:
+        metadata['training_data'] = content[TRAINING]
     if content.get('global_step') is not None:
         metadata['steps'] = content['global_step']
     if not tensors:
