@@ -81,6 +81,14 @@ class Scene:
         return self.start != pd.Timestamp.min
 
     @property
+    def date(self) -> str:
+        """The day, or the first and the last one; nothing if there is no date."""
+        if not self.is_dated:
+            return ''
+        days = [f'{instant:%Y-%m-%d}' for instant in (self.start, self.stop)]
+        return ' to '.join(dict.fromkeys(days))
+
+    @property
     def transform(self) -> Affine:
         """From (col, row) to (x, y) in the dataset's CRS."""
         return self.grid.transform
