@@ -53,6 +53,12 @@ class Scene:
     zero_is_nodata: bool
     fill: float | int | None = None
 
+    def _repr_html_(self) -> str:
+        """Table and picture in a notebook."""
+        from .tables import scene_table
+
+        return scene_table(self)
+
     @property
     def files(self) -> tuple[str, ...]:
         """Paths of the files."""

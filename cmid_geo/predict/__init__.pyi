@@ -9,3 +9,4 @@ from .pca import principal_colours as principal_colours
 from .pca import write_map as write_map
 from .predictor import SceneMapper as SceneMapper
 from .writer import MapWriter as MapWriter
+from .written import WrittenMap as WrittenMap
