@@ -19,7 +19,13 @@ TESTS = sorted((ROOT / 'tests').rglob('test_*.py'))
 TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in FILES}
 
 #: Figures of samples and predictions, which datasets and tasks draw: these know tensors only.
-DRAWN = ('plots/canvas', 'plots/predictions', 'plots/boxes', 'plots/loggers')
+DRAWN = (
+    'plots/canvas',
+    'plots/predictions',
+    'plots/boxes',
+    'plots/loggers',
+    'plots/samples',
+)
 
 #: The floors of the package, lowest first: a part knows its own files and the floors below.
 FLOORS = (
@@ -49,7 +55,7 @@ HOMES = {
         'cli',
         '__main__',
     ),
-    'matplotlib': ('plots', 'datasets', 'predict/outputs'),
+    'matplotlib': ('plots', 'predict/outputs'),
     'pandas': ('datasets',),
     'pyogrio': ('predict',),
     # Scenes are found by STAC items here, and nowhere else

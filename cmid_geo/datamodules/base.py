@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets.utils import Sample
 
@@ -100,6 +100,28 @@ class ScaledDataModule(BaseDataModule):
         batch = self.scale(batch)
         training = self.trainer is not None and self.trainer.training
         return self.augment_batch(batch) if training else batch
+
+    def plot(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw a sample as the dataset does that it is of: in training that, else the one validated on.
+
+        Args:
+            *args: Of its ``plot``: a sample, in [0, 1] or raw.
+            **kwargs: Of its ``plot``.
+
+        Returns:
+            The figure; None where no dataset is open that draws.
+        """
+        names = ['val_dataset', 'dataset', 'train_dataset', 'test_dataset']
+        if self.trainer is not None and self.trainer.training:
+            names.insert(0, 'train_dataset')
+        for name in names:
+            dataset: Any = getattr(self, name)
+            while isinstance(dataset, Subset):
+                dataset = dataset.dataset
+            draw = getattr(dataset, 'plot', None)
+            if draw is not None:
+                return draw(*args, **kwargs)
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Tell where training stands in its data; Lightning keeps it in checkpoints."""

@@ -19,8 +19,10 @@ from torchvision.transforms.v2 import functional as transforms
 from ..datasets.label_fraction import check_fraction, draw_fraction
 from ..datasets.order import RandomlyCropped, SeededCrops
 from ..datasets.samplers import ListedChips
+from ..ops.bands import names_of
 from ..ops.cells import CELL
 from ..ops.value_range import ValueRange
+from ..plots.samples import sample_figure
 from ..transforms.change import PairAugmentation
 from .base import ScaledDataModule
 
@@ -77,6 +79,20 @@ class _Pairs(ScaledDataModule):
         """
         batch = super().augment_batch(batch | {'mask': batch['mask'].squeeze(1)})
         return batch | {'mask': batch['mask'].unsqueeze(1)}
+
+    def plot(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw a pair by the names of its bands; TorchGeo's own figures fill pyplot's list.
+
+        Args:
+            *args: Of :func:`~cmid_geo.plots.samples.sample_figure`: a sample, in [0, 1] or raw.
+            **kwargs: Of the same.
+
+        Returns:
+            The figure.
+        """
+        bands = names_of(self.statistics.bands if self.statistics else None) or None
+        known: dict[str, Any] = {'bands': bands, 'names': ('no change', 'change')}
+        return sample_figure(*args, **(known | kwargs))
 
     def _train_on(self, dataset: Any, among: list[int], crop: Any = None) -> None:
         """Train on a part of some pairs, with as many crops an epoch as wanted."""

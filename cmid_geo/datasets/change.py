@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import compress
 from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,11 +17,15 @@ from torch.utils.data import Dataset
 from torchgeo.datasets import DatasetNotFoundError
 from torchgeo.datasets.utils import Path, Sample
 
+from ..plots.samples import sample_figure
 from .chips import Chip
 from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters, stem
 from .grids import Bools
 from .reader import SceneReader
 from .scene import Declared, Scene, check_same_count, find_scenes, place
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: A place's name, its dates and its mask.
 Place = tuple[str, Scene, Scene, Scene]
@@ -184,6 +189,30 @@ class ChangePairs(Dataset[Sample]):
             'window': torch.tensor(index.window),
         }
         return sample if self.transforms is None else self.transforms(sample)
+
+    def plot(
+        self,
+        sample: Sample,
+        show_titles: bool = True,
+        suptitle: str | None = None,
+        **options: Any,
+    ) -> 'Figure':
+        """Draw a sample, and what was predicted of it.
+
+        Args:
+            sample: As of this dataset, raw or in [0, 1]; with ``prediction`` (H, W) this is drawn beside.
+            show_titles: Whether to say which is which.
+            suptitle: Title of all.
+            **options: Of :func:`~cmid_geo.plots.samples.sample_figure`, such as ``names`` of classes.
+
+        Returns:
+            The figure.
+        """
+        known: dict[str, Any] = {'bands': self.bands, 'dates': ('before', 'after')}
+        known['ignore_index'] = self.ignore_index
+        if self.binary:
+            known['names'] = ('no change', 'change')
+        return sample_figure(sample, show_titles, suptitle, **(known | options))
 
     def validity(self, scene: int, cells: int = 512) -> Bools | None:
         """Map roughly where both dates of a place are valid.

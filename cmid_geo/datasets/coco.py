@@ -8,20 +8,22 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.figure import Figure
 from rasterio.enums import ColorInterp, Resampling
 from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..ops.value_range import ValueRange
-from ..plots.boxes import boxes_figure
+from ..plots.samples import sample_figure
 from .images import open_image
 from .statistics import PIXELS, check_limits, summarize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Images that statistics are estimated from, at most.
 IMAGES = 64
@@ -143,30 +145,26 @@ class CocoDetection(NonGeoDataset):
         return sample if self.transforms is None else self.transforms(sample)
 
     def plot(
-        self, sample: Sample, show_titles: bool = True, suptitle: str | None = None
-    ) -> Figure:
-        """Draw the boxes of a sample.
+        self,
+        sample: Sample,
+        show_titles: bool = True,
+        suptitle: str | None = None,
+        **options: Any,
+    ) -> 'Figure':
+        """Draw a sample, and what was predicted of it.
 
         Args:
-            sample: In [0, 1]; with ``prediction_bbox_xyxy``, ``prediction_label`` and
+            sample: As of this dataset, raw or in [0, 1]; with ``prediction_bbox_xyxy``, ``prediction_label`` and
                 ``prediction_score`` these are drawn beside.
             show_titles: Whether to say which is which.
             suptitle: Title of all.
+            **options: Of :func:`~cmid_geo.plots.samples.sample_figure`, such as ``names`` of classes.
 
         Returns:
             The figure.
         """
-        truth = (sample['bbox_xyxy'], sample['label'])
-        found = None
-        if 'prediction_bbox_xyxy' in sample:
-            keys = ('bbox_xyxy', 'label', 'score')
-            found = [tuple(sample[f'prediction_{key}'] for key in keys)]
-        figure = boxes_figure(
-            sample['image'][None], [truth], found, self.classes, titles=show_titles
-        )
-        if suptitle is not None:
-            figure.suptitle(suptitle)
-        return figure
+        known: dict[str, Any] = {'names': self.classes} | options
+        return sample_figure(sample, show_titles, suptitle, **known)
 
     def _read(self, file: Any) -> tuple[npt.NDArray[np.float32], list[float]]:
         """Read the wanted bands at the wanted scale, and by what boxes are to be multiplied."""

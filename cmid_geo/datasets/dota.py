@@ -6,7 +6,7 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,11 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Sample
 
 from ..ops.window_starts import window_starts
+from ..plots.samples import sample_figure
 from .images import IMAGES, is_image, open_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: First words of lines that are no box.
 HEADERS = ('imagesource:', 'gsd:')
@@ -127,6 +131,28 @@ class OrientedChips(NonGeoDataset):
             'index': torch.tensor(image),
             'window': torch.tensor([col, row, size, size]),
         }
+
+    def plot(
+        self,
+        sample: Sample,
+        show_titles: bool = True,
+        suptitle: str | None = None,
+        **options: Any,
+    ) -> 'Figure':
+        """Draw a sample, and what was predicted of it.
+
+        Args:
+            sample: As of this dataset, raw or in [0, 1]; with ``prediction_bbox`` (N, 8), ``prediction_label`` and
+                ``prediction_score`` these are drawn beside.
+            show_titles: Whether to say which is which.
+            suptitle: Title of all.
+            **options: Of :func:`~cmid_geo.plots.samples.sample_figure`, such as ``names`` of classes.
+
+        Returns:
+            The figure.
+        """
+        known: dict[str, Any] = {'names': ('background', *self.classes)} | options
+        return sample_figure(sample, show_titles, suptitle, **known)
 
     def _own(self, shapes: npt.NDArray, col: int, row: int) -> npt.NDArray[np.int64]:
         """Which boxes belong to a chip."""

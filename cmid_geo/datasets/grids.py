@@ -39,6 +39,12 @@ class Grid:
     width: int
     height: int
 
+    def _repr_html_(self) -> str:
+        """Table in a notebook."""
+        from .tables import grid_rows, html_table
+
+        return html_table(grid_rows(self))
+
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """The box (xmin, ymin, xmax, ymax) around the grid, in units of the CRS."""

@@ -5,12 +5,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torchgeo.datasets import DatasetNotFoundError, NonGeoClassificationDataset
 from torchgeo.datasets.utils import Sample
 
+from ..plots.samples import sample_figure
 from .images import is_image, read_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class ImageFolders(NonGeoClassificationDataset):
@@ -62,3 +67,24 @@ class ImageFolders(NonGeoClassificationDataset):
         if not names:
             raise DatasetNotFoundError(self)
         return names, {name: label for label, name in enumerate(names)}
+
+    def plot(
+        self,
+        sample: Sample,
+        show_titles: bool = True,
+        suptitle: str | None = None,
+        **options: Any,
+    ) -> 'Figure':
+        """Draw a sample, and what was predicted of it.
+
+        Args:
+            sample: As of this dataset, raw or in [0, 1]; with ``prediction`` this stands below the true class.
+            show_titles: Whether to say which is which.
+            suptitle: Title of all.
+            **options: Of :func:`~cmid_geo.plots.samples.sample_figure`, such as ``names`` of classes.
+
+        Returns:
+            The figure.
+        """
+        known: dict[str, Any] = {'names': self.classes} | options
+        return sample_figure(sample, show_titles, suptitle, **known)

@@ -4,7 +4,7 @@
 """Masks: labels of pixels as georeferenced rasters, alone and with their scenes."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,9 @@ from .rasters import Array
 from .reader import SceneReader, around, nearest
 from .scene import Scene
 from .scenes import SceneDataset
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class MaskReader(SceneReader):
@@ -92,6 +95,27 @@ class MaskDataset(SceneDataset):
         labels, valid = self._reader.read(self.scenes[scene], target)
         return self._labels(torch.from_numpy(labels[0]), torch.from_numpy(valid))
 
+    def plot(
+        self,
+        sample: Sample,
+        show_titles: bool = True,
+        suptitle: str | None = None,
+        **options: Any,
+    ) -> 'Figure':
+        """Draw a sample, and what was predicted of it.
+
+        Args:
+            sample: As of this dataset, raw or in [0, 1]; with ``prediction`` (H, W) this is drawn beside.
+            show_titles: Whether to say which is which.
+            suptitle: Title of all.
+            **options: Of :func:`~cmid_geo.plots.samples.sample_figure`, such as ``names`` of classes.
+
+        Returns:
+            The figure.
+        """
+        known = {'ignore_index': self.ignore_index} | options
+        return super().plot(sample, show_titles, suptitle, **known)
+
     def _labels(self, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         return labels.long().where(valid, self.ignore_index)
 
@@ -154,6 +178,27 @@ class LabelledScenes(Dataset):
             'valid': seen,
             'mask': mask.where(seen, self.masks.ignore_index),
         }
+
+    def plot(
+        self,
+        sample: Sample,
+        show_titles: bool = True,
+        suptitle: str | None = None,
+        **options: Any,
+    ) -> 'Figure':
+        """Draw a sample, and what was predicted of it.
+
+        Args:
+            sample: As of this dataset, raw or in [0, 1]; with ``prediction`` (H, W) this is drawn beside.
+            show_titles: Whether to say which is which.
+            suptitle: Title of all.
+            **options: Of :func:`~cmid_geo.plots.samples.sample_figure`, such as ``names`` of classes.
+
+        Returns:
+            The figure.
+        """
+        known = {'ignore_index': self.masks.ignore_index} | options
+        return self.images.plot(sample, show_titles, suptitle, **known)
 
     def _images_at(self, scene: Scene) -> np.ndarray:
         """Indices of the images whose boxes overlap a mask's."""

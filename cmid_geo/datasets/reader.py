@@ -90,6 +90,38 @@ class SceneReader:
         image = np.rint(image) if whole else image
         return image.astype(dtype, copy=False), valid
 
+    def overview(
+        self, scene: Scene, side: int, most: int | None = None
+    ) -> tuple[Array, Bools]:
+        """Read all of a scene on its own grid, decimated: from its overviews where it has some.
+
+        Args:
+            scene: The scene.
+            side: Longest side of what is wanted, in pixels.
+            most: Most pixels of a file that may be decoded because it has no overviews.
+
+        Returns:
+            Raw values (bands, rows, cols), and where they are valid.
+
+        Raises:
+            ValueError: If a file cannot be read, or is larger than *most* and has no overviews.
+        """
+        native = scene.native
+        factor = max(1.0, max(native.width, native.height) / side)
+        shape = max(1, int(native.height / factor)), max(1, int(native.width / factor))
+        parts, tests = [], []
+        for raster in scene.rasters:
+            # Bands of a scene show the same ground, whatever their resolution
+            high, wide = raster.grid.height, raster.grid.width
+            if most is not None and high * wide > most:
+                _check_overviews(raster)
+            data, valid = self._read_file(raster, ((0, high), (0, wide)), shape)
+            parts.append(data)
+            tests.append(valid)
+        image = np.concatenate(parts)
+        known = all_of([*tests, *((image != value).any(0) for value in scene.fills)])
+        return image, np.ones(shape, bool) if known is None else known
+
     def close(self) -> None:
         """Close the files of this process, so that workers forked from it inherit none."""
         _close_all(self._handles.get(os.getpid(), {}), os.getpid())
@@ -272,6 +304,22 @@ def _unreadable(path: str, window: Window, why: str) -> str:
     if os.strerror(errno.EMFILE).lower() in why.lower():
         cure = 'this process may open no more files: raise the limit (ulimit -n), or lower num_workers'
     return f'cannot read {window} of {path!r} ({why}): {cure}'
+
+
+def _check_overviews(raster: Raster) -> None:
+    """Refuse a file that has to be decoded whole to see little of it."""
+    try:
+        with open_raster(raster.path) as handle:
+            has_some = bool(handle.overviews(raster.indexes[0]))
+    except FAILURES as error:
+        window = ((0, raster.grid.height), (0, raster.grid.width))
+        why = str(error.__cause__ or error)
+        raise ValueError(_unreadable(raster.path, window, why)) from error
+    if not has_some:
+        raise ValueError(
+            f'{raster.path!r} is large and has no overviews: add some by gdaladdo, or write it with '
+            'gdal_translate -of COG'
+        )
 
 
 def _close_all(handles: dict[str, DatasetReader], pid: int) -> None:

@@ -53,6 +53,12 @@ class Scene:
     zero_is_nodata: bool
     fill: float | int | None = None
 
+    def _repr_html_(self) -> str:
+        """Table and picture in a notebook."""
+        from .tables import scene_table
+
+        return scene_table(self)
+
     @property
     def files(self) -> tuple[str, ...]:
         """Paths of the files."""
@@ -79,6 +85,14 @@ class Scene:
     def is_dated(self) -> bool:
         """Whether the file name states a date."""
         return self.start != pd.Timestamp.min
+
+    @property
+    def date(self) -> str:
+        """The day, or the first and the last one; nothing if there is no date."""
+        if not self.is_dated:
+            return ''
+        days = [f'{instant:%Y-%m-%d}' for instant in (self.start, self.stop)]
+        return ' to '.join(dict.fromkeys(days))
 
     @property
     def transform(self) -> Affine:

@@ -18,6 +18,7 @@ from pyproj import CRS
 from torchgeo.datasets import DatasetNotFoundError, GeoDataset, IntersectionDataset
 from torchgeo.datasets.utils import GeoSlice, Path, Sample
 
+from ..plots.samples import sample_figure
 from .chips import Chip, concat_scenes
 from .filenames import DEFAULT_BAND_REGEX, DEFAULT_DATE_REGEX, find_rasters
 from .grids import Bools, Grid
@@ -27,6 +28,9 @@ from .stac import date_scenes, expand_items
 
 if TYPE_CHECKING:
     from pystac import Item, ItemCollection
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Types of pixels that chips may keep: torch can do with these what a loader does.
 KEPT = {'uint8', 'uint16', 'int16'}
@@ -223,6 +227,32 @@ class SceneDataset(GeoDataset):
         """
         sample = self._chip(index) if isinstance(index, Chip) else self._slice(index)
         return sample if self.transforms is None else self.transforms(sample)
+
+    def plot(
+        self,
+        sample: Sample,
+        show_titles: bool = True,
+        suptitle: str | None = None,
+        **options: Any,
+    ) -> 'Figure':
+        """Draw a sample, and what was predicted of it.
+
+        Args:
+            sample: As of this dataset, raw or in [0, 1]; with ``prediction`` (H, W) this is drawn beside.
+            show_titles: Whether to say which is which.
+            suptitle: Title of all.
+            **options: Of :func:`~cmid_geo.plots.samples.sample_figure`, such as ``names`` of classes.
+
+        Returns:
+            The figure.
+        """
+        which = torch.atleast_1d(torch.as_tensor(sample.get('scene', []))).tolist()
+        dates = [self.scenes[n].date for n in which if n < len(self.scenes)]
+        known: dict[str, Any] = {
+            'bands': self.bands,
+            'dates': dates if all(dates) else None,
+        }
+        return sample_figure(sample, show_titles, suptitle, **(known | options))
 
     def validity(self, scene: int, cells: int = 512) -> Bools | None:
         """Map roughly where a scene is valid, from a decimated read.

@@ -15,3 +15,4 @@ from .pretraining import plot_curves as plot_curves
 from .pretraining import plot_map as plot_map
 from .pretraining import plot_reconstructions as plot_reconstructions
 from .pretraining import plot_views as plot_views
+from .samples import sample_figure as sample_figure

@@ -4,12 +4,13 @@
 """Figures of boxes on images."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from .canvas import pick_bands, show, subplots
+from .canvas import class_colours, pick_bands, show, subplots
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -38,24 +39,45 @@ def draw_boxes(
         shown: Bands to show as red, green and blue.
         title: Above the image.
     """
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
-
     height, width = image.shape[1:]
     pixels = pick_bands(image, shown).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     # Edges of pixels, not their centres, are at whole numbers, as in the boxes
     show(axis, pixels, title, extent=(0, width, height, 0))
+    outline_boxes(axis, boxes, labels, names, scores)
+
+
+def outline_boxes(
+    axis: 'matplotlib.axes.Axes',
+    boxes: Float[Tensor, 'n values'],
+    labels: Integer[Tensor, ' n'],
+    names: Sequence[str] | None = None,
+    scores: Float[Tensor, ' n'] | None = None,
+) -> None:
+    """Draw boxes with their names, and confidences, on an axis whose units are pixels.
+
+    Args:
+        axis: To draw on.
+        boxes: (x1, y1, x2, y2) of upright boxes, or four corners (x1, y1, ..., x4, y4) of rotated ones.
+        labels: Class of each box.
+        names: Of the classes, background first; numbers by default.
+        scores: Confidence of each box, in [0, 1].
+    """
+    from matplotlib.patches import Polygon, Rectangle
+
+    colours = class_colours(10)
     told = [None] * len(boxes) if scores is None else scores.tolist()
     for box, label, score in zip(boxes.tolist(), labels.tolist(), told, strict=True):
-        colour = colormaps['tab10']((label - 1) % 10)
-        x1, y1, x2, y2 = box
-        sides = x2 - x1, y2 - y1
-        axis.add_patch(Rectangle((x1, y1), *sides, fill=False, color=colour, lw=1.2))
+        colour, points = colours[(label - 1) % 10], np.reshape(box, (-1, 2))
+        line: dict[str, Any] = {'fill': False, 'edgecolor': colour, 'lw': 1.2}
+        x, y = points[points[:, 1].argmin()]
+        if len(points) == 4:
+            axis.add_patch(Polygon(points, **line))
+        else:
+            axis.add_patch(Rectangle((x, y), *(points[1] - points[0]), **line))
         name = str(label) if names is None else names[label]
-        text = name if score is None else f'{name} {score:.2f}'
         axis.text(
-            x1, y1, text, fontsize=6, color='white', va='bottom', clip_on=True,
-            bbox={'facecolor': colour, 'edgecolor': 'none', 'pad': 0.6},
+            x, y, name if score is None else f'{name} {score:.2f}', fontsize=6, color='white',
+            va='bottom', clip_on=True, bbox={'facecolor': colour, 'edgecolor': 'none', 'pad': 0.6},
         )  # fmt: skip
 
 

@@ -12,3 +12,4 @@ from .predictor import SceneMapper as SceneMapper
 from .similar import Similar as Similar
 from .similar import find_similar as find_similar
 from .writer import MapWriter as MapWriter
+from .written import WrittenMap as WrittenMap

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from .inputs import SceneFiles
 
+#: Most maps that a notebook shows of a run.
+MOST_SHOWN = 5
+
 
 @dataclass
 class Tally:
@@ -56,6 +59,20 @@ class Tally:
                 raise OSError(
                     f'{self}\nThe disk is full: free space and run the same command, maps that are there are kept'
                 ) from error
+
+    def _repr_html_(self) -> str:
+        """Counts, and the first maps, in a notebook."""
+        from ..datasets.tables import html_table
+        from .written import WrittenMap
+
+        rows = {
+            'made': len(self.made),
+            'there already': len(self.skipped),
+            'failed': '\n'.join(f'{n}: {why}' for n, why in self.failed.items()) or 0,
+        }
+        maps = [WrittenMap(path) for path in (*self.made, *self.skipped)]
+        shown = [each._repr_html_() for each in maps[:MOST_SHOWN]]
+        return ''.join([html_table(rows), *shown])
 
     def __str__(self) -> str:
         """Say it."""
@@ -194,7 +211,7 @@ def predict_scene(
             its cells come from shifted cells, (32 / *stride*)² times as slowly.
 
     Returns:
-        The file.
+        The file, a path that shows itself in notebooks.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -204,6 +221,7 @@ def predict_scene(
     from .job import plan_map
     from .predictor import SceneMapper
     from .writer import write_job
+    from .written import WrittenMap
 
     mapper = SceneMapper(
         task, output, components=components, threshold=threshold, tta=tta, low=low,
@@ -215,7 +233,7 @@ def predict_scene(
     )  # fmt: skip
     with mapper.running(device, precision):
         write_job(mapper, job, batch_size, num_workers, progress)
-    return job.out
+    return WrittenMap(job.out)
 
 
 def map_scenes(

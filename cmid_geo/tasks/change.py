@@ -210,6 +210,10 @@ class ChangeDetection(Downstream, torchgeo.tasks.ChangeDetection):
         labels, known = self.read_labels(batch)
         loss = self.criterion(logits, labels, known)
         self.record(stage, loss, logits, labels)
+        if stage == 'val':
+            binary = self.hparams['task'] == 'binary'
+            found = (logits[0, 0] > 0).long() if binary else logits[0].argmax(0)
+            self.show_sample(batch, batch_idx, prediction=found)
         return loss
 
     def predict_step(

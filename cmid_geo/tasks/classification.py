@@ -218,6 +218,10 @@ class Classification(Downstream, torchgeo.tasks.Classification):
         self.record(stage, loss, logits, label)
         if stage != 'train' and self.hparams['task'] == 'multiclass':
             self.confusion.update(logits, label)
+        if stage == 'val':
+            multiclass = self.hparams['task'] == 'multiclass'
+            found = logits.argmax(1) if multiclass else (logits > 0).long().squeeze(1)
+            self.show_sample(batch, batch_idx, prediction=found[0])
         return loss
 
     def on_validation_epoch_end(self) -> None:

@@ -15,7 +15,6 @@ from torchmetrics.detection.mean_ap import MeanAveragePrecision
 from torchvision.models import WeightsEnum
 
 from ..models.detection import ASPECT_RATIOS, Detector, create_detector
-from ..plots.loggers import log_figure
 from ..transforms.detection import check_boxes, keep_visible
 from .downstream import Downstream
 from .optimization import OptimizerName, Schedule
@@ -58,9 +57,6 @@ class Detection(Downstream):
         Returns:
             Values by name.
         """
-
-    def show(self, batch: Batch, found: list[dict[str, Tensor]]) -> None:
-        """Log a figure of the first image of the first batch; none by default."""
 
     def configure_metrics(self) -> None:
         """Build the metrics of validation and test."""
@@ -125,8 +121,22 @@ class Detection(Downstream):
         found = self(image)
         getattr(self, f'{stage}_metrics').update(found, targets)
         if stage == 'val' and batch_idx == 0:
-            self.show(batch, found)
+            first, kind = self.corners_of(found[0]), self.learns_from[0]
+            drawn = zip((kind, 'label', 'score'), ('boxes', 'labels', 'scores'))
+            named = {f'prediction_{key}': first[name] for key, name in drawn}
+            self.show_sample(batch, batch_idx, 'val/boxes', **named)
         return None
+
+    def corners_of(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring the boxes that were found in an image to the form of those of batches.
+
+        Args:
+            found: ``boxes``, ``labels`` and ``scores``.
+
+        Returns:
+            The same.
+        """
+        return found
 
     def on_validation_epoch_end(self) -> None:
         """Log the precision over all validation images."""
@@ -294,14 +304,3 @@ class ObjectDetection(Detection, torchgeo.tasks.ObjectDetection):
             if label > 0:
                 values[f'map_{names[label] if names else label}'] = value
         return values
-
-    def show(self, batch: Batch, found: list[dict[str, Tensor]]) -> None:
-        """Log a figure of the first image, where the datamodule draws."""
-        plot = getattr(getattr(self.trainer, 'datamodule', None), 'plot', None)
-        if plot is None:
-            return
-        names = {'bbox_xyxy': 'boxes', 'label': 'labels', 'score': 'scores'}
-        sample = {
-            key: batch[key][0].cpu() for key in ('image', 'bbox_xyxy', 'label')
-        } | {f'prediction_{key}': found[0][name].cpu() for key, name in names.items()}
-        log_figure(self, 'val/boxes', lambda: plot(sample))

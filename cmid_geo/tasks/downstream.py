@@ -11,17 +11,25 @@ from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchgeo.datamodules import BaseDataModule
+from torchgeo.datasets import RGBBandsMissingError
 from torchvision.models import WeightsEnum
 
+from ..datamodules.base import ScaledDataModule
 from ..losses.masked import DenseLoss
 from ..models.weights.loading import load_backbone
 from ..models.weights.sources import read_source
 from ..ops.bands import find_bands, names_of
 from ..ops.value_range import normalize
+from ..plots.loggers import log_figure
+from ..plots.samples import sample_figure
 from .base import Values
 from .checks import check_batch, check_start
 from .optimization import configure_recipe
 from .types import Batch, Hyperparameters, Stage
+
+#: Batches of a validation of which a figure is logged.
+SHOWN = 4
 
 
 class Downstream(Values):
@@ -279,6 +287,49 @@ class Downstream(Values):
             f'{stage}_loss', loss, prog_bar=training, batch_size=len(target), sync_dist=not training
         )  # fmt: skip
 
+    def show_sample(
+        self, batch: Batch, batch_idx: int, name: str | None = None, **found: Tensor
+    ) -> None:
+        """Log a figure of the first sample of one of the first batches of validation.
+
+        Args:
+            batch: See the class.
+            batch_idx: Index of the batch in its epoch.
+            name: Of the figure; the batch's by default.
+            **found: What was predicted of that sample, by the names of
+                :func:`~cmid_geo.plots.samples.sample_figure`.
+        """
+        if batch_idx < SHOWN:
+            name = f'val/{batch_idx}' if name is None else name
+            log_figure(self, name, lambda: self._draw(batch, found))
+
+    def _draw(self, batch: Batch, found: dict[str, Tensor]) -> Any:
+        """Draw a sample by the datamodule, where it does, else by what the task knows."""
+        first = {
+            key: values[0]
+            for key, values in batch.items()
+            if isinstance(values, Tensor | list | tuple) and len(values)
+        } | found
+        sample = {
+            key: value.detach().cpu() if isinstance(value, Tensor) else value
+            for key, value in first.items()
+        }
+        given = {name: self.hparams.get(name) for name in ('labels', 'ignore_index')}
+        known = {'names': given['labels'], 'ignore_index': given['ignore_index']}
+        known = {name: value for name, value in known.items() if value is not None}
+        datamodule: Any = getattr(self.trainer, 'datamodule', None)
+        if isinstance(datamodule, ScaledDataModule):
+            figure = datamodule.plot(sample, **known)
+        elif isinstance(datamodule, BaseDataModule):
+            figure = _as_torchgeo(datamodule, sample)
+        else:
+            figure = None
+        if figure is not None:
+            return figure
+        return sample_figure(
+            sample, bands=names_of(self.hparams.get('bands')) or None, **known
+        )
+
     # ------------------------------------------------------------------ recipe
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -300,6 +351,18 @@ def dense_loss(given: Hyperparameters) -> DenseLoss:
         for name in ('class_weights', 'pos_weight')
     )
     return DenseLoss(given['loss'], *weights)
+
+
+def _as_torchgeo(datamodule: BaseDataModule, sample: dict[str, Any]) -> Any:
+    """Draw a sample by TorchGeo's datamodule, whose datasets want raw values; None where it cannot."""
+    mean, std = (
+        torch.as_tensor(each).cpu().reshape(-1, 1, 1)
+        for each in (datamodule.mean, datamodule.std)
+    )
+    try:
+        return datamodule.plot(sample | {'image': sample['image'] * std + mean})
+    except RGBBandsMissingError:
+        return None
 
 
 def _of_bands(

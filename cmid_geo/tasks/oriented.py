@@ -168,6 +168,10 @@ class OrientedDetection(Detection):
         found = self(batch['image'])
         return [each | {'corners': corners(each['boxes']).flatten(1)} for each in found]
 
+    def corners_of(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Four corners of each box, as batches hold them."""
+        return found | {'boxes': corners(found['boxes']).flatten(1)}
+
     def measures(self, found: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
         """The metric's numbers, and at a test map_50 of each class that there is."""
         # torchmetrics makes a number of the one class

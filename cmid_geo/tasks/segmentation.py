@@ -13,8 +13,6 @@ from torchvision.models import WeightsEnum
 
 from ..losses.masked import DenseLossName, is_known
 from ..models.segmentation import Decoder, FCNHead, create_segmenter
-from ..plots.loggers import log_figure
-from ..plots.predictions import prediction_figure
 from .checks import check_classes, check_labelling, check_masks
 from .downstream import Downstream, dense_loss
 from .optimization import OptimizerName, Schedule
@@ -173,10 +171,8 @@ class SemanticSegmentation(Downstream, torchgeo.tasks.SemanticSegmentation):
             logits = self(image)
             loss = self.measure(logits, mask)
         self.record(stage, loss, logits, mask)
-        if stage == 'val' and batch_idx < 4:
-            shown = image[0], mask[0], self.decide(logits)[0]
-            shown = *shown, self.hparams['labels'], self.hparams['ignore_index']
-            log_figure(self, f'val/{batch_idx}', lambda: prediction_figure(*shown))
+        if stage == 'val':
+            self.show_sample(batch, batch_idx, prediction=self.decide(logits)[0])
         return loss
 
     def measure(self, logits: Tensor, mask: Tensor) -> Tensor:

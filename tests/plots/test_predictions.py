@@ -38,7 +38,9 @@ def titles(figure: Figure) -> list[str]:
     return [axis.get_title() for axis in figure.axes]
 
 
-@pytest.mark.parametrize('module', ['canvas', 'predictions', 'boxes', 'loggers'])
+@pytest.mark.parametrize(
+    'module', ['canvas', 'predictions', 'boxes', 'loggers', 'samples']
+)
 def test_figures_of_tasks_import_no_matplotlib(module: str) -> None:
     code = f'import sys, cmid_geo.plots.{module}; print("matplotlib" in sys.modules)'
     # The package's root imports all that there is: only its path is wanted here
