@@ -18,12 +18,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..atomic_files import write_atomically
+from ..models.modes import evaluating
 from ..models.weights.export_onnx import require_onnx
 from ..ops.cells import CELL
 from ..ops.value_range import scale
 from ..tasks import CMID
 from ..version import __version__
-from .checkpoint import Backbone, evaluating, open_task, task_in
+from .checkpoint import Backbone, open_task, task_in
 from .outputs import product_of
 
 #: Newest format of files that the plugin's onnxruntime 1.17 reads; torch's exporter writes 10.
