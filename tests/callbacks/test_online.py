@@ -273,7 +273,7 @@ def test_images_of_other_bands_are_told_before_they_are_scaled(
     make_task: Callable[..., CMID],
     make_trainer: Callable[..., Trainer],
 ) -> None:
-    task = make_task(in_channels=4)
+    task = make_task(in_channels=4, queue_size=8)
     task.learn_values(ValueRange((), (0.0,) * 4, (200.0,) * 4))
     trainer = make_trainer(max_epochs=1, callbacks=[OnlineKNN(labelled)])
     with pytest.raises(ValueError, match='images of 3 bands but the task takes 4'):
