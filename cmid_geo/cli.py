@@ -7,11 +7,13 @@ import inspect
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torchgeo.datamodules import BaseDataModule
@@ -98,7 +100,26 @@ class Command(LightningCLI):
         """Make a Trainer that reads checkpoints safely, whosever the task is."""
         trainer = super().instantiate_trainer(**kwargs)
         restore_from_files(trainer)
+        given = self.config[self.config.subcommand]
+        if self.config.subcommand == 'fit' and given.trainer.logger in (None, True):
+            _log_to_csv(trainer)
         return trainer
+
+
+def _log_to_csv(trainer: Trainer) -> None:
+    """Write metrics as a table too, beside what Lightning's default logger writes.
+
+    Args:
+        trainer: Whose loggers nobody chose.
+    """
+    board = trainer.logger
+    if not isinstance(board, TensorBoardLogger):
+        # None are kept of a trial run
+        return
+    # The folder holds the configuration already; it is a new one, so no older table is in it
+    warnings.filterwarnings('ignore', 'Experiment logs directory .* not empty')
+    table = CSVLogger(board.save_dir, board.name, board.version)
+    trainer.loggers = [board, table]
 
 
 def _model_of(given: Any) -> tuple[type | None, dict[str, Any]]:

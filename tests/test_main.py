@@ -210,6 +210,29 @@ def test_checkpoints_made_in_python_work_from_the_command(
     assert f'{trainer.callback_metrics["val_reconstruction"].item():.4f}'[:5] in shown
 
 
+@pytest.mark.parametrize(
+    ('logger', 'tables', 'boards'), [(None, 1, 1), ('true', 1, 1), ('false', 0, 0),
+                                     ('lightning.pytorch.loggers.TensorBoardLogger', 0, 1)],
+)  # fmt: skip
+def test_metrics_are_written_as_a_table_unless_a_logger_is_chosen(
+    logger: str | None, tables: int, boards: int, scenes: Path, folder: Path
+) -> None:
+    words = [word for word in TINY if 'logger' not in word]
+    chosen = [f'--trainer.logger={logger}'] if logger else []
+    if boards and not tables:
+        chosen.append('--trainer.logger.save_dir=logs')
+    main(['fit', f'--config={CONFIGS / "pretrain_small.yaml"}', f'--data.paths={scenes}', *words, *chosen,
+          '--model.in_channels=4', '--trainer.log_every_n_steps=1'])  # fmt: skip
+    written = list(folder.rglob('metrics.csv'))
+    assert len(written) == tables
+    events = list(folder.rglob('events.out.tfevents*'))
+    assert len(events) == boards
+    for path in written:
+        assert path.parent == events[0].parent
+        heads = path.read_text().splitlines()[0].split(',')
+        assert {'step', 'train_loss', 'train_global', 'val_loss'} <= set(heads)
+
+
 def test_output_that_cannot_be_written(scenes: Path, folder: Path) -> None:
     (folder / 'file').touch()
     flags = [

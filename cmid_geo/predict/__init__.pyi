@@ -3,6 +3,7 @@
 
 from .api import map_scenes as map_scenes
 from .api import predict_scene as predict_scene
+from .class_polygons import write_class_polygons as write_class_polygons
 from .datamodule import SceneWindows as SceneWindows
 from .export import export_task as export_task
 from .pca import embed_scene as embed_scene

@@ -116,7 +116,7 @@ class Detection(Downstream):
             loss = torch.stack(list(losses.values())).sum()
             self.log('train_loss', loss, prog_bar=True, batch_size=len(image))
             named = {f'train_{name}': each for name, each in losses.items()}
-            self.log_dict(named, batch_size=len(image))
+            self.log_dict(named, prog_bar=True, batch_size=len(image))
             return loss
         found = self(image)
         getattr(self, f'{stage}_metrics').update(found, targets)

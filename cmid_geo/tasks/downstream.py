@@ -281,10 +281,9 @@ class Downstream(Values):
         multiclass = self.hparams['task'] == 'multiclass'
         metrics = getattr(self, f'{stage}_metrics')
         metrics(found if multiclass else found.squeeze(1), target)
-        training = stage == 'train'
         # Processes must agree on what schedules and checkpoints follow
         self.log(
-            f'{stage}_loss', loss, prog_bar=training, batch_size=len(target), sync_dist=not training
+            f'{stage}_loss', loss, prog_bar=True, batch_size=len(target), sync_dist=stage != 'train'
         )  # fmt: skip
 
     def show_sample(
