@@ -5,6 +5,7 @@
 
 import ast
 import re
+import tomllib
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -131,3 +132,17 @@ def test_the_pages_are_read() -> None:
     assert unknown('`cmid-geo map --overlapp 3 --overlap 3`', options()) == ['overlapp']
     assert unknown('```sh\ncmid-geo fit --data.path X\n```', options()) == ['data.path']
     assert sum(len(blocks(page, 'python')) for page in PAGES) > 10
+
+
+def test_the_changelog_begins_with_the_version() -> None:
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    text = (ROOT / 'CHANGELOG.md').read_text()
+    versions = re.findall(
+        r'^## \[(\S+)\] - (?:Unreleased|\d{4}-\d\d-\d\d)$', text, re.MULTILINE
+    )
+    assert versions[0] == project['version']
+    # Every heading of a version, and every kind of change, is in the form
+    assert len(versions) == text.count('\n## ')
+    kinds = {'Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security'}
+    assert set(re.findall(r'^### (.+)$', text, re.MULTILINE)) <= kinds
+    assert f'cmid_geo {versions[0]} |' in (ROOT / 'README.md').read_text()
