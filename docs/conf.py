@@ -78,6 +78,8 @@ shutil.copytree(
 html_theme = 'pydata_sphinx_theme'
 html_title = 'cmid_geo'
 html_show_sourcelink = False
+html_static_path = ['_static']
+html_css_files = ['wide.css']
 html_theme_options = {'show_prev_next': False}
 
 
