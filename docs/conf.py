@@ -58,7 +58,7 @@ PARTS = (
 nitpick_ignore_regex = [
     ('py:.*', rf'({"|".join(OTHERS)})\..*'),
     # Theirs too, as annotations and docstrings write them
-    ('py:.*', r'Tensor|nn\.Module|ndarray|DatasetNotFoundError'),
+    ('py:.*', r'Tensor|nn\.Module|ndarray|Figure|DatasetNotFoundError'),
     # Axes of a tensor, which jaxtyping writes as a string
     ('py:class', r".*'.*"),
     ('py:.*', rf'cmid_geo\.({"|".join(PARTS)})(\..*)?'),
@@ -69,11 +69,14 @@ nitpick_ignore_regex = [
 ]
 
 # Sphinx knows no pages outside its folder; a copy keeps the times by which it sees what changed
-shutil.copytree(
-    ROOT / 'benchmarks' / 'results',
-    Path(__file__).parent / 'results',
-    dirs_exist_ok=True,
-)
+for folder in (ROOT / 'benchmarks' / 'results', ROOT / 'notebooks'):
+    shutil.copytree(
+        folder,
+        Path(__file__).parent / folder.name,
+        dirs_exist_ok=True,
+        # What running them leaves
+        ignore=shutil.ignore_patterns('output', '*.py', '__pycache__', '.*'),
+    )
 
 html_theme = 'pydata_sphinx_theme'
 html_title = 'cmid_geo'
@@ -88,6 +91,8 @@ def _place_pages(app: Sphinx, docname: str, source: list[str]) -> None:
     if docname == 'index':
         readme = (ROOT / 'README.md').read_text().replace('](docs/', '](')
         source[0] = f'{readme}\n{source[0]}'
+    if docname.startswith('notebooks/'):
+        source[0] = source[0].replace('](../docs/', '](../')
     source[0] = re.sub(r'\]\((\.\./)*benchmarks/results/', '](/results/', source[0])
 
 

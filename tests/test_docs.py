@@ -22,7 +22,7 @@ from cmid_geo.predict import map_scenes
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / 'docs'
 #: Packages with public names, each on a page of its own or on those of others.
-PACKAGES = ('', 'losses', 'transforms', 'models', 'models.weights', 'datasets', 'datamodules', 'tasks', 'predict')  # fmt: skip
+PACKAGES = ('', 'losses', 'transforms', 'models', 'models.weights', 'datasets', 'datamodules', 'callbacks', 'tasks', 'predict', 'plots')  # fmt: skip
 
 
 def described() -> list[Any]:

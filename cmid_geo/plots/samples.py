@@ -56,7 +56,7 @@ def sample_figure(
         dates: Titles of the images.
 
     Returns:
-        A row: the images of each date in the same colours, then masks, true and predicted; boxes are drawn on
+        A figure with one row, the images of each date in the same colours, then masks, true and predicted; boxes are drawn on
         the image, predicted ones on a second one.
 
     Raises:
