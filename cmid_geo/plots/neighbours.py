@@ -39,7 +39,7 @@ def plot_neighbours(
         valid: Whether a pixel holds data; all that are finite by default.
 
     Returns:
-        A figure with a row for each query, then its neighbours by falling cosine similarity, which stands above
+        A figure with a row for each query, the query first and then its neighbours by falling cosine similarity, which stands above
         each; with labels in blue where the class is the query's, and red where it is another.
 
     Raises:

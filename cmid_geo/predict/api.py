@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..options import Output, Precision, Turning
 
@@ -263,6 +263,9 @@ def map_scenes(
     nodata: float | None = None,
     file_crs: str | None = None,
     stride: int = 32,
+    vector: bool = False,
+    min_area: float = 0.0,
+    tolerance: float = 0.0,
 ) -> Tally:
     """Map many scenes; maps that are there already are skipped, bad scenes do not stop the rest.
 
@@ -300,6 +303,9 @@ def map_scenes(
         file_crs: The CRS of files that state none, such as EPSG:32633.
         stride: Pixels from one of a backbone's vectors to the next, a divisor of 32: those finer than
             its cells come from shifted cells, (32 / stride)² times as slowly.
+        vector: Whether to write the classes as polygons too, a GeoPackage beside each map.
+        min_area: Polygons of less are left out, in square metres on the ground.
+        tolerance: How far their borders may move by simplification, in units of the CRS.
 
     Returns:
         What became of the scenes.
@@ -310,10 +316,11 @@ def map_scenes(
     """
     from lightning.pytorch import Trainer
 
+    from .class_polygons import add_polygons, check_polygons
     from .datamodule import SceneWindows
     from .predictor import SceneMapper
     from .tiling import cut_scene
-    from .writer import MapWriter, write_job
+    from .writer import MapWriter
 
     mapper = SceneMapper(
         checkpoint, output, components=components, threshold=threshold, tta=tta, low=low,
@@ -322,6 +329,8 @@ def map_scenes(
     # What is wrong for every scene is said once
     cut_scene(1, 1, size, overlap, mapper.product.stride)
     check_counts(batch_size=batch_size, devices=devices, num_nodes=num_nodes)
+    if vector:
+        check_polygons(mapper.product, min_area, tolerance)
     windows = SceneWindows(
         scenes, out, size, overlap, batch_size, num_workers, bands, zero_is_nodata, overwrite,
         format, nodata, file_crs,
@@ -332,19 +341,32 @@ def map_scenes(
             callbacks=[MapWriter(progress=True)], enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.predict(mapper, windows, return_predictions=False)
-        return windows.tally
-    check_counts(num_workers=num_workers)
+        is_first = trainer.is_global_zero
+    else:
+        check_counts(num_workers=num_workers)
+        with mapper.running(device, precision):
+            _map_in_turn(mapper, windows, precision)
+        is_first = True
+    if vector and is_first:
+        add_polygons(windows.tally, min_area, tolerance)
+    return windows.tally
+
+
+def _map_in_turn(mapper: Any, windows: Any, precision: Precision) -> None:
+    """Map one scene after the other, in this process."""
+    from .writer import write_job
+
     tally, found = windows.tally, windows.find_scenes(mapper)
-    with mapper.running(device, precision):
-        for number, scene in enumerate(found, 1):
-            say = f'[{number}/{len(found)}] {scene.out.name}'
-            with tally.trying(scene.name):
-                job = windows.plan(mapper, scene, precision)
-                if job is None:
-                    print(f'{say} is there', file=sys.stderr)
-                else:
-                    write_job(mapper, job, batch_size, num_workers, progress=say)
-                    tally.made.append(scene.out)
-            if scene.name in tally.failed:
-                print(f'{say} failed: {tally.failed[scene.name]}', file=sys.stderr)
-    return tally
+    for number, scene in enumerate(found, 1):
+        say = f'[{number}/{len(found)}] {scene.out.name}'
+        with tally.trying(scene.name):
+            job = windows.plan(mapper, scene, precision)
+            if job is None:
+                print(f'{say} is there', file=sys.stderr)
+            else:
+                write_job(
+                    mapper, job, windows.batch_size, windows.num_workers, progress=say
+                )
+                tally.made.append(scene.out)
+        if scene.name in tally.failed:
+            print(f'{say} failed: {tally.failed[scene.name]}', file=sys.stderr)

@@ -10,14 +10,18 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyogrio
 import rasterio.features
 import shapely
 from jaxtyping import Float64
+from pyogrio.errors import DataSourceError
 from pyproj import CRS, Transformer
 
 from ..atomic_files import write_atomically
 from ..datasets.gdal import gdal_settings
 from ..datasets.rasters import FAILURES, UnreadableError, describe_raster, open_raster
+from .api import Tally
+from .outputs import Product
 from .vectors import write_polygons
 
 #: Name of the layer of polygons.
@@ -52,11 +56,9 @@ def write_class_polygons(
     Raises:
         ValueError: If the map cannot be read, is no map of classes in one band, or a number is off.
     """
-    for name, value in {'min_area': min_area, 'tolerance': tolerance}.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f'{name}={value}: give 0 or more')
+    _check_numbers(min_area=min_area, tolerance=tolerance)
     source = str(os.fspath(path))
-    package = Path(source).with_suffix('.gpkg') if out is None else Path(out)
+    package = _package(Path(source)) if out is None else Path(out)
     if package.suffix.lower() != '.gpkg':
         raise ValueError(
             f'out={str(out)!r}: polygons are written to a GeoPackage, give a name with .gpkg'
@@ -76,6 +78,73 @@ def write_class_polygons(
     )
     write_atomically(package, write)
     return package
+
+
+def check_polygons(product: Product, min_area: float, tolerance: float) -> None:
+    """Refuse polygons of maps that will hold no classes, before they are made.
+
+    Args:
+        product: What the maps hold.
+        min_area: See :func:`write_class_polygons`.
+        tolerance: See :func:`write_class_polygons`.
+
+    Raises:
+        ValueError: If the maps are not of classes in one band, or a number is off.
+    """
+    _check_numbers(min_area=min_area, tolerance=tolerance)
+    layer = product.layers[0] if product.layers else None
+    if layer is None or layer.suffix or not layer.classes or layer.count > 1:
+        raise ValueError(
+            f'vector=True: maps of {product.kind} with no single band of classes have no polygons of them: map '
+            'a task of segmentation or change by --output classes or both, or leave --vector out'
+        )
+
+
+def add_polygons(tally: Tally, min_area: float, tolerance: float) -> None:
+    """Write polygons of all maps of a run; of maps that were there, where they have none.
+
+    Args:
+        tally: The maps. What fails is noted there by the map's name.
+        min_area: See :func:`write_class_polygons`.
+        tolerance: See :func:`write_class_polygons`.
+    """
+    found = [path for path in tally.skipped if not is_own_package(_package(path))]
+    for path in [*tally.made, *found]:
+        with tally.trying(path.name):
+            if _package(path).exists() and not is_own_package(_package(path)):
+                raise ValueError(
+                    f'{_package(path)} is there and not ours: move it away, polygons of {path.name} go there'
+                )
+            write_class_polygons(path, min_area=min_area, tolerance=tolerance)
+
+
+def is_own_package(path: Path) -> bool:
+    """Tell whether a file holds polygons of a map's classes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        False where there is none, or another.
+    """
+    if not path.is_file():
+        return False
+    try:
+        return LAYER in pyogrio.list_layers(path)[:, 0]
+    except DataSourceError:
+        return False
+
+
+def _package(path: Path) -> Path:
+    """Name of the polygons of a map."""
+    return path.with_suffix('.gpkg')
+
+
+def _check_numbers(**numbers: float) -> None:
+    """Refuse what is no length or area."""
+    for name, value in numbers.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f'{name}={value}: give 0 or more')
 
 
 def _write(

@@ -21,6 +21,7 @@ from ..datasets.gdal import gdal_settings
 from ..datasets.grids import Grid
 from ..datasets.reader import SceneReader
 from ..datasets.scene import Declared, Scene
+from .class_polygons import is_own_package
 from .cog import is_cut_off, read_raster_notes
 from .inputs import SceneFiles, SceneSource, open_source
 from .outputs import Product
@@ -225,6 +226,10 @@ class Job:
             and is_own_style(style)
         ):
             style.unlink()
+        # Polygons of an earlier map's classes
+        polygons = self.out.with_suffix('.gpkg')
+        if raster and is_own_package(polygons):
+            polygons.unlink()
         for path in ordered:
             target = self.out.with_name(path.name)
             # A style that the user made of ours stays

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
@@ -363,3 +364,43 @@ def test_bands_of_a_scene_without_crs_are_one_scene(tmp_path: Path) -> None:
         [str(tmp_path / 'in')], tmp_path / 'out', 1, '.tif', Declared(crs='EPSG:32633')
     )
     assert [len(task.dates[0].files) for task in tasks] == [2]
+
+
+def test_polygons_lie_beside_each_map_of_classes(
+    tmp_path: Path, scenes: Path, checkpoint: str
+) -> None:
+    out = tmp_path / 'maps'
+    words = checkpoint, [str(scenes)], str(out), 64
+    tally = map_scenes(*words)
+    assert not list(out.glob('*.gpkg'))
+    # Maps that are there are not made again to get them
+    tally = map_scenes(*words, vector=True)
+    assert (len(tally.made), len(tally.skipped), tally.failed) == (0, 3, {})
+    for path in tally.skipped:
+        found = gpd.read_file(path.with_suffix('.gpkg'))
+        classes = read(path)[0]
+        for label, part in found.groupby('label'):
+            assert part.geometry.area.sum() == pytest.approx(100 * (classes == label).sum())  # fmt: skip
+    before = (out / 'one.gpkg').stat().st_mtime_ns
+    map_scenes(*words, vector=True)
+    assert (out / 'one.gpkg').stat().st_mtime_ns == before
+    # Those of an earlier map are not left beside a new one, but a file of the user's own is
+    found.to_file(out / 'two.gpkg', layer='mine')
+    (out / 'two.gpkg').unlink()
+    found.to_file(out / 'two.gpkg', layer='mine')
+    map_scenes(*words, overwrite=True)
+    assert {path.name for path in out.glob('*.gpkg')} == {'two.gpkg'}
+    tally = map_scenes(*words, vector=True)
+    assert 'move it away' in tally.failed['two.tif']
+    assert {path.name for path in out.glob('*.gpkg')} == {f'{n}.gpkg' for n in ('one', 'two', 'three')}  # fmt: skip
+
+
+def test_maps_without_classes_have_no_polygons(
+    tmp_path: Path, scenes: Path, checkpoint: str
+) -> None:
+    words = checkpoint, [str(scenes)], str(tmp_path / 'maps'), 64
+    with pytest.raises(ValueError, match='leave --vector out'):
+        map_scenes(*words, vector=True, output='probabilities')
+    with pytest.raises(ValueError, match='min_area=-1: give 0 or more'):
+        map_scenes(*words, vector=True, min_area=-1)
+    assert not (tmp_path / 'maps').exists()
