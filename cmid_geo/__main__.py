@@ -221,6 +221,8 @@ def export(
     low: list[float] | float | None = None,
     high: list[float] | float | None = None,
     labels: list[str] | None = None,
+    push: str | None = None,
+    private: bool = False,
 ) -> None:
     """Write a backbone for use elsewhere, with what it expects in the file; or a task for QGIS.
 
@@ -239,6 +241,8 @@ def export(
         low: Of a program for QGIS: raw value of each band, or of all, that becomes 0.
         high: Of a program for QGIS: raw value of each band, or of all, that becomes 1.
         labels: Of a program for QGIS: names of the classes.
+        push: USER/REPO on the Hugging Face hub to upload it to, with the MODEL_CARD.md beside *out*.
+        private: Whether a repository that is made for it is private.
     """
     from cmid_geo.models import export_backbone
     from cmid_geo.predict.export import export as export_program
@@ -252,6 +256,10 @@ def export(
     if path is None:
         path = export_backbone(checkpoint, out, source, format)
     print(f'wrote {path} ({path.stat().st_size / 1e6:.1f} MB)')
+    if push is not None:
+        from cmid_geo.models.weights.hub import push_to_hub
+
+        print(f'pushed it: load_backbone({push_to_hub(path, push, private)!r})')
 
 
 def prepare(

@@ -44,6 +44,7 @@ FLOORS = (
 HOMES = {
     'filelock': ('downloads', 'callbacks', 'predict'),
     'geopandas': ('datasets', 'predict/vectors'),
+    'huggingface_hub': ('models/weights/hub',),
     'jsonargparse': ('tasks/restoring', '__main__'),
     'kornia': ('transforms',),
     'lightning': (

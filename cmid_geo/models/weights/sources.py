@@ -19,6 +19,7 @@ from ...ops.value_range import FIELDS, ValueRange
 from .checkpoint import open_checkpoint, refuse_url, tensors_in, under
 from .convert_official import convert_released_training_state, is_full
 from .enums import CMIDResNet50_Weights, CMIDSwinB_Weights, CMIDWeights
+from .hub import fetch_from_hub, is_on_hub
 
 #: What may be named as weights.
 Weights = WeightsEnum | str | os.PathLike[str] | Mapping[str, Any]
@@ -85,7 +86,7 @@ def read_source(
 
     Args:
         weights: Member of a weights enum of ours, TorchGeo's or torchvision's, its name,
-            path of a file, or tensors by name.
+            path of a file, address on the Hugging Face hub (``hf://USER/REPO``), or tensors by name.
         side: Whose backbone to take of a checkpoint that has two. By default that which
             our task says to export, and of a released file the student's as its authors do.
         training: Whether to read of released weights the full file, which pretraining goes on from.
@@ -117,6 +118,8 @@ def read_source(
             'file, or a state dict'
         )
     refuse_url(weights)
+    if is_on_hub(weights):
+        weights = fetch_from_hub(str(weights))
     path = Path(weights).expanduser()
     return _read_content(path.name, open_checkpoint(path), side)
 
