@@ -16,8 +16,8 @@ import pytest
 from lightning.pytorch import Trainer
 
 from cmid_geo import datamodules, tasks
-from cmid_geo.__main__ import demonstrate, export, prepare
-from cmid_geo.predict import map_scenes
+from cmid_geo.__main__ import demonstrate, evaluate_folder, export, prepare
+from cmid_geo.predict import find_similar, map_scenes
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / 'docs'
@@ -90,7 +90,7 @@ def missing(code: str) -> list[str]:
 
 def options() -> set[str]:
     """The options of all commands, as their parsers read them from signatures."""
-    own = (map_scenes, demonstrate, export, prepare)
+    own = (map_scenes, demonstrate, export, prepare, evaluate_folder, find_similar)
     found = {name for command in own for name in signature(command).parameters}
     parts = {
         'model': [getattr(tasks, name) for name in tasks.__all__],
