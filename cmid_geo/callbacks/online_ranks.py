@@ -18,7 +18,7 @@ from .undisturbed import delivered, undisturbed
 class OnlineRank(Callback):
     """Base of callbacks that log an effective rank of both backbones' pooled features.
 
-    It is that of :class:`~cmid_geo.callbacks.FeatureRank`, which takes this one's place where neither
+    It is that of :class:`~cmid_geo.callbacks.feature_rank.FeatureRank`, which takes this one's place where neither
     is given, but needs no validation: the chips are the first that a datamodule gives to validate
     on, and their views are the same each time. Nothing of the run is touched: it is the same, to the
     bit, with and without.

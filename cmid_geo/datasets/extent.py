@@ -20,7 +20,7 @@ def extent_of(dataset: Any) -> dict[str, Any] | None:
         dataset: With ``scenes``, of its own or of its ``images``; for others nothing is known.
 
     Returns:
-        Plain values: ``scenes``, their number; ``bbox`` (west, south, east, north) in degrees of WGS 84,
+        A dictionary of plain values, ``scenes``, their number; ``bbox`` (west, south, east, north) in degrees of WGS 84,
         None where the CRS has no place on Earth; ``start`` and ``end``, ISO 8601 dates of the first and
         the last scene, None where no file states a date; ``resolution``, the geometric mean of a pixel's
         sides in metres, of the first scene's centre. None where nothing is known.

@@ -82,7 +82,7 @@ def push_to_hub(path: Path, repo: str, private: bool = False) -> str:
         private: Whether a new repository is private.
 
     Returns:
-        The address by which :func:`~cmid_geo.load_backbone` takes it.
+        The address by which :func:`~cmid_geo.models.load_backbone` takes it.
 
     Raises:
         ValueError: If *repo* is not a name, or the hub refuses.
