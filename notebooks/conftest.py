@@ -13,7 +13,8 @@ if 'CMID_GEO_DATA' not in os.environ:
 
     root = Path(tempfile.mkdtemp())
     days = '20200615', '20210921', '20220615', '20230921'
-    write_synthetic_scenes(root / 'made', scenes=1, dates=days)
+    # About as large as the real ones
+    write_synthetic_scenes(root / 'made', scenes=1, size=768, dates=days)
     for series in ('naip', 'landsat'):
         # In the places of the sample scenes
         shutil.copytree(root / 'made' / 'images', root / 'scenes' / series)
