@@ -23,7 +23,7 @@ def extent_of(dataset: Any) -> dict[str, Any] | None:
         A dictionary of plain values, ``scenes``, their number; ``bbox`` (west, south, east, north) in degrees of WGS 84,
         None where the CRS has no place on Earth; ``start`` and ``end``, ISO 8601 dates of the first and
         the last scene, None where no file states a date; ``resolution``, the geometric mean of a pixel's
-        sides in metres, of the first scene's centre. None where nothing is known.
+        sides in metres as they are read, at the first scene's centre. None where nothing is known.
     """
     images = getattr(dataset, 'images', dataset)
     scenes = getattr(images, 'scenes', None)
@@ -62,12 +62,16 @@ def _box_of(scenes: Sequence[Scene]) -> list[float] | None:
 
 def _pixel_of(scene: Scene) -> float | None:
     """Side of a square as large as a pixel in the middle of a scene, in metres."""
-    grid = scene.native
+    grid = scene.grid
     col, row = grid.width // 2, grid.height // 2
     corners = [(col, row), (col + 1, row), (col + 1, row + 1), (col, row + 1)]
     try:
         change = Transformer.from_crs(CRS.from_wkt(grid.crs), 4326, always_xy=True)
-        places = [change.transform(*(grid.transform @ corner)) for corner in corners]
+        # Written out: affine 2 multiplies by another sign than affine 3
+        a, b, c, d, e, f = grid.transform[:6]
+        places = [
+            change.transform(a * x + b * y + c, d * x + e * y + f) for x, y in corners
+        ]
         east, north = zip(*places)
         area, _ = Geod(ellps='WGS84').polygon_area_perimeter(east, north)
     except ProjError:

@@ -98,7 +98,7 @@ class SceneReader:
         Args:
             scene: The scene.
             side: Longest side of what is wanted, in pixels.
-            most: Most pixels of a file that may be decoded because it has no overviews.
+            most: Most values of a file that may be decoded because it has no overviews.
 
         Returns:
             Raw values (bands, rows, cols), and where they are valid.
@@ -113,7 +113,7 @@ class SceneReader:
         for raster in scene.rasters:
             # Bands of a scene show the same ground, whatever their resolution
             high, wide = raster.grid.height, raster.grid.width
-            if most is not None and high * wide > most:
+            if most is not None and high * wide * len(raster.indexes) > most:
                 _check_overviews(raster)
             data, valid = self._read_file(raster, ((0, high), (0, wide)), shape)
             parts.append(data)

@@ -3,6 +3,7 @@
 
 """STAC items: their files, and the dates that they state."""
 
+import glob
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -51,6 +52,7 @@ def expand_items(
     """
     alone = isinstance(paths, str | os.PathLike) or _is_item(paths)
     several: list[Any] = [paths] if alone else list(cast(Any, paths))
+    several = [part for each in several for part in _matches(each)]
     if not any(_is_item(each) or _is_json(each) for each in several):
         # A one-way iterable is used up
         return (paths if alone else several), {}
@@ -88,6 +90,13 @@ def date_scenes(scenes: Sequence[Scene], dates: Dates) -> list[Scene]:
 def _is_item(given: Any) -> bool:
     """Whether something is of pystac; without importing it where nothing is."""
     return type(given).__module__.partition('.')[0].startswith('pystac')
+
+
+def _matches(given: Any) -> list[Any]:
+    """The files of a pattern of items; anything else as it is."""
+    if not _is_json(given) or os.path.exists(given):
+        return [given]
+    return sorted(glob.glob(os.path.expanduser(os.fspath(given)))) or [given]
 
 
 def _is_json(given: Any) -> bool:

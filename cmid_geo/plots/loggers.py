@@ -7,6 +7,7 @@ Loggers are known by what they offer: none of these programs need be installed.
 """
 
 import io
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,13 @@ def log_figure(task: Any, name: str, make: Callable[[], Any]) -> None:
         return
     found = [give for give in map(way_of, task.loggers) if give is not None]
     figure = make() if found else None
-    if figure is not None:
-        for give in found:
-            give(name, figure, task.global_step)
+    if figure is None:
+        return
+    for give in found:
+        give(name, figure, task.global_step)
+    # Figures of TorchGeo's datasets are pyplot's, which would keep them
+    if pyplot := sys.modules.get('matplotlib.pyplot'):
+        pyplot.close(figure)
 
 
 def way_of(logger: Any) -> Give | None:

@@ -62,7 +62,8 @@ def plot_neighbours(
         len(queries), count + 1, 1.9 * (count + 1), 2.4 * len(queries)
     )
     for row, query in zip(axes, queries, strict=True):
-        cosine = unit @ unit[query]
+        # Vectors that are not finite are like none
+        cosine = (unit @ unit[query]).nan_to_num(-2)
         cosine[query] = -2  # itself is no neighbour
         best = cosine.topk(count).indices.tolist()
         for axis, index in zip(row, (query, *best), strict=True):

@@ -123,7 +123,8 @@ def _layers_of(
         mask = mask.masked_fill(mask == ignored, -1) if ignored is not None else mask
         several = mask if mask.ndim == 3 else mask[None]
         for number, each in enumerate(several[:MOST_LABELS]):
-            name = number if names is None else names[number]
+            named = names is not None and number < len(names)
+            name = names[number] if named else number
             layers.append((each, title if len(several) == 1 else f'{title}: {name}'))
     return layers
 

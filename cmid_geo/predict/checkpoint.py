@@ -64,6 +64,9 @@ class Backbone(nn.Module):
         about = source.metadata
         bands = int(about.get('in_channels') or about.get('in_chans') or 3)
         self.hparams = {'in_channels': bands, 'bands': about.get('bands')}
+        origin = about.get('provenance')
+        told = origin if isinstance(origin, Mapping) else {}
+        self.training_data = about.get('training_data') or told.get('training_data')
         self.network = create_backbone(source.model, bands)
         load_backbone(self.network, source)
         for name in ('low', 'high', 'mean', 'std'):

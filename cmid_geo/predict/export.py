@@ -270,6 +270,11 @@ def _limits_of(
     """Raw values of each band that become 0 and 1."""
     if (low is None) != (high is None):
         raise ValueError(f'low={low} and high={high}: give both, or none')
+    if not hasattr(task, 'hparams'):
+        raise ValueError(
+            f'{type(task).__name__} does not tell its bands and values: write it by export_backbone, and export that '
+            'file; or export the task that trained it'
+        )
     bands = task.hparams['in_channels']
     own: list[Any] = [getattr(task, name, None) for name in ('low', 'high')]
     # As a task begins, until data tell

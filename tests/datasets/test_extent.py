@@ -89,3 +89,9 @@ def test_backbones_tell_it_on(make_task: Callable[..., Any], tmp_path: Path) -> 
     for path in (first, again):
         about = torch.load(path, weights_only=True)['hyper_parameters']
         assert about['provenance']['training_data'] == task.training_data
+
+
+def test_the_resolution_is_that_which_was_trained_at(folder: Path) -> None:
+    found = extent_of(SceneDataset(folder, res=20))
+    assert found is not None
+    assert found['resolution'] == pytest.approx(20 / 0.9996, rel=1e-3)

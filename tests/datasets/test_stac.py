@@ -119,3 +119,10 @@ def test_what_is_no_item(tmp_path: Path, files: list[Path]) -> None:
         SceneDataset([item_of('bare', {'text': pystac.Asset('a', media_type='text/html')})])  # fmt: skip
     with pytest.raises(ValueError, match='is a Catalog: give items'):
         SceneDataset([pystac.Catalog('all', 'of them')])
+
+
+def test_a_pattern_of_items(tmp_path: Path, files: list[Path], items: list[pystac.Item]) -> None:  # fmt: skip
+    for item in items:
+        item.save_object(dest_href=str(tmp_path / 'items' / f'{item.id}.json'))
+    dataset = SceneDataset(str(tmp_path / 'items' / '*.json'))
+    assert dataset.files == [str(each) for each in files]

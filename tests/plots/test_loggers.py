@@ -88,3 +88,11 @@ def test_nothing_to_show_is_not_logged() -> None:
     wandb = Wandb()
     log_figure(task_with(wandb), 'a', lambda: None)
     assert wandb.seen == [] and way_of(None) is None
+
+
+def test_figures_of_pyplot_are_closed() -> None:
+    from matplotlib import pyplot as plt
+
+    before = plt.get_fignums()
+    log_figure(task_with(Wandb()), 'val', plt.figure)
+    assert plt.get_fignums() == before
