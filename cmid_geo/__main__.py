@@ -149,8 +149,11 @@ def evaluate_folder(
     Raises:
         ValueError: If the weights or the images cannot be used, or the folder not be written.
     """
+    from cmid_geo.callbacks.export_backbone import check_writable
     from cmid_geo.evaluate import evaluate, write_evaluation
 
+    # Before minutes of work, not after
+    check_writable(Path(out), '--out DIR')
     evaluation = evaluate(weights, data, size, batch_size, limit)
     write_evaluation(evaluation, Path(out))
     print(evaluation)
@@ -259,7 +262,7 @@ def export(
     if push is not None:
         from cmid_geo.models.weights.hub import push_to_hub
 
-        print(f'pushed it: load_backbone({push_to_hub(path, push, private)!r})')
+        print(f'pushed it: {push_to_hub(path, push, private)}')
 
 
 def prepare(

@@ -239,7 +239,10 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     accuracies = {each.name: each.accuracies for each in evaluation.judgements}
     confusion = torch.tensor(evaluation.confusion)
     figure = evaluation_figure(accuracies, ACCURACIES, confusion, evaluation.classes)
-    figure.savefig(folder / 'evaluation.png', dpi=120)
+    write_atomically(
+        folder / 'evaluation.png',
+        lambda path: figure.savefig(path, dpi=120, format='png'),
+    )
 
 
 def _open(weights: Any) -> Any:
@@ -290,6 +293,7 @@ def _sets(
     datamodule.prepare_data()
     datamodule.setup('fit')
     loaders = [datamodule.train_dataloader()]
+    held_out = False
     try:
         datamodule.setup('test')
         loaders.append(datamodule.test_dataloader())
@@ -297,12 +301,13 @@ def _sets(
         if not getattr(datamodule, 'val_dataset', None):
             raise
         loaders.append(datamodule.val_dataloader())
+        held_out = True
     if known is not None and getattr(datamodule, 'value_range', None) is not None:
         datamodule.value_range = known
     datamodule.trainer = TESTING
     known_set, asked_set = (_dataset_of(loader) for loader in loaders)
-    if whole:
-        # Nothing is held out where nothing is trained
+    if whole and not held_out:
+        # What was held out to validate is learned from too, unless it is what is asked
         known_set = known_set.dataset
     first, second = zip(loaders, (known_set, asked_set))
     return _in_order(*first, limit), _in_order(*second, limit)

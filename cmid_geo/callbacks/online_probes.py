@@ -4,6 +4,7 @@
 """Classes found by frozen features of student and teacher, while they are trained."""
 
 import copy
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,10 @@ class OnlineProbe(Callback):
             known, asked = self._seen = self._look(trainer, pl_module)
             for side in SIDES:
                 given = known.features[side], known.labels, asked.features[side]
+                # The run has its own alarm for what is not finite, and goes on or not by that
+                if not all(each.isfinite().all() for each in (given[0], given[2])):
+                    values[f'{self.name}_{side}'] = torch.tensor(math.nan)
+                    continue
                 right = self.classify(*given) == asked.labels
                 values[f'{self.name}_{side}'] = right.float().mean()
         pl_module.log_dict(values, sync_dist=True)

@@ -14,7 +14,7 @@ import pyogrio
 import rasterio.features
 import shapely
 from jaxtyping import Float64
-from pyogrio.errors import DataSourceError
+from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj import CRS, Transformer
 
 from ..atomic_files import write_atomically
@@ -26,6 +26,9 @@ from .vectors import write_polygons
 
 #: Name of the layer of polygons.
 LAYER = 'classes'
+
+#: What the layer's description tells, by which files of ours are known.
+NOTES = {'map', 'min_area', 'tolerance'}
 
 
 def write_class_polygons(
@@ -66,7 +69,8 @@ def write_class_polygons(
     with gdal_settings():
         labels, polygons, crs, names = _trace(source)
     areas = ground_areas(polygons, crs)
-    kept = areas >= min_area
+    # Beyond a projection's domain no area is known, and the polygon stays
+    kept = ~(areas < min_area)
     labels, polygons, areas = labels[kept], polygons[kept], areas[kept]
     if tolerance:
         polygons = shapely.simplify(polygons, tolerance, preserve_topology=True)
@@ -125,14 +129,19 @@ def is_own_package(path: Path) -> bool:
         path: The file.
 
     Returns:
-        False where there is none, or another.
+        False where there is none, or one that others wrote or added layers to.
     """
     if not path.is_file():
         return False
     try:
-        return LAYER in pyogrio.list_layers(path)[:, 0]
-    except DataSourceError:
+        # A user may have added layers, or written one of that name
+        if pyogrio.list_layers(path)[:, 0].tolist() != [LAYER]:
+            return False
+        told = pyogrio.read_info(path, layer=LAYER)['layer_metadata'] or {}
+        notes = json.loads(told.get('DESCRIPTION') or '')
+    except (DataSourceError, DataLayerError, ValueError):
         return False
+    return isinstance(notes, dict) and NOTES <= set(notes)
 
 
 def _package(path: Path) -> Path:

@@ -14,6 +14,7 @@ from affine import Affine
 from rasterfiles import noise, write
 
 from cmid_geo.predict import write_class_polygons
+from cmid_geo.predict.class_polygons import is_own_package
 
 #: A square of 4 x 4 pixels with a hole of one of another class, a single pixel, and no data right.
 CLASSES = np.zeros((1, 10, 12), np.uint8)
@@ -101,3 +102,14 @@ def test_what_is_no_map_of_classes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='give a name with .gpkg'):
         write_class_polygons(path, tmp_path / 'a.shp')
     assert not list(tmp_path.glob('*.gpkg'))
+
+
+def test_files_of_the_user_are_told_from_ours(tmp_path: Path) -> None:
+    package = write_class_polygons(make(tmp_path / 'map.tif'))
+    assert is_own_package(package)
+    table = gpd.read_file(package)
+    # A layer of the same name, and a layer added to ours
+    table.to_file(tmp_path / 'other.gpkg', layer='classes')
+    table.to_file(package, layer='corrections')
+    assert not is_own_package(tmp_path / 'other.gpkg')
+    assert not is_own_package(package)

@@ -118,6 +118,6 @@ def test_an_export_is_pushed_with_its_card(
         'me/mine/backbone.safetensors': out.read_bytes(),
         'me/mine/README.md': b'what it is',
     }
-    assert "load_backbone('hf://me/mine/backbone.safetensors')" in capsys.readouterr().out  # fmt: skip
+    assert 'pushed it: hf://me/mine/backbone.safetensors' in capsys.readouterr().out  # fmt: skip
     with pytest.raises(ValueError, match='--push USER/REPO of yours'):
         push_to_hub(out, 'you/yours')
