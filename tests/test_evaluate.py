@@ -87,4 +87,4 @@ def test_what_cannot_be_evaluated_is_told(
     with pytest.raises(ValueError, match='limit=1: give a number of 2 or more'):
         evaluate(str(weights), str(folder), limit=1)
     with pytest.raises(SystemExit, match='nowhere'):
-        main(['evaluate', str(weights), '--data', str(tmp_path / 'nowhere')])
+        main(['evaluate', str(weights), '--data', str(tmp_path / 'nowhere'), '--out', str(tmp_path / 'out')])  # fmt: skip
