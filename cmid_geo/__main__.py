@@ -110,7 +110,7 @@ def _map(words: list[str]) -> None:
         nargs='+',
         help='folders, globs, files or URLs; for change before and after, by turns',
     )
-    tally = map_scenes(**vars(parser.parse_args(words)))
+    tally = map_scenes(**vars(parser.parse_args(_say_yes(words, 'dry_run'))))
     from lightning.pytorch.utilities import rank_zero_only
 
     rank_zero_only(print)(tally)
@@ -304,6 +304,17 @@ def _list_bands(words: list[str]) -> list[str]:
         else:
             found = [int(band) if band.isdecimal() else band for band in bands]
             written.append(f'{name}={json.dumps(found)}')
+    return written
+
+
+def _say_yes(words: list[str], name: str) -> list[str]:
+    """Write ``--dry-run`` as ``--dry_run=true``, unless a value follows."""
+    flags = f'--{name}', f'--{name.replace("_", "-")}'
+    written = []
+    for word, follower in zip(words, [*words[1:], ''], strict=True):
+        told = follower.lower() in ('true', 'false')
+        value = '' if told else '=true'
+        written.append(f'{flags[0]}{value}' if word in flags else word)
     return written
 
 

@@ -14,6 +14,9 @@ Format = Literal['ckpt', 'safetensors', 'onnx', 'torchscript']
 #: What is written of a prediction.
 Output = Literal['classes', 'probabilities', 'both', 'embedding', 'values', 'objects']
 
+#: Types of probabilities in maps.
+ProbabilityType = Literal['float32', 'uint8']
+
 #: Test-time augmentation: which flips and quarter turns predictions are averaged over.
 Turning = Literal['none', 'flips', 'turns', 'all']
 

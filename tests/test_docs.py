@@ -103,6 +103,7 @@ def options() -> set[str]:
     return found | {
         'config',
         'resume',
+        'dry-run',
         'ckpt_path',
         'auto_precision',
         'model.help',

@@ -12,8 +12,9 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +43,9 @@ _APPENDED = ('.aux.xml', '.ovr', '.msk')
 #: Bytes of a hash, written as hexadecimal digits.
 _HASH = 16
 
+#: Whether headers may be written to the disk.
+_writes = ContextVar('_writes', default=True)
+
 
 @dataclass
 class _Kept:
@@ -49,6 +53,16 @@ class _Kept:
 
     headers: Headers = field(default_factory=Headers)
     marks: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def headers_left_alone() -> Generator[None]:
+    """Recall headers that are there, and write none: for what shall leave the disk as it is."""
+    token = _writes.set(False)
+    try:
+        yield
+    finally:
+        _writes.reset(token)
 
 
 def kept_headers(
@@ -81,7 +95,7 @@ def kept_headers(
         [path for path in files if path not in fresh], thorough, file_crs
     )
     known.update(found)
-    if found.rasters.keys() & marks.keys():
+    if _writes.get() and found.rasters.keys() & marks.keys():
         _store(place, known, marks, kept)
     return known
 
@@ -170,7 +184,8 @@ def _load(place: Path) -> _Kept:
             kept = _Kept(Headers.unpack(packed['headers']), packed['marks'])
             with suppress(OSError):
                 # What is of use is not removed, however old
-                os.utime(place)
+                if _writes.get():
+                    os.utime(place)
             return kept
     return _Kept()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..options import Output, Precision, Turning
+from ..options import Output, Precision, ProbabilityType, Turning
 
 if TYPE_CHECKING:
     import torch
@@ -199,7 +199,10 @@ def predict_scene(
         low: Raw value of each band, or of all, that becomes 0; the task's own by default.
         high: Raw value of each band, or of all, that becomes 1; the task's own by default.
         zero_is_nodata: Whether pixels with 0 in all bands are no data even if no file says so.
-        dtype: Of a plain module's map, such as 'uint8', to which values are rounded.
+        dtype: Of probabilities, 'float32' (default) or 'uint8': whole numbers from 0 to 250 of 0.004 each,
+            255 for no data, a quarter of the bytes. The file tells so as GDAL's scale, by which QGIS shows
+            [0, 1] and ``read() * file.scales[0]`` gives it, to within 0.002. Of a plain module's map any,
+            such as 'int16', to which values are rounded.
         labels: Names of the classes; the task's own by default.
         colors: Of the classes, as matplotlib knows them.
         num_workers: Threads that read.
@@ -266,6 +269,8 @@ def map_scenes(
     vector: bool = False,
     min_area: float = 0.0,
     tolerance: float = 0.0,
+    dry_run: bool = False,
+    dtype: ProbabilityType | None = None,
 ) -> Tally:
     """Map many scenes; maps that are there already are skipped, bad scenes do not stop the rest.
 
@@ -306,25 +311,26 @@ def map_scenes(
         vector: Whether to write the classes as polygons too, a GeoPackage beside each map.
         min_area: Polygons of less are left out, in square metres on the ground.
         tolerance: How far their borders may move by simplification, in units of the CRS.
+        dry_run: Whether to check and tell what would be done, and write nothing.
+        dtype: Of probabilities: 'float32' (default), or 'uint8' in steps of 0.004 with the scale in the
+            file, a quarter of the bytes.
 
     Returns:
-        What became of the scenes.
+        What became of the scenes; of a dry run a :class:`~cmid_geo.predict.dry_run.Plan`.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If an argument is off, whatever the scene.
     """
-    from lightning.pytorch import Trainer
-
     from .class_polygons import add_polygons, check_polygons
     from .datamodule import SceneWindows
+    from .dry_run import plan_scenes
     from .predictor import SceneMapper
     from .tiling import cut_scene
-    from .writer import MapWriter
 
     mapper = SceneMapper(
         checkpoint, output, components=components, threshold=threshold, tta=tta, low=low,
-        high=high, labels=labels, colors=colors, stride=stride,
+        high=high, labels=labels, colors=colors, stride=stride, dtype=dtype,
     )  # fmt: skip
     # What is wrong for every scene is said once
     cut_scene(1, 1, size, overlap, mapper.product.stride)
@@ -335,21 +341,42 @@ def map_scenes(
         scenes, out, size, overlap, batch_size, num_workers, bands, zero_is_nodata, overwrite,
         format, nodata, file_crs,
     )  # fmt: skip
-    if devices * num_nodes > 1:
-        trainer = Trainer(
-            accelerator=device, devices=devices, num_nodes=num_nodes, precision=precision, logger=False,
-            callbacks=[MapWriter(progress=True)], enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
-        trainer.predict(mapper, windows, return_predictions=False)
-        is_first = trainer.is_global_zero
-    else:
+    several = devices * num_nodes > 1
+    if not several:
         check_counts(num_workers=num_workers)
-        with mapper.running(device, precision):
+    if several and not dry_run:
+        is_first = _map_together(mapper, windows, device, devices, num_nodes, precision)
+    else:
+        # The devices of several processes are not this one's to look at
+        with mapper.running('cpu' if several else device, precision):
+            if dry_run:
+                return plan_scenes(mapper, windows, precision, vector)
             _map_in_turn(mapper, windows, precision)
         is_first = True
     if vector and is_first:
         add_polygons(windows.tally, min_area, tolerance)
     return windows.tally
+
+
+def _map_together(
+    mapper: Any,
+    windows: Any,
+    device: str,
+    devices: int,
+    num_nodes: int,
+    precision: Precision,
+) -> bool:
+    """Map scenes with several processes; tell whether this is the first of them."""
+    from lightning.pytorch import Trainer
+
+    from .writer import MapWriter
+
+    trainer = Trainer(
+        accelerator=device, devices=devices, num_nodes=num_nodes, precision=precision, logger=False,
+        callbacks=[MapWriter(progress=True)], enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.predict(mapper, windows, return_predictions=False)
+    return trainer.is_global_zero
 
 
 def _map_in_turn(mapper: Any, windows: Any, precision: Precision) -> None:

@@ -115,11 +115,24 @@ def add_polygons(tally: Tally, min_area: float, tolerance: float) -> None:
     found = [path for path in tally.skipped if not is_own_package(_package(path))]
     for path in [*tally.made, *found]:
         with tally.trying(path.name):
-            if _package(path).exists() and not is_own_package(_package(path)):
-                raise ValueError(
-                    f'{_package(path)} is there and not ours: move it away, polygons of {path.name} go there'
-                )
+            check_package(path)
             write_class_polygons(path, min_area=min_area, tolerance=tolerance)
+
+
+def check_package(path: Path) -> None:
+    """Refuse to write a map's polygons over a file of others.
+
+    Args:
+        path: The map.
+
+    Raises:
+        ValueError: If one lies where the polygons go.
+    """
+    package = _package(path)
+    if package.exists() and not is_own_package(package):
+        raise ValueError(
+            f'{package} is there and not ours: move it away, polygons of {path.name} go there'
+        )
 
 
 def is_own_package(path: Path) -> bool:
@@ -180,10 +193,16 @@ def _trace(source: str) -> tuple[np.ndarray, np.ndarray, str, dict[int, str]]:
             pixels = file.read(raster.indexes[0])
             known = file.read_masks(raster.indexes[0]) > 0
             tags = file.tags(raster.indexes[0])
+            scale = file.scales[raster.indexes[0] - 1]
     except FAILURES as error:
         raise UnreadableError(
             source, f'cannot be read ({error}): make the map again'
         ) from error
+    if scale != 1:
+        raise ValueError(
+            f'{source} holds values in steps of {scale:g}, such as probabilities, and no classes: give a map by '
+            'cmid-geo map --output classes'
+        )
     names = {
         int(key.removeprefix('class_')): name
         for key, name in tags.items()

@@ -83,7 +83,7 @@ class RasterFile:
         shutil.copy(
             self._raw, self.path, driver='COG', blocksize=self.block, compress='DEFLATE',
             predictor='NO' if classes or half else 'YES',
-            overview_resampling='NEAREST' if whole else 'AVERAGE', overviews='NONE' if half else 'AUTO',
+            overview_resampling='NEAREST' if whole and not self.layer.steps else 'AVERAGE', overviews='NONE' if half else 'AUTO',
             bigtiff='IF_SAFER', num_threads='ALL_CPUS',
         )  # fmt: skip
         self._raw.unlink()
@@ -112,6 +112,10 @@ class RasterFile:
             file.set_band_description(band, printable(name))
         if notes is not None:
             file.update_tags(**{NOTES: json.dumps(notes, sort_keys=True)})
+        if layer.steps:
+            # By which QGIS and others show what the whole numbers stand for
+            file.scales = [1 / layer.steps] * layer.count
+            file.offsets = [0.0] * layer.count
         named = {f'class_{i}': printable(name) for i, name in enumerate(layer.classes)}
         for band in range(1, layer.count + 1 if named else 1):
             file.update_tags(band, **named)

@@ -91,6 +91,7 @@ class SceneWindows(LightningDataModule):
         scene: ListedScene,
         precision: str,
         shared: bool = False,
+        dry: bool = False,
     ) -> Job | None:
         """Plan the map of a scene, see :func:`~cmid_geo.predict.job.plan_map`.
 
@@ -99,6 +100,7 @@ class SceneWindows(LightningDataModule):
             scene: One that was found.
             precision: Of the network's computations.
             shared: See :meth:`~cmid_geo.predict.job.Job.begin`.
+            dry: Whether to leave alone what a run that was killed left beside the map.
 
         Returns:
             What is to be done; None if the map is there, and nothing is left beside it.
@@ -109,7 +111,8 @@ class SceneWindows(LightningDataModule):
         if self.overwrite or not job.is_finished:
             return job
         self.tally.skipped.append(scene.out)
-        job.sweep(shared)
+        if not dry:
+            job.sweep(shared)
         return None
 
     def setup(self, stage: str) -> None:

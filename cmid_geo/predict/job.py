@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..datasets.scene import Declared, Scene
 from .class_polygons import is_own_package
 from .cog import is_cut_off, read_raster_notes
 from .inputs import SceneFiles, SceneSource, open_source
-from .outputs import Product
+from .outputs import Layer, Product
 from .predictor import SceneMapper
 from .style import ENDING, is_own_style
 from .tiling import Tiling, cut_scene
@@ -107,6 +107,15 @@ class Job:
         """The map's files: one a layer, or one of objects."""
         suffixes = [layer.suffix for layer in self.product.layers] or ['']
         return [self.out.with_stem(f'{self.out.stem}{each}') for each in suffixes]
+
+    @property
+    def written(self) -> list[Layer]:
+        """The layers as their files hold them: components where these are wanted."""
+        count = self.product.components
+        if count is None:
+            return list(self.product.layers)
+        # As :func:`~cmid_geo.predict.pca.write_components` writes them
+        return [replace(each, count=count, dtype='float32') for each in self.product.layers]  # fmt: skip
 
     @property
     def folder(self) -> Path:

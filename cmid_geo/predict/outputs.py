@@ -6,7 +6,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import methodcaller
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torchgeo.tasks
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..models.backbones import MaskedBackbone
 from ..ops.cells import CELL
-from ..options import Output
+from ..options import Output, ProbabilityType
 from ..tasks import CMID, ChangeDetection, Classification, OrientedDetection
 from .checkpoint import Backbone
 
@@ -25,6 +25,10 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     'objects': ('objects',),
     'plain': ('values',),
 }
+
+#: Steps of probabilities of 8 bits: 250 is 1, so that a step is a decimal number, 0.004, and 0.5 is
+#: met. What is read differs from what was predicted by half a step at most, 0.002.
+STEPS = 250
 
 #: From one tensor to another; not a lambda, as jobs are sent to other processes.
 Step = Callable[[Tensor], Tensor]
@@ -49,6 +53,8 @@ class Layer:
         classes: Names of the values, where these are classes.
         colours: Of the classes, as (red, green, blue) from 0 to 255.
         masked: Whether a mask tells where the scene has data, as any value may be meant.
+        steps: How many whole numbers, from 0, stand for a probability of 1; None where values stand
+            for themselves.
     """
 
     suffix: str
@@ -60,6 +66,7 @@ class Layer:
     classes: tuple[str, ...] = ()
     colours: tuple[tuple[int, ...], ...] = ()
     masked: bool = False
+    steps: int | None = None
 
     def finish(self, values: Tensor, valid: Tensor) -> np.ndarray:
         """Turn averages into pixels.
@@ -74,18 +81,22 @@ class Layer:
         """
         bands = self.decide(values).cpu().numpy()
         whole = np.issubdtype(self.dtype, np.integer)
+        known = valid.cpu().numpy()[None]
         if whole and bands.dtype.kind == 'f':
             # Large whole numbers are not exact in float32
-            bands = np.rint(bands.astype(np.float64))
+            bands = np.rint(bands.astype(np.float64) * (self.steps or 1))
+            if self.steps:
+                # As of floats, what the network does not tell is no data
+                known = known & np.isfinite(bands)
+                bands = bands.clip(0, self.steps)
         if not np.can_cast(bands.dtype, self.dtype):
             limits: Any = np.iinfo(self.dtype) if whole else np.finfo(self.dtype)
             bands = np.clip(bands, limits.min, limits.max)
-        bands = bands.astype(self.dtype)
-        known = valid.cpu().numpy()
-        bands[:, ~known] = 0 if self.nodata is None else self.nodata
+        nothing = 0 if self.nodata is None else self.nodata
+        bands = np.where(known, bands, nothing).astype(self.dtype)
         if not self.masked:
             return bands
-        return np.concatenate([bands, known[None]], dtype=bands.dtype)
+        return np.concatenate([bands, known], dtype=bands.dtype)
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,7 @@ def product_of(
     colors: Sequence[str] | None = None,
     components: int | None = None,
     stride: int = CELL,
+    dtype: str | None = None,
 ) -> Product:
     """Find out what becomes of a task.
 
@@ -145,6 +157,7 @@ def product_of(
         colors: Of the classes, as matplotlib knows them.
         components: How many principal components to write instead of an embedding.
         stride: Of a backbone, pixels from one vector to the next.
+        dtype: Of probabilities, 'float32' or 'uint8'; of a plain module's map any that a GeoTIFF holds.
 
     Returns:
         The product.
@@ -156,22 +169,12 @@ def product_of(
         raise ValueError(f'threshold={threshold}: give a probability from 0 to 1')
     name, kind = type(task).__name__, _kind(task)
     chosen = output or OUTPUTS[kind][0]
-    if chosen not in OUTPUTS[kind]:
-        raise ValueError(
-            f'output={output!r} with {name}: it gives {" or ".join(OUTPUTS[kind])}'
-        )
-    if components is not None and (kind != 'cells' or components < 1):
-        raise ValueError(
-            f'components={components} with {name}: give 1 or more, for a backbone'
-        )
-    if stride != CELL and (kind != 'cells' or stride < 1 or CELL % stride):
-        raise ValueError(
-            f'stride={stride} with {name}: give a divisor of {CELL}, for a backbone'
-        )
+    _check_wanted(name, kind, chosen, components, stride, dtype)
     given: Any = getattr(task, 'hparams', {})
     names = labels if labels is not None else given.get('labels')
     if kind == 'pixels':
-        return _of_pixels(task, given, chosen, threshold, names, colors)
+        product = _of_pixels(task, given, chosen, threshold, names, colors)
+        return in_steps(product) if dtype == 'uint8' else product
     if kind == 'objects':
         count = given.get('num_classes')
         if names is not None and count is not None and len(names) != count:
@@ -191,6 +194,52 @@ def product_of(
         )
     layers = (Layer('', width, 'float16', float('nan')),)
     return Product(kind, width, layers, components=components, stride=stride)
+
+
+def _check_wanted(
+    name: str,
+    kind: str,
+    chosen: str,
+    components: int | None,
+    stride: int,
+    dtype: str | None,
+) -> None:
+    """Refuse what a kind of task does not give."""
+    if chosen not in OUTPUTS[kind]:
+        raise ValueError(
+            f'output={chosen!r} with {name}: it gives {" or ".join(OUTPUTS[kind])}'
+        )
+    if components is not None and (kind != 'cells' or components < 1):
+        raise ValueError(
+            f'components={components} with {name}: give 1 or more, for a backbone'
+        )
+    if stride != CELL and (kind != 'cells' or stride < 1 or CELL % stride):
+        raise ValueError(
+            f'stride={stride} with {name}: give a divisor of {CELL}, for a backbone'
+        )
+    kinds = get_args(ProbabilityType)
+    probable = kind == 'pixels' and chosen != 'classes'
+    if dtype is not None and kind != 'plain' and not (probable and dtype in kinds):
+        raise ValueError(
+            f'dtype={dtype!r} with {name} and output={chosen!r}: it is of probabilities, {" or ".join(kinds)}, by '
+            "output='probabilities' or 'both'; leave it out for other maps"
+        )
+
+
+def in_steps(product: Product) -> Product:
+    """Write probabilities in 8 bits, see :data:`STEPS`.
+
+    Args:
+        product: Of a task of segmentation or change.
+
+    Returns:
+        The same, whose probabilities are whole numbers; 255 where there is no data.
+    """
+    layers = tuple(
+        each if each.classes else replace(each, dtype='uint8', nodata=255, steps=STEPS)
+        for each in product.layers
+    )
+    return replace(product, layers=layers)
 
 
 def _kind(task: nn.Module) -> Literal['pixels', 'cells', 'objects', 'plain']:

@@ -72,7 +72,9 @@ class SceneMapper(Restored, LightningModule):
             tta: Test-time augmentation: average over 'flips', 'turns', or 'all' eight.
             low: Raw value of each band, or of all, that becomes 0; the task's own by default.
             high: Raw value of each band, or of all, that becomes 1; the task's own by default.
-            dtype: Of a plain module's map, such as 'uint8', to which values are rounded.
+            dtype: Of probabilities, 'float32' (default) or 'uint8', see
+                :func:`~cmid_geo.predict.predict_scene`; of a plain
+                module's map any, such as 'int16', to which values are rounded.
             labels: Names of the classes; the task's own by default.
             colors: Of the classes, as matplotlib knows them.
             stride: Pixels from one of a backbone's vectors to the next, a divisor of 32: those finer
@@ -85,7 +87,7 @@ class SceneMapper(Restored, LightningModule):
         super().__init__()
         self.task: Any = task if isinstance(task, nn.Module) else open_task(task)
         self.product = product_of(
-            self.task, output, threshold, labels, colors, components, stride
+            self.task, output, threshold, labels, colors, components, stride, dtype
         )
         if (low is None) != (high is None):
             raise ValueError(f'low={low} and high={high}: give both, or none')
@@ -380,7 +382,7 @@ class SceneMapper(Restored, LightningModule):
             'network': self.digest(), 'task': type(self.task).__name__, 'limits': limits,
             'turns': len(self.dihedrals), 'turned': self.dihedrals[-1].quarters,
             'layers': chosen, 'threshold': self.threshold, 'components': product.components,
-            'dtype': self.dtype_wanted, 'classes': list(product.classes or ()),
+            'dtype': self.dtype_wanted if product.kind == 'plain' else None, 'classes': list(product.classes or ()),
         }  # fmt: skip
         is_finer = product.kind == 'cells' and product.stride != CELL
         # Maps of other kinds were made without, and stay what they are
