@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ..metrics.probes import linear_probe, nearest_neighbours
 from ..ops.value_range import normalize
-from .undisturbed import delivered, undisturbed
+from .undisturbed import delivered, set_up, undisturbed
 
 #: Networks that are looked at.
 SIDES = ('student', 'teacher')
@@ -100,13 +99,7 @@ class OnlineProbe(Callback):
             raise ValueError(
                 f'{type(pl_module).__name__} has no student and teacher: use {type(self).__name__} with CMID'
             )
-        if self.datamodule is trainer.datamodule:
-            return
-        with isolate_rng():
-            if trainer.local_rank == 0:
-                self.datamodule.prepare_data()
-            trainer.strategy.barrier()
-            self.datamodule.setup('fit')
+        set_up(self.datamodule, trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look, and log accuracies, where it is time."""

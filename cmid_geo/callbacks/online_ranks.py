@@ -4,15 +4,16 @@
 """Effective rank of student's and teacher's features on fixed chips, every few epochs."""
 
 import copy
+import math
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from .feature_rank import rank_of, view_features
-from .undisturbed import delivered, undisturbed
+from .undisturbed import delivered, set_up, undisturbed
 
 
 class OnlineRank(Callback):
@@ -20,7 +21,7 @@ class OnlineRank(Callback):
 
     It is that of :class:`~cmid_geo.callbacks.feature_rank.FeatureRank`, which takes this one's place where neither
     is given, but needs no validation: the chips are the first that a datamodule gives to validate
-    on, and their views are the same each time. Nothing of the run is touched: it is the same, to the
+    on, and their views are the same each time; where there are none it is NaN, with a warning. Nothing of the run is touched: it is the same, to the
     bit, with and without.
     """
 
@@ -61,13 +62,7 @@ class OnlineRank(Callback):
             raise ValueError(
                 f'datamodule=None and the run has none: fit with a datamodule, or give {name}(datamodule=...)'
             )
-        if self.datamodule in (None, trainer.datamodule):
-            return
-        with isolate_rng():
-            if trainer.local_rank == 0:
-                self.datamodule.prepare_data()
-            trainer.strategy.barrier()
-            self.datamodule.setup('fit')
+        set_up(self.datamodule or trainer.datamodule, trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look, and log the ranks, where it is time."""
@@ -76,6 +71,8 @@ class OnlineRank(Callback):
         with undisturbed(pl_module):
             values = {
                 f'{self.kind}_{name}': rank_of(self.kind, torch.cat(parts))
+                if parts
+                else math.nan
                 for name, parts in self._look(trainer, pl_module).items()
             }
         pl_module.log_dict(values, sync_dist=True)
@@ -93,6 +90,11 @@ class OnlineRank(Callback):
                 found[name].append(seen)
             if left <= len(batch['image']):
                 break
+        if not found['student']:
+            rank_zero_warn(
+                f'{type(datamodule).__name__} gives no chips to validate on, so {self.kind} is NaN: give '
+                f'{type(self).__name__}(datamodule=...) with some, or leave it out'
+            )
         return found
 
 

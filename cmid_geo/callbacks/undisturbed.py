@@ -45,6 +45,22 @@ def undisturbed(task: Any) -> Generator[None]:
         yield
 
 
+def set_up(datamodule: LightningDataModule, trainer: Any) -> None:
+    """Set up the data to look at, before anything is trained, unless they are those of the run.
+
+    Args:
+        datamodule: Of the data.
+        trainer: Of the run, whose random numbers are put back.
+    """
+    if datamodule is trainer.datamodule:
+        return
+    with isolate_rng():
+        if trainer.local_rank == 0:
+            datamodule.prepare_data()
+        trainer.strategy.barrier()
+        datamodule.setup('fit')
+
+
 def borrowed(datamodule: LightningDataModule, task: Any) -> Any:
     """Copy a datamodule so that it delivers what a task takes: not augmented, and in its range of values.
 

@@ -36,6 +36,9 @@ LIBRARIES = {
     'umap': ('umap', 'pip install umap-learn'),
 }
 
+#: Label of what has no class, and its colour.
+NO_CLASS, UNLABELLED = -1, (0.72, 0.72, 0.72)
+
 #: Fewest vectors that have neighbours to keep.
 FEWEST = 5
 
@@ -57,7 +60,7 @@ def plot_embedding(
 
     Args:
         features: A vector of each chip.
-        labels: Class of each.
+        labels: Class of each, -1 for none: these are grey.
         names: Of the classes; their numbers by default.
         images: Chips, of any value range.
         bands: Names of the bands; the first three are shown where they are not known.
@@ -78,10 +81,12 @@ def plot_embedding(
     figure, ((axis,),) = subplots(1, 1, 9, 7)
     known = torch.zeros(len(features)).long() if labels is None else labels.cpu()
     kinds = known.unique().tolist()
-    colours = class_colours(max(kinds) + 1)
+    # A class that is not known lies behind those that are
+    colours = dict(enumerate(class_colours(max(kinds) + 1))) | {NO_CLASS: UNLABELLED}
     for number, kind in enumerate(kinds):
         own = places[(known == kind).numpy()]
-        name = str(kind) if names is None else names[kind]
+        name = str(kind) if names is None or kind == NO_CLASS else names[kind]
+        name = 'unlabelled' if kind == NO_CLASS else name
         marker = MARKERS[number % len(MARKERS)] if len(kinds) > 10 else 'o'
         axis.scatter(*own.T, s=16, color=colours[kind], marker=marker, label=name, lw=0)
     if labels is not None:

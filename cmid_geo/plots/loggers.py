@@ -19,7 +19,7 @@ Give = Callable[[str, 'matplotlib.figure.Figure', int], None]
 
 
 def log_figure(task: Any, name: str, make: Callable[[], Any]) -> None:
-    """Give a figure to the loggers that take some; others are passed over.
+    """Give a figure to the loggers that take some, but not in the sanity check; others are passed over.
 
     Args:
         task: That is being run.
@@ -27,7 +27,8 @@ def log_figure(task: Any, name: str, make: Callable[[], Any]) -> None:
         make: Makes the figure, or None if there is nothing to show; called once, and only if a
             logger takes figures.
     """
-    if not task.trainer.is_global_zero:
+    # Lightning looks at some batches before it trains, which are no part of the run
+    if not task.trainer.is_global_zero or task.trainer.sanity_checking:
         return
     found = [give for give in map(way_of, task.loggers) if give is not None]
     figure = make() if found else None

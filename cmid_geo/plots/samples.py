@@ -51,7 +51,8 @@ def sample_figure(
         show_titles: Whether to say which is which.
         suptitle: Title of all.
         bands: Names of the bands; the first three are shown where they are not known.
-        names: Of the classes; with boxes that of the background first. Their numbers by default.
+        names: Of the classes; with boxes that of the background first; one alone is that of class 1 of
+            two. Their numbers by default.
         ignore_index: Label of pixels that have none, which are hatched.
         dates: Titles of the images.
 
@@ -62,7 +63,7 @@ def sample_figure(
     Raises:
         ValueError: If the sample holds none of these.
     """
-    images = _images_of(sample)
+    images, names = _images_of(sample), _names_of_two(sample, names)
     layers = _layers_of(sample, names, ignore_index)
     boxes = 'bbox_xyxy' in sample or 'bbox' in sample
     found = [each for each in KINDS if f'{each}bbox_xyxy' in sample or f'{each}bbox' in sample]  # fmt: skip
@@ -89,6 +90,17 @@ def sample_figure(
     if suptitle is not None:
         figure.suptitle(suptitle)
     return figure
+
+
+def _names_of_two(
+    sample: Mapping[str, Any], names: Sequence[str] | None
+) -> Sequence[str] | None:
+    """Names of both classes, where the one that is true is named alone."""
+    if names is None or len(names) != 1 or 'bbox_xyxy' in sample or 'bbox' in sample:
+        return names
+    several = [sample[key].shape[:1] for key, ndim in (('mask', 3), ('label', 1))
+               if isinstance(sample.get(key), Tensor) and sample[key].ndim == ndim]  # fmt: skip
+    return names if several and several[0] != (1,) else ('no', *names)
 
 
 def _images_of(sample: Mapping[str, Any]) -> list[Tensor]:

@@ -350,7 +350,8 @@ def map_scenes(
         # The devices of several processes are not this one's to look at
         with mapper.running('cpu' if several else device, precision):
             if dry_run:
-                return plan_scenes(mapper, windows, precision, vector)
+                polygons = (min_area, tolerance) if vector else None
+                return plan_scenes(mapper, windows, precision, polygons)
             _map_in_turn(mapper, windows, precision)
         is_first = True
     if vector and is_first:

@@ -8,6 +8,7 @@ import math
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyogrio
@@ -15,20 +16,26 @@ import rasterio.features
 import shapely
 from jaxtyping import Float64
 from pyogrio.errors import DataLayerError, DataSourceError
-from pyproj import CRS, Transformer
+from pyproj import CRS, Geod, Transformer
 
 from ..atomic_files import write_atomically
 from ..datasets.gdal import gdal_settings
 from ..datasets.rasters import FAILURES, UnreadableError, describe_raster, open_raster
 from .api import Tally
 from .outputs import Product
-from .vectors import write_polygons
+from .vectors import check_closed, write_polygons
 
 #: Name of the layer of polygons.
 LAYER = 'classes'
 
 #: What the layer's description tells, by which files of ours are known.
 NOTES = {'map', 'min_area', 'tolerance'}
+
+#: Longest part of an edge that is taken for a geodesic, in degrees: areas of 10 degrees differ by 1e-6.
+LONGEST = 0.1
+
+#: Metres of a degree of latitude, nearly.
+METRES = 111_000
 
 
 def write_class_polygons(
@@ -66,6 +73,7 @@ def write_class_polygons(
         raise ValueError(
             f'out={str(out)!r}: polygons are written to a GeoPackage, give a name with .gpkg'
         )
+    check_closed(package)
     with gdal_settings():
         labels, polygons, crs, names = _trace(source)
     areas = ground_areas(polygons, crs)
@@ -80,6 +88,8 @@ def write_class_polygons(
     write = partial(
         _write, polygons, columns, crs=crs, notes=json.dumps(notes, sort_keys=True)
     )
+    # It may have been opened meanwhile
+    check_closed(package)
     write_atomically(package, write)
     return package
 
@@ -105,14 +115,14 @@ def check_polygons(product: Product, min_area: float, tolerance: float) -> None:
 
 
 def add_polygons(tally: Tally, min_area: float, tolerance: float) -> None:
-    """Write polygons of all maps of a run; of maps that were there, where they have none.
+    """Write polygons of all maps of a run; of maps that were there, where they have no such ones.
 
     Args:
         tally: The maps. What fails is noted there by the map's name.
         min_area: See :func:`write_class_polygons`.
         tolerance: See :func:`write_class_polygons`.
     """
-    found = [path for path in tally.skipped if not is_own_package(_package(path))]
+    found = [path for path in tally.skipped if lacks_polygons(path, min_area, tolerance)]  # fmt: skip
     for path in [*tally.made, *found]:
         with tally.trying(path.name):
             check_package(path)
@@ -126,13 +136,29 @@ def check_package(path: Path) -> None:
         path: The map.
 
     Raises:
-        ValueError: If one lies where the polygons go.
+        ValueError: If one lies where the polygons go, or another program has it open.
     """
     package = _package(path)
     if package.exists() and not is_own_package(package):
         raise ValueError(
             f'{package} is there and not ours: move it away, polygons of {path.name} go there'
         )
+    check_closed(package)
+
+
+def lacks_polygons(path: Path, min_area: float, tolerance: float) -> bool:
+    """Tell whether a map has no polygons, or such as were made with other numbers.
+
+    Args:
+        path: The map.
+        min_area: See :func:`write_class_polygons`.
+        tolerance: See :func:`write_class_polygons`.
+
+    Returns:
+        Whether they are to be written.
+    """
+    notes = _read_package(_package(path)) or {}
+    return (notes.get('min_area'), notes.get('tolerance')) != (min_area, tolerance)
 
 
 def is_own_package(path: Path) -> bool:
@@ -144,17 +170,22 @@ def is_own_package(path: Path) -> bool:
     Returns:
         False where there is none, or one that others wrote or added layers to.
     """
+    return _read_package(path) is not None
+
+
+def _read_package(path: Path) -> dict[str, Any] | None:
+    """How polygons of ours were made; None of any other file."""
     if not path.is_file():
-        return False
+        return None
     try:
         # A user may have added layers, or written one of that name
         if pyogrio.list_layers(path)[:, 0].tolist() != [LAYER]:
-            return False
+            return None
         told = pyogrio.read_info(path, layer=LAYER)['layer_metadata'] or {}
         notes = json.loads(told.get('DESCRIPTION') or '')
     except (DataSourceError, DataLayerError, ValueError):
-        return False
-    return isinstance(notes, dict) and NOTES <= set(notes)
+        return None
+    return notes if isinstance(notes, dict) and NOTES <= set(notes) else None
 
 
 def _package(path: Path) -> Path:
@@ -220,6 +251,8 @@ def _trace(source: str) -> tuple[np.ndarray, np.ndarray, str, dict[int, str]]:
 def ground_areas(polygons: np.ndarray, crs: str) -> Float64[np.ndarray, 'n']:
     """Measure polygons on the ellipsoid: a CRS may stretch areas.
 
+    Their edges are straight in the CRS, however long they are.
+
     Args:
         polygons: Of shapely, in units of *crs*.
         crs: The coordinate reference system, as pyproj reads it.
@@ -232,14 +265,38 @@ def ground_areas(polygons: np.ndarray, crs: str) -> Float64[np.ndarray, 'n']:
     if geod is None or geodetic is None:
         # A local system has no ellipsoid: its own units are all there is
         return shapely.area(polygons)
+    unit, angle = (each.axis_info[0].unit_conversion_factor for each in (system, geodetic))  # fmt: skip
+    if system.is_geographic and not system.is_derived:
+        plane = partial(_equal_area, radians=unit, geod=geod)
+        return shapely.area(shapely.transform(polygons, plane))
+    # Between two points on the ellipsoid a line of the CRS is no geodesic
+    longest = math.radians(LONGEST) if system.is_geographic else LONGEST * METRES
+    polygons = shapely.segmentize(polygons, longest / unit)
     transformer = Transformer.from_crs(system, geodetic, always_xy=True)
+
+    def in_degrees(points: Float64[np.ndarray, 'n 2']) -> Float64[np.ndarray, 'n 2']:
+        """Longitudes and latitudes, of which some systems have grads."""
+        return math.degrees(angle) * np.stack(transformer.transform(*points.T), axis=1)
+
     areas = np.zeros(len(polygons))
-    for place, polygon in enumerate(polygons):
-        rings = [polygon.exterior, *polygon.interiors]
+    for place, polygon in enumerate(shapely.transform(polygons, in_degrees)):
         # Each ring by itself, so that no direction of rings matters
-        sizes = [
-            abs(geod.polygon_area_perimeter(*transformer.transform(*ring.xy))[0])
-            for ring in rings
-        ]
+        rings = (polygon.exterior, *polygon.interiors)
+        sizes = [abs(geod.polygon_area_perimeter(*ring.xy)[0]) for ring in rings]
         areas[place] = sizes[0] - sum(sizes[1:])
     return areas
+
+
+def _equal_area(
+    points: Float64[np.ndarray, 'n 2'], radians: float, geod: Geod
+) -> Float64[np.ndarray, 'n 2']:
+    """Longitudes and latitudes in the cylindrical equal-area projection, where parallels are straight.
+
+    Snyder, Map Projections: A Working Manual (1987), equations 3-12 and 10-14 to 10-15. A geodesic
+    between two points of a parallel would cut a part of its side off.
+    """
+    lon, sine, e = points[:, 0] * radians, np.sin(points[:, 1] * radians), math.sqrt(geod.es)  # fmt: skip
+    # On a sphere q is twice the sine
+    more = np.arctanh(e * sine) / e if e else sine
+    q = (1 - geod.es) * (sine / (1 - geod.es * sine**2) + more)
+    return np.stack([geod.a * lon, geod.a * q / 2], axis=1)

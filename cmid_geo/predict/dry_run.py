@@ -15,7 +15,7 @@ from filelock import FileLock
 from ..datasets.header_cache import headers_left_alone
 from ..datasets.tables import grid_rows, html_table
 from .api import Tally
-from .class_polygons import check_package
+from .class_polygons import check_package, lacks_polygons
 from .datamodule import SceneWindows
 from .job import Job, locking
 from .predictor import SceneMapper
@@ -63,7 +63,10 @@ class Plan(Tally):
 
 
 def plan_scenes(
-    mapper: SceneMapper, windows: SceneWindows, precision: str, polygons: bool = False
+    mapper: SceneMapper,
+    windows: SceneWindows,
+    precision: str,
+    polygons: tuple[float, float] | None = None,
 ) -> Plan:
     """Check scenes as a run does before it computes; nothing is written.
 
@@ -71,7 +74,7 @@ def plan_scenes(
         mapper: The task.
         windows: The scenes, and how they are to be mapped.
         precision: Of the network's computations.
-        polygons: Whether polygons are to be written beside the maps.
+        polygons: Smallest area and tolerance of polygons beside the maps; None for no polygons.
 
     Returns:
         What would be done.
@@ -86,11 +89,13 @@ def plan_scenes(
             told = 'is there'
             with plan.trying(scene.name):
                 job = windows.plan(mapper, scene, precision, dry=True)
-                if polygons:
+                if polygons and (job or lacks_polygons(scene.out, *polygons)):
                     check_package(scene.out)
+                    told = 'is there, its polygons would be written'
                 if job is not None:
+                    job.check_closed()
                     _check_place(job)
-                    told = describe(job, polygons)
+                    told = describe(job, polygons is not None)
                     plan.jobs.append(job)
             told = f'failed: {plan.failed[scene.name]}' if scene.name in plan.failed else told  # fmt: skip
             plan.lines.append(f'[{number}/{len(found)}] {scene.out.name} {told}')

@@ -28,7 +28,7 @@ from .outputs import Layer, Product
 from .predictor import SceneMapper
 from .style import ENDING, is_own_style
 from .tiling import Tiling, cut_scene
-from .vectors import FORMATS, read_notes
+from .vectors import FORMATS, check_closed, read_notes
 
 #: Seconds after which a lock is held by a program that writes, not by one that looks.
 LOOK = 1.0
@@ -182,6 +182,18 @@ class Job:
                 'overwrite it by --overwrite true'
             )
 
+    def check_closed(self) -> None:
+        """Refuse to replace a GeoPackage, of objects or an earlier map's polygons, that is open elsewhere.
+
+        Raises:
+            ValueError: If one is.
+        """
+        polygons = self.out.with_suffix('.gpkg')
+        if self.product.kind == 'objects':
+            check_closed(self.out)
+        elif is_own_package(polygons):
+            check_closed(polygons)
+
     def begin(self, shared: bool = False) -> FileLock:
         """Make the folder, empty, and keep other programs out of it.
 
@@ -194,8 +206,9 @@ class Job:
 
         Raises:
             ValueError: If another program is making the map, or shares scenes over this folder, or
-                the folder cannot be written.
+                has a GeoPackage open that is to go, or the folder cannot be written.
         """
+        self.check_closed()
         lock = FileLock(self.folder / 'lock')
         with locking(self.out, lock):
             self._wait_for_folder(shared)
@@ -223,6 +236,8 @@ class Job:
             files: In the folder in which the map is made.
         """
         ordered = sorted(files, key=lambda path: path.name == self.out.name)
+        # It may have been opened meanwhile
+        self.check_closed()
         # Names of an earlier map's classes
         names = f'{self.out.name}.aux.xml'
         if names not in {path.name for path in ordered}:

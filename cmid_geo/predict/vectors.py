@@ -240,6 +240,27 @@ def write_polygons(
     )  # fmt: skip
 
 
+def check_closed(path: Path) -> None:
+    """Refuse to replace a GeoPackage that another program has open.
+
+    SQLite keeps what such a program wrote, or may read, in files beside it, which it would later apply
+    to whatever has the name then.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If a file of SQLite's lies beside it.
+    """
+    for ending in ('-wal', '-journal'):
+        beside = path.with_name(f'{path.name}{ending}')
+        if beside.exists():
+            raise ValueError(
+                f'{path} is open in another program, such as QGIS, or one that had it open was killed (there is '
+                f'{beside.name}): close it there, or open and close it once, and run this again'
+            )
+
+
 def read_notes(path: Path) -> str | None:
     """Read what :func:`write_objects` was told about its objects.
 

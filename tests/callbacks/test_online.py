@@ -3,6 +3,7 @@
 
 """Online evaluation tells what the features are worth, and leaves the run as it is."""
 
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -318,3 +319,27 @@ def test_wrong_numbers_and_missing_chips_are_told(
     trainer = make_trainer(max_epochs=1, callbacks=[RankMe()])
     with pytest.raises(ValueError, match=r'fit with a datamodule, or give RankMe\('):
         trainer.fit(make_task(queue_size=8), DataLoader(Chips(8), 4))
+
+
+class NoChips(ChipModule):
+    def __init__(self, loaders: list[DataLoader]) -> None:
+        super().__init__()
+        self.loaders = loaders
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return self.loaders
+
+
+@pytest.mark.parametrize('loaders', [[], [DataLoader(Chips(0), 4)]])
+def test_nothing_to_rank_is_told(
+    loaders: list[DataLoader],
+    make_task: Callable[..., CMID],
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    callbacks = [RankMe(chips=6, draws=1), LiDAR(NoChips(loaders), chips=6, draws=1)]
+    trainer = make_trainer(max_epochs=1, callbacks=callbacks, limit_val_batches=0)
+    with pytest.warns(UserWarning, match=r'no chips to validate on, so lidar is NaN: give LiDAR\('):  # fmt: skip
+        trainer.fit(make_task(queue_size=8), datamodule=ChipModule())
+    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert math.isnan(found['lidar_student']) and math.isnan(found['lidar_teacher'])
+    assert found['rankme_student'] > 1

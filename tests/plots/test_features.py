@@ -244,3 +244,18 @@ def test_label_efficiency() -> None:
         plot_label_efficiency({'a': {5: 0.5}})
     with pytest.raises(ValueError, match='give each method a score'):
         plot_label_efficiency({'a': {}})
+
+
+def test_what_has_no_class_is_grey() -> None:
+    features, labels = blobs()
+    labels = labels.masked_fill(labels == 1, -1)
+    figure = plot_embedding(features, labels, ['a', 'b', 'c'], torch.rand(len(features), 3, 8, 8), thumbnails=9)  # fmt: skip
+    (axis,) = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['unlabelled', 'a', 'c']  # fmt: skip
+    colours = [tuple(drawn.get_facecolor()[0]) for drawn in axis.collections]
+    assert colours[1:] == [to_rgba('C0'), to_rgba('C2')]
+    assert colours[0][0] == colours[0][1] == colours[0][2]
+    pins = [each for each in axis.artists if isinstance(each, AnnotationBbox)]
+    assert colours[0] in {tuple(pin.patch.get_edgecolor()) for pin in pins}
+    nothing = plot_embedding(features, torch.full_like(labels, -1))
+    assert [text.get_text() for text in nothing.legends[0].get_texts()] == ['unlabelled']  # fmt: skip

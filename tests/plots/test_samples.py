@@ -104,3 +104,17 @@ def test_rotated_boxes() -> None:
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match=r"holds \['scene'\]: give one with image or"):
         sample_figure({'scene': torch.tensor(1)})
+
+
+@pytest.mark.parametrize('shape', [(8, 8), (1, 8, 8)])
+def test_one_name_is_that_of_what_is_true(shape: tuple[int, ...]) -> None:
+    mask = torch.zeros(shape).long()
+    sample = {'image': torch.rand(3, 8, 8), 'mask': mask, 'prediction': mask + 1}
+    assert legend(sample_figure(sample, names=['building'])) == ['no', 'building']
+    # Of two names and of several labels each stands for itself
+    assert legend(sample_figure(sample, names=['field', 'road'])) == ['field', 'road']
+    for label, told in ((0, 'no'), (1, 'building')):
+        image = {'image': torch.rand(3, 8, 8), 'label': torch.tensor(label)}
+        assert titles(sample_figure(image, names=['building'])) == [f'truth: {told}']
+    several = {'mask': torch.zeros(2, 8, 8).long()}
+    assert titles(sample_figure(several, names=['a'])) == ['truth: a', 'truth: 1']

@@ -384,6 +384,19 @@ def test_polygons_lie_beside_each_map_of_classes(
     before = (out / 'one.gpkg').stat().st_mtime_ns
     map_scenes(*words, vector=True)
     assert (out / 'one.gpkg').stat().st_mtime_ns == before
+    # Those that were made with other numbers are made again
+    one = checkpoint, [str(scenes / 'one.tif')], str(out), 64
+    plan = map_scenes(*one, vector=True, min_area=250.0, dry_run=True)
+    assert str(plan).startswith('[1/1] one.tif is there, its polygons would be written')
+    for options, changes in (
+        ({'min_area': 250.0}, True),
+        ({'min_area': 250.0}, False),
+        ({'min_area': 250.0, 'tolerance': 15.0}, True),
+    ):
+        before = (out / 'one.gpkg').stat().st_mtime_ns
+        map_scenes(*one, vector=True, **options)
+        assert ((out / 'one.gpkg').stat().st_mtime_ns != before) == changes
+        assert gpd.read_file(out / 'one.gpkg')['area'].min() >= 250
     # Those of an earlier map are not left beside a new one, but a file of the user's own is
     found.to_file(out / 'two.gpkg', layer='mine')
     (out / 'two.gpkg').unlink()
@@ -393,6 +406,25 @@ def test_polygons_lie_beside_each_map_of_classes(
     tally = map_scenes(*words, vector=True)
     assert 'move it away' in tally.failed['two.tif']
     assert {path.name for path in out.glob('*.gpkg')} == {f'{n}.gpkg' for n in ('one', 'two', 'three')}  # fmt: skip
+
+
+def test_polygons_that_are_open_stop_the_map_before_it_is_made(
+    tmp_path: Path, scenes: Path, checkpoint: str
+) -> None:
+    (scenes / 'three.tif').unlink()
+    out = tmp_path / 'maps'
+    words = checkpoint, [str(scenes)], str(out), 64
+    map_scenes(*words, vector=True)
+    first = read(out / 'one.tif')
+    (out / 'one.gpkg-wal').touch()
+    for dry in (True, False):
+        tally = map_scenes(*words, overwrite=True, output='both', dry_run=dry)
+        (why,) = tally.failed.values()
+        assert 'one.gpkg is open in another program' in why
+    assert (read(out / 'one.tif') == first).all() and (out / 'one.gpkg').exists()
+    assert not (out / 'one_probabilities.tif').exists()
+    # It stops no map that is there
+    assert len(map_scenes(*words[:1], [str(scenes / 'two.tif')], *words[2:], output='both').skipped) == 1  # fmt: skip
 
 
 def test_maps_without_classes_have_no_polygons(

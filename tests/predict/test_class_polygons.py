@@ -3,18 +3,22 @@
 
 """Polygons of classes, in maps whose areas are known."""
 
+import contextlib
 import math
+import sqlite3
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
+from pyproj import Geod, Transformer
 from rasterfiles import noise, write
 
 from cmid_geo.predict import write_class_polygons
-from cmid_geo.predict.class_polygons import is_own_package
+from cmid_geo.predict.class_polygons import ground_areas, is_own_package
 
 #: A square of 4 x 4 pixels with a hole of one of another class, a single pixel, and no data right.
 CLASSES = np.zeros((1, 10, 12), np.uint8)
@@ -113,3 +117,54 @@ def test_files_of_the_user_are_told_from_ours(tmp_path: Path) -> None:
     table.to_file(package, layer='corrections')
     assert not is_own_package(tmp_path / 'other.gpkg')
     assert not is_own_package(package)
+
+
+def box(*sides: float) -> np.ndarray:
+    return np.array([shapely.box(*sides)], object)
+
+
+def test_areas_of_wide_polygons() -> None:
+    # Between points so near a geodesic is a line of the CRS
+    dense = shapely.segmentize(shapely.box(10, 40, 70, 60), 0.01)
+    expected = Geod(ellps='WGS84').polygon_area_perimeter(*dense.exterior.xy)[0]
+    (area,) = ground_areas(box(10, 40, 70, 60), 'EPSG:4326')
+    assert area == pytest.approx(expected, rel=1e-6)
+    corners = Transformer.from_crs(4326, 3857, always_xy=True).transform_bounds(10, 40, 70, 60)  # fmt: skip
+    assert ground_areas(box(*corners), 'EPSG:3857') == pytest.approx(area, rel=1e-5)
+    # 510 million square kilometres, and what lies on both sides of 180 degrees
+    assert ground_areas(box(-180, -90, 180, 90), 'EPSG:4326')[0] / 1e12 == pytest.approx(510.0656, rel=1e-6)  # fmt: skip
+    sides = [ground_areas(box(west, 10, west + 20, 20), 'EPSG:4326') for west in (10, 170)]  # fmt: skip
+    assert sides[0] == pytest.approx(sides[1])
+    sphere = ground_areas(box(0, 0, 90, 90), '+proj=longlat +R=6371000 +type=crs')
+    assert sphere == pytest.approx(math.pi / 2 * 6371000**2)
+    hole = shapely.difference(box(10, 40, 70, 60), box(20, 45, 30, 50))
+    assert ground_areas(hole, 'EPSG:4326')[0] == pytest.approx(area - ground_areas(box(20, 45, 30, 50), 'EPSG:4326')[0])  # fmt: skip
+
+
+def test_areas_in_grads_and_feet() -> None:
+    # NTF (Paris): its degrees are a hundredth of a right angle
+    grads = ground_areas(box(0, 400 / 9, 20 / 9, 420 / 9), 'EPSG:4807')
+    degrees = ground_areas(box(0, 40, 2, 42), '+proj=longlat +ellps=clrk80ign +type=crs')  # fmt: skip
+    assert grads == pytest.approx(degrees)
+    # A projection of the same system, and one in US survey feet
+    metres = ground_areas(box(600000, 2200000, 610000, 2210000), 'EPSG:27572')
+    assert metres == pytest.approx(1e8, rel=1e-3)
+    feet = ground_areas(box(1e6, 2e5, 1e6 + 100, 2e5 + 100), 'EPSG:2263')
+    assert feet == pytest.approx(100**2 * 0.3048006**2, rel=1e-3)
+
+
+def test_a_package_that_is_open_is_not_replaced(tmp_path: Path) -> None:
+    path = make(tmp_path / 'map.tif')
+    package = write_class_polygons(path)
+    with contextlib.closing(sqlite3.connect(package, isolation_level=None)) as opened:
+        # As QGIS opens it
+        opened.execute('PRAGMA journal_mode = WAL')
+        opened.execute("UPDATE gpkg_contents SET identifier = 'mine'")
+        assert Path(f'{package}-wal').exists()
+        with pytest.raises(ValueError, match=r'open in another program.*map.gpkg-wal.*close it'):  # fmt: skip
+            write_class_polygons(path)
+        held = opened.execute('SELECT identifier FROM gpkg_contents').fetchall()
+    assert held == [('mine',)] and not Path(f'{package}-wal').exists()
+    before = package.stat().st_ino
+    write_class_polygons(path)
+    assert package.stat().st_ino != before and len(gpd.read_file(package)) == 4

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchgeo.datamodules
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -160,3 +161,18 @@ def test_our_datamodules_are_told_the_names(monkeypatch: pytest.MonkeyPatch) -> 
     assert seen == [{'names': ['sea', 'land'], 'ignore_index': 255}]
     # Nothing that draws was open
     assert [axis.get_title() for axis in figure.axes] == ['image', 'truth']
+
+
+def test_nothing_is_logged_in_the_sanity_check(make_trainer: Any) -> None:
+    task = Classification('resnet_test', num_classes=3)
+    logger, looks = Recorder(), []
+
+    class Look(Callback):
+        def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+            looks.append(dict(logger.figures))
+
+    loader = DataLoader(Same(2, label=torch.tensor(1)), 1)
+    trainer = make_trainer(logger=logger, max_steps=1, num_sanity_val_steps=2, val_check_interval=1, callbacks=[Look()])  # fmt: skip
+    trainer.fit(task, loader, loader)
+    assert looks == [{}]
+    assert {'val/0', 'val/1', 'val/confusion'} <= set(logger.figures)
