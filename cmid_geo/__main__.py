@@ -229,6 +229,8 @@ def export(
 ) -> None:
     """Write a backbone for use elsewhere, with what it expects in the file; or a task for QGIS.
 
+    Beside it lies OUT.stac.json, a STAC item of it with extent and dates of the training scenes.
+
     Args:
         checkpoint: Checkpoint of CMID or another task, exported file, or name of released weights.
         out: File to write, such as backbone.onnx.
@@ -244,10 +246,12 @@ def export(
         low: Of a program for QGIS: raw value of each band, or of all, that becomes 0.
         high: Of a program for QGIS: raw value of each band, or of all, that becomes 1.
         labels: Of a program for QGIS: names of the classes.
-        push: USER/REPO on the Hugging Face hub to upload it to, with the MODEL_CARD.md beside *out*.
+        push: USER/REPO on the Hugging Face hub to upload it to, with its item, and its card if there is a
+            MODEL_CARD.md of it beside *out*.
         private: Whether a repository that is made for it is private.
     """
     from cmid_geo.models import export_backbone
+    from cmid_geo.models.weights.stac_item import write_stac_item
     from cmid_geo.predict.export import export as export_program
 
     options = {
@@ -258,7 +262,8 @@ def export(
     path = export_program(checkpoint, out, size, source, **given)
     if path is None:
         path = export_backbone(checkpoint, out, source, format)
-    print(f'wrote {path} ({path.stat().st_size / 1e6:.1f} MB)')
+    item = write_stac_item(path, format)
+    print(f'wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {item.name}')
     if push is not None:
         from cmid_geo.models.weights.hub import push_to_hub
 

@@ -36,7 +36,7 @@ FLOORS = (
     ('datamodules', 'callbacks'),
     ('tasks',),
     ('predict', 'plots'),
-    ('demo', 'cli', 'evaluate'),
+    ('demo', 'cli', 'evaluate', 'bench'),
     ('__main__', '__init__'),
 )
 
@@ -78,6 +78,7 @@ HOMES = {
         'cli',
         'evaluate',
     ),
+    'torchgeo_bench': ('bench',),
     'torchmetrics': ('metrics', 'tasks'),
     'torchvision': ('models', 'tasks', 'transforms', 'datamodules'),
     'tqdm': ('downloads', 'datasets', 'predict', 'demo'),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..datasets.filenames import printable
-from ..models.weights.checkpoint import open_checkpoint
+from ..models.weights.checkpoint import hash_tensors, open_checkpoint, tensors_in
 from ..ops.bands import names_of
 from .pretraining import read_metrics
 
@@ -49,7 +49,8 @@ def model_card(
     Returns:
         Markdown, with the header that model hubs read.
     """
-    metadata = open_checkpoint(backbone)['hyper_parameters']
+    content = open_checkpoint(backbone)
+    metadata = content['hyper_parameters']
     hparams, provenance = task.hparams, metadata['provenance']
     places = metadata['bands'] or range(1, metadata['in_channels'] + 1)
     bands = names_of(metadata['bands']) or [f'band {place}' for place in places]
@@ -63,6 +64,8 @@ def model_card(
         'provenance': {'steps': 'an unknown number of'} | provenance,
         'bands': _as_text(', '.join(bands)),
         'file': backbone.name,
+        # By which a push to the hub knows the card of a file
+        'tensors': hash_tensors(tensors_in(content)),
         'data': _as_text(data),
         'images': images,
         'torch': torch.__version__,

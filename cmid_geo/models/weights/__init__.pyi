@@ -7,3 +7,4 @@ from .enums import CMIDSwinB_Weights as CMIDSwinB_Weights
 from .export import export_backbone as export_backbone
 from .loading import load_backbone as load_backbone
 from .matching import LoadReport as LoadReport
+from .stac_item import write_stac_item as write_stac_item

@@ -182,7 +182,7 @@ def _open_safetensors(path: Path) -> dict[str, Any]:
         raise _damaged(path) from error
     told = kept.get(HASH)
     # Files of others, and ours of before, tell none
-    if told is not None and told != _hash(state, text):
+    if told is not None and told != hash_tensors(state, text):
         raise ValueError(
             f'{path} is damaged: its tensors and metadata are not those whose hash is in it; copy or '
             'download it again, or export it anew'
@@ -203,11 +203,19 @@ def save_safetensors(
         path: File to write.
     """
     text = json.dumps(metadata)
-    save_file(dict(state), path, {METADATA: text, HASH: _hash(state, text)})
+    save_file(dict(state), path, {METADATA: text, HASH: hash_tensors(state, text)})
 
 
-def _hash(state: Mapping[str, Tensor], metadata: str) -> str:
-    """SHA-256 over the metadata, and names, types, shapes and bytes of the tensors."""
+def hash_tensors(state: Mapping[str, Tensor], metadata: str = '') -> str:
+    """Hash the content of a file of weights.
+
+    Args:
+        state: Tensors by name.
+        metadata: What goes into the hash beside them.
+
+    Returns:
+        SHA-256 over the metadata, and names, types, shapes and bytes of the tensors, in hexadecimal digits.
+    """
     found = hashlib.sha256(metadata.encode())
     for name, tensor in sorted(state.items()):
         found.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())

@@ -80,7 +80,7 @@ def export_backbone(
             export.
     """
     path = Path(path)
-    kind = _format(path, format)
+    kind = format_of(path, format)
     found, values, metadata = _describe(task_or_checkpoint, source)
     backbone = create_backbone(metadata['model'], metadata['in_channels'])
     load_backbone(backbone, found)
@@ -102,7 +102,19 @@ def export_backbone(
     return path
 
 
-def _format(path: Path, format: str | None) -> str:
+def format_of(path: Path, format: str | None) -> str:
+    """Tell in which format a file is written.
+
+    Args:
+        path: Of the file.
+        format: What was asked for; told by the ending of *path* where nothing was.
+
+    Returns:
+        'ckpt', 'safetensors', 'onnx' or 'torchscript'.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
     if format is None:
         format = ENDINGS.get(path.suffix)
     if format is None or format not in ENDINGS.values():
