@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 
@@ -116,15 +117,18 @@ def _item(path: Path, kind: str, about: dict[str, Any]) -> dict[str, Any]:
         band if isinstance(band, str) else f'band {band}'
         for band in about.get('bands') or range(1, about['in_channels'] + 1)
     ]
-    item: dict[str, Any] = {
+    # STAC wants them in the asset, the extension in the item
+    bands = {'bands': [{'name': name} for name in names]}
+    return {
         'type': 'Feature', 'stac_version': '1.1.0', 'stac_extensions': [SCHEMA], 'id': path.stem,
         'geometry': None if box is None else _polygon(*box),
         **({} if box is None else {'bbox': box}),
         'properties': {
             **_dates(training, now), 'created': now,
-            'description': f'{_network(about)} by cmid_geo {__version__}; extent and dates are of the training scenes'
-            if training else f'{_network(about)} by cmid_geo {__version__}; the training scenes are not known',
-            'bands': [{'name': name} for name in names],
+            'description': f'{_network(about)} by cmid_geo {__version__}. ' + (
+                'Geometry, start and end, where they are given, are of the training scenes.'
+                if training else 'The training scenes are not known.'
+            ), **bands,
             'mlm:name': _name(path.stem), 'mlm:architecture': _network(about), 'mlm:tasks': [task],
             'mlm:framework': FRAMEWORKS[framework],
             'mlm:input': [_input(about, names, role == 'mlm:compiled')],
@@ -132,11 +136,11 @@ def _item(path: Path, kind: str, about: dict[str, Any]) -> dict[str, Any]:
         },
         'links': [],
         'assets': {'model': {
-            'href': f'./{path.name}', 'type': f'application/octet-stream; framework={framework}',
+            'href': f'./{quote(path.name)}', 'type': f'application/octet-stream; framework={framework}',
             'title': path.name, 'roles': ['mlm:model', role], 'mlm:artifact_type': artifact,
+            **bands,
         }},
     }  # fmt: skip
-    return item
 
 
 def _polygon(west: float, south: float, east: float, north: float) -> dict[str, Any]:
