@@ -3,7 +3,7 @@
 
 """Backbone for torchgeo-bench, from any of our weights."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -34,7 +34,7 @@ class CMIDBench(BenchModel):
         self,
         bands: list[BandSpec],
         weights: str,
-        values: Literal['weights', 'dataset'] = 'weights',
+        values: str = 'weights',
         normalization: str = 'bandspec_zscore',
         **kwargs: Any,
     ) -> None:
@@ -43,7 +43,7 @@ class CMIDBench(BenchModel):
         Args:
             bands: Of the dataset.
             weights: Name of released weights, file of a checkpoint or an export, or ``hf://USER/REPO``.
-            values: Whether raw values are scaled and normalized as in pretraining, or by the dataset's statistics.
+            values: 'weights' to scale and normalize raw values as in pretraining, 'dataset' by the dataset's statistics.
                 Take 'dataset' where its raw values are in another unit than those of pretraining.
             normalization: How the benchmark normalizes, for ``values='dataset'``.
             **kwargs: Of the benchmark's configuration; without a meaning here.

@@ -214,8 +214,8 @@ def test_without_a_network_it_is_told_what_to_do(
 def test_the_command_ends_with_a_sentence_where_no_network_is(
     exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The hub's own client, which finds no socket here
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
+    # The hub's own client, which then makes no request
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     out = exported.with_name('again.ckpt')
     with pytest.raises(SystemExit) as error:
         main(['export', str(exported), str(out), '--push', 'me/mine'])
