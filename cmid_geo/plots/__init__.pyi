@@ -13,6 +13,8 @@ from .predictions import prediction_figure as prediction_figure
 from .pretraining import plot_cells as plot_cells
 from .pretraining import plot_curves as plot_curves
 from .pretraining import plot_map as plot_map
+from .pretraining import plot_matches as plot_matches
+from .pretraining import plot_rebuilt as plot_rebuilt
 from .pretraining import plot_reconstructions as plot_reconstructions
 from .pretraining import plot_views as plot_views
 from .samples import sample_figure as sample_figure

@@ -7,10 +7,11 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Bool, Float, Int, Integer, UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -81,13 +82,69 @@ def plot_views(
         for number, pair in enumerate(pairs):
             colour = colormaps['hsv'](number * step * 0.381966 % 1)
             ends = [_centre(each, first, field_offset) for each in pair]
-            line = ConnectionPatch(
-                *ends, 'data', 'data', axesA=left, axesB=right, color=colour, lw=1.2
-            )
-            figure.add_artist(line)
-            for axis, end in zip((left, right), ends, strict=True):
-                axis.plot(*end, 'o', color=colour, mec='white', ms=5)
+            _link(figure, (left, right), ends, colour)
     return figure
+
+
+def plot_matches(
+    first: View,
+    second: View,
+    found: Mapping[str, Int[Tensor, 'batch cells']],
+    bands: Sequence[str],
+    matches: int | None = None,
+    samples: int = 3,
+    field_offset: float = 0.0,
+) -> Figure:
+    """Show to which cells of the other view features lead, and whether these show the same ground.
+
+    Args:
+        first: Views to match from.
+        second: Views to match to.
+        found: By kind of feature, the cell of *second* that each cell of *first* is most like.
+        bands: Names of the bands.
+        matches: Cells to match in each pair; see :func:`~cmid_geo.losses.nearest_cells`.
+        samples: Pairs to show.
+        field_offset: Of the backbone, see :class:`~cmid_geo.transforms.TwoViews`: lines link the
+            centres of what the cells' vectors see.
+
+    Returns:
+        A row for each pair, two views for each kind: lines are blue where the cell of the same ground was
+        found, and red elsewhere.
+    """
+    rgb = display_bands(bands)
+    samples = min(samples, len(first.image))
+    width = 6.4 * len(found)
+    figure, axes = subplots(samples, 2 * len(found), width, 3.2 * samples + 0.6)
+    figure.suptitle('Most alike cell of the other view; blue: the same ground, red: another')  # fmt: skip
+    valid = [each.valid_cells for each in (first, second)]
+    cells, partners = nearest_cells(first.positions, second.positions, matches, *valid)
+    columns = {
+        f'{kind}\nview {number}': view.image
+        for kind in found
+        for number, view in ((1, first), (2, second))
+    }
+    _show_columns(axes, columns, list(columns.values()), rgb)
+    for row in range(samples):
+        for place, nearest in enumerate(found.values()):
+            left, right = axes[row, 2 * place : 2 * place + 2]
+            for cell, partner in zip(cells[row], partners[row], strict=True):
+                reached = nearest[row, cell]
+                colour = 'C0' if reached == partner else 'C3'
+                ends = [_centre(each, first, field_offset) for each in (cell, reached)]
+                _link(figure, (left, right), ends, colour)
+    return figure
+
+
+def _link(
+    figure: Figure, axes: Sequence[Axes], ends: Sequence[Any], colour: Any
+) -> None:
+    """Draw a line from a place on one of two axes to a place on the other."""
+    left, right = axes
+    options: dict[str, Any] = {'color': colour, 'lw': 1.2}
+    line = ConnectionPatch(*ends, 'data', 'data', axesA=left, axesB=right, **options)
+    figure.add_artist(line)
+    for axis, end in zip(axes, ends, strict=True):
+        axis.plot(*end, 'o', color=colour, mec='white', ms=5)
 
 
 def _centre(cell: Tensor, view: View, offset: float) -> tuple[float, float]:
@@ -136,6 +193,37 @@ def plot_reconstructions(
     }
     figure, axes = subplots(samples, 4, 12, 3.1 * samples)
     _show_columns(axes, columns, 4 * [view.image], rgb)
+    return figure
+
+
+def plot_rebuilt(
+    view: View,
+    rebuilt: Mapping[str, Float[Tensor, 'batch bands height width']],
+    bands: Sequence[str],
+    samples: int = 4,
+) -> Figure:
+    """Show what was made of views, such as at several steps of a run.
+
+    Args:
+        view: Views.
+        rebuilt: What a decoder made of all of each view, by title.
+        bands: Names of the bands.
+        samples: Views to show.
+
+    Returns:
+        A row for each view, whole, as the student sees it, and rebuilt at the hidden cells.
+    """
+    samples = min(samples, len(view.image))
+    hidden = expand_mask(view.mask, *view.image.shape[2:])[:, None]
+    columns = {
+        'view': view.image,
+        'seen by student': hide_cells(view.image, view.mask, view.valid),
+    }
+    for title, image in rebuilt.items():
+        columns[title] = image.to(view.image).where(hidden, view.image)
+    count = len(columns)
+    figure, axes = subplots(samples, count, 2.6 * count, 2.7 * samples)
+    _show_columns(axes, columns, count * [view.image], display_bands(bands))
     return figure
 
 

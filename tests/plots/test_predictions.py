@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from cmid_geo.plots.boxes import boxes_figure
@@ -20,10 +21,13 @@ from cmid_geo.plots.pretraining import (
     plot_cells,
     plot_curves,
     plot_map,
+    plot_matches,
+    plot_rebuilt,
     plot_reconstructions,
     plot_views,
     read_metrics,
 )
+from cmid_geo.transforms import View
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +35,21 @@ def nothing_leaks() -> Any:
     yield
     # pyplot knows of no figure that is made here
     assert not plt.get_fignums()
+
+
+@pytest.fixture
+def make_view() -> Callable[..., View]:
+    """Two views of one band and 2 x 2 cells, of random values from 0 to 1."""
+
+    def make(hidden: list[int]) -> View:
+        mask = torch.zeros(2, 4, dtype=torch.bool)
+        mask[:, hidden] = True
+        places = torch.tensor([[x, y] for y in (15.5, 47.5) for x in (15.5, 47.5)])
+        image = torch.linspace(-0.5, 1.5, 2 * 64 * 64).clamp(0, 1)[torch.randperm(8192)]
+        valid = torch.ones(2, 64, 64, dtype=torch.bool)
+        return View(image.view(2, 1, 64, 64), mask.view(2, 2, 2), places.repeat(2, 1, 1), valid)  # fmt: skip
+
+    return make
 
 
 def titles(figure: Figure) -> list[str]:
@@ -119,6 +138,31 @@ def test_a_run(make_task: Callable[..., Any], tmp_path: Path) -> None:
     assert titles(rebuilt)[0] == 'view' and len(rebuilt.axes) == 8
     colours = np.zeros((3, 32, 48), dtype=np.uint8)
     assert titles(plot_map(torch.rand(4, 32, 48), colours, names))[0] == 'scene'
+
+
+def test_only_hidden_cells_are_rebuilt(make_view: Callable[..., View]) -> None:
+    view = make_view(hidden=[0, 3])
+    rebuilt = {'step 1': torch.zeros(2, 1, 64, 64), 'step 2': torch.ones(2, 1, 64, 64)}
+    figure = plot_rebuilt(view, rebuilt, ['pan'], samples=1)
+    assert titles(figure) == ['view', 'seen by student', 'step 1', 'step 2']
+    whole, _, black, white = (np.asarray(axis.images[0].get_array()) for axis in figure.axes)  # fmt: skip
+    hidden = np.kron(np.eye(2), np.ones((32, 32))).astype(bool)
+    # The view goes from 0 to 1
+    assert (black[hidden] == 0).all() and (white[hidden] == 1).all()
+    for shown in (black, white):
+        np.testing.assert_array_equal(shown[~hidden], whole[~hidden])
+
+
+def test_matches_are_blue_where_the_ground_is_the_same(
+    make_view: Callable[..., View],
+) -> None:
+    view = make_view(hidden=[])
+    right, wrong = torch.arange(4).repeat(2, 1), torch.tensor([[0, 0, 0, 0]] * 2)
+    figure = plot_matches(view, view, {'a': right, 'b': wrong}, ['pan'], 4, samples=1)
+    assert titles(figure) == ['a\nview 1', 'a\nview 2', 'b\nview 1', 'b\nview 2']
+    colours = [to_rgba(line.get_edgecolor()) for line in figure.artists]
+    assert colours == [to_rgba(c) for c in ['C0'] * 4 + ['C0', 'C3', 'C3', 'C3']]
+    assert [line.xy2 for line in figure.artists[4:]] == [(15.5, 15.5)] * 4
 
 
 def test_cells_of_places_are_shown_once_and_those_without_label_stay_white() -> None:
