@@ -233,10 +233,12 @@ def write_polygons(
         # GDAL would do it too, but leaves double points where it cuts a ring
         table = table.to_crs(4326)
     driver, options = FORMATS[kind]
+    # QGIS of 2022 and before warns of GDAL's newer default
+    version = {'VERSION': '1.2'} if driver == 'GPKG' else {}
     # An empty table does not show its type of geometry
     pyogrio.write_dataframe(
         table, path, layer=layer, driver=driver, geometry_type='Polygon',
-        layer_options=options | {'DESCRIPTION': notes},
+        dataset_options=version, layer_options=options | {'DESCRIPTION': notes},
     )  # fmt: skip
 
 

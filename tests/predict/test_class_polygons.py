@@ -74,6 +74,13 @@ def test_classes_without_names_are_text(tmp_path: Path) -> None:
     assert set(zip(table['label'], table['class'])) == {(0, '0'), (1, '1'), (2, 'isle')}
 
 
+def test_older_qgis_knows_the_version(tmp_path: Path) -> None:
+    path = make(tmp_path / 'map.tif', ('', '', 'isle'))
+    header = write_class_polygons(path).read_bytes()[:100]
+    # SQLite's user version; QGIS 3.22 warns of 1.4, which is 10400
+    assert int.from_bytes(header[60:64], 'big') == 10200
+
+
 def test_blocks_do_not_cut_and_stale_polygons_go(tmp_path: Path) -> None:
     path = tmp_path / 'map.tif'
     write(path, np.ones((1, 300, 300), np.uint8))
