@@ -3,6 +3,7 @@
 
 """The command ``cmid-geo``."""
 
+import argparse
 import json
 import os
 import re
@@ -161,8 +162,10 @@ def evaluate_folder(
 
 def _similar(words: list[str]) -> None:
     """Find places like given ones: numbers among the words are X and Y, the others rasters."""
-    parser = ArgumentParser(
+    # The standard library's own: jsonargparse takes no options between the words
+    parser = argparse.ArgumentParser(
         prog='cmid-geo similar',
+        allow_abbrev=False,
         description='Find cells whose features are like those at given points.',
     )
     parser.add_argument(
@@ -178,13 +181,13 @@ def _similar(words: list[str]) -> None:
     parser.add_argument(
         '--number', type=int, default=100, help='how many of the best cells to keep'
     )
-    given = parser.parse_args(words)
-    numbers, paths = [], []
-    for word in given.words:
-        try:
-            numbers.append(float(word))
-        except ValueError:
-            paths.append(word)
+    # After a space, -1e5 is a word and no option
+    spaced = [
+        f' {word}' if word[:1] == '-' and _is_number(word) else word for word in words
+    ]
+    given = parser.parse_intermixed_args(spaced)
+    numbers = [float(word) for word in given.words if _is_number(word)]
+    paths = [word for word in given.words if not _is_number(word)]
     if len(numbers) % 2:
         raise ValueError(f'{len(numbers)} numbers: give X and Y of each point')
     from cmid_geo.predict import find_similar
@@ -192,6 +195,15 @@ def _similar(words: list[str]) -> None:
     points = list(zip(numbers[::2], numbers[1::2], strict=True))
     found = find_similar(paths, points, given.out, given.crs, given.number)
     print('wrote', *found.maps, found.cells)
+
+
+def _is_number(word: str) -> bool:
+    """Whether a word is a number."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def demonstrate(

@@ -37,7 +37,7 @@ def k_means(
         )
     generator = torch.Generator().manual_seed(seed)
     features = features.float()
-    best, least = torch.zeros(len(features)).long(), float('inf')
+    best, least = features.new_zeros(len(features), dtype=torch.long), float('inf')
     for _ in range(restarts):
         centers = _begin(features, clusters, generator)
         found = best
@@ -59,7 +59,8 @@ def k_means(
 
 def _begin(features: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     """Draw samples as first centres, each in proportion to its squared distance from those before."""
-    first = int(torch.randint(len(features), (), generator=generator))
+    # On the host, so that all devices draw alike
+    first = int(torch.randint(len(features), (), generator=generator, device='cpu'))
     chosen, distance = [first], (features - features[first]).square().sum(1)
     for _ in range(clusters - 1):
         # All samples may lie on centres already

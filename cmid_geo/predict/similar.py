@@ -139,14 +139,20 @@ def _describe(names: Sequence[str]) -> list[Raster]:
                 f'{raster.path} has {count} bands but {rasters[0].path} has {len(rasters[0].bands)}: vectors of '
                 'one length can be compared; give maps by one backbone, with the same --components'
             )
-    makers = [_maker(name) for name in names]
-    for name, maker in zip(names, makers, strict=True):
-        if None not in (maker, makers[0]) and maker != makers[0]:
+    _check_makers(names)
+    return rasters
+
+
+def _check_makers(names: Sequence[str]) -> None:
+    """Refuse maps by different networks; one that does not tell its own fits to any."""
+    known = [(name, maker) for name in names if (maker := _maker(name)) is not None]
+    for name, maker in known:
+        first, its_maker = known[0]
+        if maker != its_maker:
             raise ValueError(
-                f'{name} was made by {maker} but {names[0]} by {makers[0]}: features of different networks, or '
+                f'{name} was made by {maker} but {first} by {its_maker}: features of different networks, or '
                 'components of different scenes, cannot be compared; map all scenes with one backbone'
             )
-    return rasters
 
 
 def _maker(name: str) -> str | None:

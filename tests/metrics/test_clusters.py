@@ -29,6 +29,15 @@ def test_one_dimension_has_a_closed_form() -> None:
     assert k_means(torch.ones(4, 2), 2).shape == (4,), 'all alike'
 
 
+def test_all_is_on_the_device_of_the_features() -> None:
+    features = torch.tensor([[0.0], [1.0], [9.0], [10.0]])
+    # What names no device would be on this one, where there are no values
+    with torch.device('meta'):
+        found = k_means(features, 2)
+    assert found.device == features.device
+    assert torch.equal(found, k_means(features, 2))
+
+
 def test_agreement_of_independent_classes_is_0() -> None:
     features = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.01, 1.0]])
     assert cluster_agreement(features, torch.tensor([0, 1, 0, 1])) == pytest.approx(0, abs=1e-6)  # fmt: skip

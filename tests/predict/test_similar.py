@@ -158,6 +158,17 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob('*similar*'))
 
 
+def test_every_maker_is_compared_with_every_other(tmp_path: Path) -> None:
+    paths = [make(tmp_path / f'{name}.tif', angles()) for name in 'abc']
+    # The first tells nothing
+    for path, network in zip(paths[1:], ('one', 'two')):
+        with rasterio.open(path, 'r+') as file:
+            file.update_tags(cmid_geo=json.dumps({'network': network}))
+    with pytest.raises(ValueError, match='c.tif was made by network two but .*b.tif'):
+        find_similar(paths, [(X, Y)], tmp_path / 'out')
+    assert len(find_similar(paths[:2], [(X, Y)], tmp_path / 'out').maps) == 2
+
+
 @pytest.mark.parametrize('components', [None, 2])
 def test_features_of_other_networks_are_refused(
     tmp_path: Path, components: int | None
@@ -201,3 +212,33 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(gpd.read_file(tmp_path / 'out/similar.gpkg')) == 5
     with pytest.raises(SystemExit, match='3 numbers: give X and Y of each point'):
         main(words[:-1])
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        '{a} --crs EPSG:4326 {x} {y} --number 2',
+        '--number 2 {x} {y} {a} --crs EPSG:4326',
+        '--crs=EPSG:4326 --number=2 {x} {y} {a}',
+        '{x} --number 2 {y} --crs EPSG:4326 {a}',
+        # As some programs write numbers
+        '{a} {x:e} --number 2 {y:e} --crs EPSG:4326',
+    ],
+)
+def test_options_of_the_command_stand_anywhere(tmp_path: Path, words: str) -> None:
+    path = make(tmp_path / 'a.tif', angles(), origin=(600000, 5200000), crs='EPSG:32614')  # fmt: skip
+    x, y = Transformer.from_crs(32614, 4326, always_xy=True).transform(600045, 5199975)
+    assert x < 0
+    out = tmp_path / 'out'
+    main(['similar', '--out', str(out), *words.format(a=path, x=x, y=y).split()])
+    assert read(out / 'a_similar.tif')[2, 4] == pytest.approx(1)
+    assert len(gpd.read_file(out / 'similar.gpkg')) == 2
+
+
+def test_unknown_options_of_the_command_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make(tmp_path / 'a.tif', angles())
+    with pytest.raises(SystemExit):
+        main(['similar', str(path), str(X), str(Y), '--many', '3'])
+    assert 'unrecognized arguments: --many' in capsys.readouterr().err
