@@ -36,6 +36,7 @@ from .api import check_counts
 from .cog import RasterFile, read_raster_notes
 from .outputs import Layer
 from .vectors import write_polygons
+from .written import WrittenMap
 
 #: Most bytes of a window, all bands of it.
 WINDOW = 2**25
@@ -55,11 +56,12 @@ class Similar:
     """Files of a search.
 
     Attributes:
-        maps: Cosine similarity of each raster's cells, in the order of the rasters.
+        maps: Cosine similarity of each raster's cells, in the order of the rasters; paths that show themselves in
+            notebooks.
         cells: The best cells of all rasters.
     """
 
-    maps: tuple[Path, ...]
+    maps: tuple[WrittenMap, ...]
     cells: Path
 
 
@@ -119,7 +121,7 @@ def find_similar(
             best = _best_of(np.concatenate([best, search.best]), number)
     package = Path(out) / f'{LAYER}.gpkg'
     write_atomically(package, partial(_write_cells, best, rasters, names, notes))
-    return Similar(tuple(maps), package)
+    return Similar(tuple(map(WrittenMap, maps)), package)
 
 
 def _describe(names: Sequence[str]) -> list[Raster]:

@@ -52,6 +52,8 @@ def test_cosine_is_that_of_the_angle(tmp_path: Path) -> None:
     assert notes['points'] == [[X, Y]]
     expected = np.cos(np.radians(angles() - angles()[2, 4]))
     np.testing.assert_allclose(read(found.maps[0]), expected, atol=1e-6)
+    shown = found.maps[0]._repr_html_()
+    assert 'a_similar.tif' in shown and 'data:image/png' in shown
     table = gpd.read_file(found.cells)
     assert table.crs.to_epsg() == 32633
     # The neighbours by angle, not the cell itself; equal ones by position
