@@ -178,8 +178,10 @@ def as_png(colours: np.ndarray) -> bytes:
         colours: RGBA (rows, cols, 4) in [0, 1].
 
     Returns:
-        PNG.
+        PNG, of few pixels as squares that can be seen.
     """
     file = io.BytesIO()
-    Image.fromarray((255 * colours).round().astype(np.uint8)).save(file, 'PNG')
+    side = max(1, SIDE // max(colours.shape))
+    pixels = (255 * colours).round().astype(np.uint8).repeat(side, 0).repeat(side, 1)
+    Image.fromarray(pixels).save(file, 'PNG')
     return file.getvalue()

@@ -91,7 +91,8 @@ def test_bands_in_files_of_several_resolutions(tmp_path: Path) -> None:
     write(tmp_path / 'a_B03.tif', noise(1, 32, 32), res=20)
     scene = SceneDataset(tmp_path).scenes[0]
     html = scene._repr_html_()
-    assert picture_in(html).shape == (64, 64, 4)
+    # Each pixel is a square of three
+    assert picture_in(html).shape == (192, 192, 4)
     assert rows_in(html)['path'].count('<br>') == 1
 
 

@@ -43,7 +43,10 @@ def test_a_map_is_its_path_and_shows_itself(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(found)) == found
     html = found._repr_html_()
     assert rows_in(html)['size'] == '96 x 64 pixels'
-    assert picture_in(html).shape == (64, 96, 4)
+    picture = picture_in(html)
+    # Few pixels are enlarged, and stay what they are
+    assert picture.shape == (128, 192, 4)
+    assert (picture[::2, ::2] == picture[1::2, 1::2]).all()
 
 
 def test_classes_have_the_colours_of_the_map(tmp_path: Path) -> None:
@@ -62,9 +65,10 @@ def test_classes_have_the_colours_of_the_map(tmp_path: Path) -> None:
         file.write(classes)
         file.write_colormap(1, {0: (10, 20, 30), 1: (200, 100, 0)})
     picture = picture_in(WrittenMap(path)._repr_html_())
-    assert picture[20, 2].tolist() == [10, 20, 30, 255]
-    assert picture[20, 30].tolist() == [200, 100, 0, 255]
-    assert (picture[:4, :, 3] == 0).all()
+    assert picture.shape == (192, 192, 4)
+    assert picture[120, 12].tolist() == [10, 20, 30, 255]
+    assert picture[120, 180].tolist() == [200, 100, 0, 255]
+    assert (picture[:24, :, 3] == 0).all()
 
 
 def test_objects(tmp_path: Path) -> None:
