@@ -62,7 +62,7 @@ def plot_label_efficiency(
             if len(each) > 1:
                 axis.plot([x] * len(each), each, '.', color=colour, alpha=0.5, ms=4)
     axis.set_xscale('log')
-    axis.set_xticks(fractions, [f'{100 * fraction:g} %' for fraction in fractions])
+    axis.set_xticks(fractions, [f'{100 * fraction:.3g} %' for fraction in fractions])
     axis.minorticks_off()
     axis.set(xlabel='labels learned from', ylabel=score)
     axis.grid(alpha=0.3)
