@@ -224,6 +224,11 @@ def test_cells_of_a_resnet_see_what_lies_up_and_left() -> None:
     assert centre_of((1, 0), image, features, -15.5) == (0.5, 32.5)
 
 
+def test_fractions_are_told_in_three_digits() -> None:
+    (axis,) = plot_label_efficiency({'a': {7 / 108: 0.5, 1: 0.6}}).axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ['6.48 %', '100 %']
+
+
 def test_label_efficiency() -> None:
     figure = plot_label_efficiency(
         {'CMID': {1.0: [0.9, 0.8], 0.1: [0.5, 0.7]}, 'random': {0.1: 0.3, 1.0: 0.6}},
