@@ -83,7 +83,8 @@ def plot_correspondence(
     show(right, shown, 'cosine similarity', extent=edges[1], cmap='viridis')
     if shown.mask.any():
         hatch(right)
-    figure.colorbar(right.images[0], ax=right, shrink=0.85)
+    # As high as the image
+    figure.colorbar(right.images[0], cax=right.inset_axes((1.03, 0, 0.05, 1)))
     for axis, place in ((left, point), (middle, (x, y)), (right, (x, y))):
         _mark(axis, place)
     return figure
