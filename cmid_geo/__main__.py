@@ -329,9 +329,10 @@ def _say_yes(words: list[str], name: str) -> list[str]:
     flags = f'--{name}', f'--{name.replace("_", "-")}'
     written = []
     for word, follower in zip(words, [*words[1:], ''], strict=True):
-        told = follower.lower() in ('true', 'false')
-        value = '' if told else '=true'
-        written.append(f'{flags[0]}{value}' if word in flags else word)
+        flag, equals, value = word.partition('=')
+        if not equals and follower.lower() not in ('true', 'false'):
+            equals, value = '=', 'true'
+        written.append(f'{flags[0]}{equals}{value}' if flag in flags else word)
     return written
 
 

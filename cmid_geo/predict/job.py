@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,6 +210,10 @@ class Job:
                 has a GeoPackage open that is to go, or the folder cannot be written.
         """
         self.check_closed()
+        return self._hold_folder(shared)
+
+    def _hold_folder(self, shared: bool) -> FileLock:
+        """Make the folder, or empty it, and hold its lock."""
         lock = FileLock(self.folder / 'lock')
         with locking(self.out, lock):
             self._wait_for_folder(shared)
@@ -236,8 +241,9 @@ class Job:
             files: In the folder in which the map is made.
         """
         ordered = sorted(files, key=lambda path: path.name == self.out.name)
-        # It may have been opened meanwhile
-        self.check_closed()
+        if self.product.kind == 'objects':
+            # It may have been opened meanwhile
+            check_closed(self.out)
         # Names of an earlier map's classes
         names = f'{self.out.name}.aux.xml'
         if names not in {path.name for path in ordered}:
@@ -253,7 +259,13 @@ class Job:
         # Polygons of an earlier map's classes
         polygons = self.out.with_suffix('.gpkg')
         if raster and is_own_package(polygons):
-            polygons.unlink()
+            try:
+                check_closed(polygons)
+            except ValueError as error:
+                # The map took long to make, and is not lost for this
+                warnings.warn(f'polygons of the map before stay: {error}', stacklevel=2)
+            else:
+                polygons.unlink()
         for path in ordered:
             target = self.out.with_name(path.name)
             # A style that the user made of ours stays
@@ -270,7 +282,7 @@ class Job:
             ValueError: If another program is making the map.
         """
         if self.folder.exists():
-            self.end(self.begin(shared))
+            self.end(self._hold_folder(shared))
 
     def end(self, lock: FileLock | None = None) -> None:
         """Take the folder away.

@@ -35,7 +35,7 @@ from ..datasets.rasters import (
 from .api import check_counts
 from .cog import RasterFile, read_raster_notes
 from .outputs import Layer
-from .vectors import write_polygons
+from .vectors import check_closed, write_polygons
 from .written import WrittenMap
 
 #: Most bytes of a window, all bands of it.
@@ -99,9 +99,12 @@ def find_similar(
 
     Raises:
         ValueError: If a raster cannot be read or holds no features, rasters do not fit together, a
-            point lies outside of all rasters or on no data, or a number is off.
+            point lies outside of all rasters or on no data, a number is off, or another program has
+            the GeoPackage open.
     """
     check_counts(number=number, window=1 if window is None else window)
+    package = Path(out) / f'{LAYER}.gpkg'
+    check_closed(package)
     files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     names = [str(os.fspath(file)) for file in files]
     with gdal_settings(any(map(is_remote, names))):
@@ -119,7 +122,8 @@ def find_similar(
             search = _Search(raster, place, query, cells, number, window)
             write_atomically(path, partial(search.write, notes=notes))
             best = _best_of(np.concatenate([best, search.best]), number)
-    package = Path(out) / f'{LAYER}.gpkg'
+    # It may have been opened meanwhile
+    check_closed(package)
     write_atomically(package, partial(_write_cells, best, rasters, names, notes))
     return Similar(tuple(map(WrittenMap, maps)), package)
 

@@ -21,7 +21,7 @@ from cmid_geo.__main__ import main
 from cmid_geo.datasets.scene import Declared
 from cmid_geo.predict import SceneMapper, map_scenes, predict_scene
 from cmid_geo.predict.api import Tally
-from cmid_geo.predict.job import plan_map
+from cmid_geo.predict.job import Job, plan_map
 from cmid_geo.predict.listing import list_scenes
 from cmid_geo.predict.writer import write_job
 
@@ -425,6 +425,26 @@ def test_polygons_that_are_open_stop_the_map_before_it_is_made(
     assert not (out / 'one_probabilities.tif').exists()
     # It stops no map that is there
     assert len(map_scenes(*words[:1], [str(scenes / 'two.tif')], *words[2:], output='both').skipped) == 1  # fmt: skip
+
+
+def test_polygons_that_are_opened_meanwhile_cost_no_map(
+    tmp_path: Path, scenes: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / 'maps'
+    words = checkpoint, [str(scenes / 'one.tif')], str(out), 64
+    map_scenes(*words, vector=True)
+    publish = Job.publish
+
+    def opened(job: Job, files: Any) -> None:
+        (out / 'one.gpkg-wal').touch()
+        publish(job, files)
+
+    monkeypatch.setattr(Job, 'publish', opened)
+    with pytest.warns(UserWarning, match='polygons of the map before stay: .*one.gpkg is open'):  # fmt: skip
+        tally = map_scenes(*words, overwrite=True, output='both')
+    assert [path.name for path in tally.made] == ['one.tif']
+    assert (out / 'one_probabilities.tif').exists() and (out / 'one.gpkg').exists()
+    assert not list(out.glob('.*part*'))
 
 
 def test_maps_without_classes_have_no_polygons(

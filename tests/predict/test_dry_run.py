@@ -138,8 +138,9 @@ def test_it_fails_as_a_run_does(home: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_the_flag_may_have_a_value(home: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     words = ['map', 'task.ckpt', 'scenes/one.tif', '--out=maps', '--size=64']
-    main([*words, '--dry_run', 'true'])
-    assert '1 maps would be made' in capsys.readouterr().out
+    for flag in (['--dry_run', 'true'], ['--dry-run=true']):
+        main([*words, *flag])
+        assert '1 maps would be made' in capsys.readouterr().out
     assert not (home / 'maps').exists()
     main([*words, '--dry-run', 'false'])
     assert '1 maps made' in capsys.readouterr().out

@@ -203,6 +203,16 @@ def test_a_failed_search_leaves_the_earlier_one(
     assert names == {'a_similar.tif', 'similar.gpkg'}
 
 
+def test_cells_that_are_open_elsewhere_stay(tmp_path: Path) -> None:
+    path = make(tmp_path / 'a.tif', angles())
+    found = find_similar(path, [(X, Y)], tmp_path / 'out')
+    before = found.maps[0].read_bytes(), found.cells.read_bytes()
+    found.cells.with_name('similar.gpkg-wal').touch()
+    with pytest.raises(ValueError, match='similar.gpkg is open in another program'):
+        find_similar(path, [(X + 10, Y)], tmp_path / 'out')
+    assert (found.maps[0].read_bytes(), found.cells.read_bytes()) == before
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = {'origin': (-200, 5000000), 'crs': 'EPSG:3035'}
     paths = [make(tmp_path / f'{name}.tif', angles(), **place) for name in 'ab']

@@ -54,7 +54,7 @@ def write_stac_item(path: str | os.PathLike[str], format: Format | None = None) 
     The item is of STAC 1.1 with the Machine Learning Model extension 1.5. Geometry, ``bbox``, ``start_datetime`` and
     ``end_datetime`` are those of the training scenes. Where the file does not tell their place, the geometry is null, as
     STAC allows; where it does not tell their dates, ``datetime`` is the time at which the item is written. ``value_scaling``
-    is what has to be done to raw values before the file takes them: nothing for programs, which do it themselves, unless they
+    is what has to be done to raw values, clipped as the input's description says, before the file takes them: nothing for programs, which do it themselves, unless they
     were exported with a divisor.
 
     Args:
@@ -71,7 +71,12 @@ def write_stac_item(path: str | os.PathLike[str], format: Format | None = None) 
     path = Path(path)
     kind = format_of(path, format)
     about = _read(path, kind)
-    if not about.get('low') or not about.get('in_channels'):
+    known = (
+        ('low', 'in_channels')
+        if kind in ('onnx', 'torchscript')
+        else ('low', 'mean', 'std', 'in_channels')
+    )
+    if not all(map(about.get, known)):
         raise ValueError(
             f'{path.name} does not tell its bands and values: write the item of a file by cmid-geo export'
         )
@@ -120,7 +125,7 @@ def _item(path: Path, kind: str, about: dict[str, Any]) -> dict[str, Any]:
     # STAC wants them in the asset, the extension in the item
     bands = {'bands': [{'name': name} for name in names]}
     return {
-        'type': 'Feature', 'stac_version': '1.1.0', 'stac_extensions': [SCHEMA], 'id': path.stem,
+        'type': 'Feature', 'stac_version': '1.1.0', 'stac_extensions': [SCHEMA], 'id': path.name,
         'geometry': None if box is None else _polygon(*box),
         **({} if box is None else {'bbox': box}),
         'properties': {
@@ -190,7 +195,7 @@ def _input(about: Mapping[str, Any], names: list[str], raw: bool) -> dict[str, A
     low, high = (', '.join(f'{each:g}' for each in about[n]) for n in ('low', 'high'))
     return {
         'name': 'image',
-        'description': f'Raw values, of which {low} stand for 0 and {high} for 1',
+        'description': f'Raw values, of which {low} stand for 0 and {high} for 1; values beyond are clipped to these',
         'bands': names * (len(stds) // len(names)),
         'input': {'shape': [-1, len(stds), size, size], 'dim_order': IMAGE, 'data_type': 'float32'},
         'value_scaling': scaling,
