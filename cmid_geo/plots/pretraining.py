@@ -108,7 +108,7 @@ def plot_matches(
             centres of what the cells' vectors see.
 
     Returns:
-        A row for each pair, two views for each kind: lines are blue where the cell of the same ground was
+        A row for each pair, two views for each kind. Lines are blue where the cell of the same ground was
         found, and red elsewhere.
     """
     rgb = display_bands(bands)

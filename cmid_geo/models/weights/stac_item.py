@@ -58,7 +58,7 @@ def write_stac_item(path: str | os.PathLike[str], format: Format | None = None) 
     were exported with a divisor.
 
     Args:
-        path: What :func:`~cmid_geo.models.export_backbone` or :func:`~cmid_geo.export_task` wrote.
+        path: What :func:`~cmid_geo.models.export_backbone` or :func:`~cmid_geo.predict.export_task` wrote.
         format: Told by the ending of *path* by default.
 
     Returns:
