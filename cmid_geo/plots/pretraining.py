@@ -65,8 +65,7 @@ def plot_views(
     figure, axes = subplots(samples, 4, 14, 3.6 * samples)
     figure.suptitle('Two views of each chip; lines link cells of the same ground')
     views = first, second
-    valid = [each.valid_cells for each in views]
-    cells, partners = nearest_cells(first.positions, second.positions, matches, *valid)
+    cells, partners = _matched(first, second, matches)
     seen = [hide_cells(each.image, each.mask, each.valid) for each in views]
     columns = {
         'view 1, plain': first.image,
@@ -116,8 +115,7 @@ def plot_matches(
     width = 6.4 * len(found)
     figure, axes = subplots(samples, 2 * len(found), width, 3.2 * samples + 0.6)
     figure.suptitle('Most alike cell of the other view; blue: the same ground, red: another')  # fmt: skip
-    valid = [each.valid_cells for each in (first, second)]
-    cells, partners = nearest_cells(first.positions, second.positions, matches, *valid)
+    cells, partners = _matched(first, second, matches)
     columns = {
         f'{kind}\nview {number}': view.image
         for kind in found
@@ -133,6 +131,12 @@ def plot_matches(
                 ends = [_centre(each, first, field_offset) for each in (cell, reached)]
                 _link(figure, (left, right), ends, colour)
     return figure
+
+
+def _matched(first: View, second: View, matches: int | None) -> tuple[Tensor, Tensor]:
+    """Cells of the first views, and those of the second that show the same ground."""
+    known = first.valid_cells, second.valid_cells
+    return nearest_cells(first.positions, second.positions, matches, *known)
 
 
 def _link(
